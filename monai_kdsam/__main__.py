@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: python -m monai_kdsam {demo, download, bundle}. Training and inference are `monai.bundle run`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+
+def _demo(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.demo import run_demo
+
+    return run_demo(arguments.dir)
+
+
+def _download(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.download import download
+
+    return str(download(arguments.name, arguments.dir))
+
+
+def _bundle(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.bundles import copy_bundle
+
+    settings = dict(_setting(text) for text in arguments.set)
+    path = copy_bundle(arguments.dir, arguments.name, settings=settings)
+    return f"Wrote {path} and the overlays in {path.parent / 'configs'}."
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"Expected `--set` KEY=VALUE, got {text!r}.")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their arguments."""
+    parser = argparse.ArgumentParser(prog="python -m monai_kdsam", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="the whole way on generated pictures, in a few minutes on a CPU")
+    demo.add_argument("--dir", default="kdsam_demo", help="folder to write to (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+
+    download = commands.add_parser("download", help="fetch pretrained weights, with a checksum")
+    download.add_argument("name", help="sam_vit_b, sam_vit_l, sam_vit_h, vgg16, resnet18, resnet34, resnet50, resnet101")
+    download.add_argument("--dir", default="models", help="folder to write to (default: %(default)s)")
+    download.set_defaults(run=_download)
+
+    bundle = commands.add_parser("bundle", help="copy the bundle and the config overlays out, to train and edit")
+    bundle.add_argument("dir", help="folder to write to")
+    bundle.add_argument("--name", default="kdsam_deepgrow_2d", help="of the bundle (default: %(default)s)")
+    bundle.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as backbone=resnet18 image_size=512"
+    )
+    bundle.set_defaults(run=_bundle)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; a user's mistake is told in one line, with exit status 1."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        sys.stdout.write(arguments.run(arguments) + "\n")
+    except (ValueError, OSError, RuntimeError) as error:
+        from monai_kdsam.bundles import report_error
+
+        report_error(type(error), error, error.__traceback__)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

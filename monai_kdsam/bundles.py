@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the bundles and config overlays lie, and what a bundle's run begins with."""
+
+from __future__ import annotations
+
+import difflib
+import dis
+import inspect
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import monai
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+import monai_kdsam
+
+__all__ = ["begin_run", "bundle_path", "config_path", "copy_bundle"]
+
+logger = logging.getLogger(__name__)
+
+
+def _data_folder(name: str) -> Path:
+    """`bundles` or `configs`: inside the package once installed, as `_bundles`; beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / f"_{name}", package.parent / name):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"Expected the folder {name} in {package}; the installation of monai_kdsam is incomplete.")
+
+
+def bundle_path(name: str = "kdsam_deepgrow_2d") -> Path:
+    """The folder of a bundle that came with the package."""
+    path = _data_folder("bundles") / name
+    if not path.is_dir():
+        known = ", ".join(sorted(p.name for p in path.parent.iterdir() if (p / "configs").is_dir()))
+        raise FileNotFoundError(f"Expected a bundle among {known}, got {name!r}.")
+    return path
+
+
+def config_path(name: str = "") -> Path:
+    """A config overlay that came with the package, for example "datasets/kvasir.yaml"."""
+    path = _data_folder("configs") / name
+    if not path.exists():
+        known = ", ".join(sorted(str(p.relative_to(_data_folder("configs"))) for p in path.parent.glob("*.yaml")))
+        raise FileNotFoundError(f"Expected a config overlay among {known}, got {name!r}.")
+    return path
+
+
+def copy_bundle(
+    folder: str | Path, name: str = "kdsam_deepgrow_2d", *, settings: Mapping[str, Any] | None = None
+) -> Path:
+    """Copy a bundle, and the overlays beside it, out for training and editing.
+
+    Args:
+        folder: where to.
+        name: of the bundle.
+        settings: named scalars at the top of the bundle's configs to change, for example
+            `{"backbone": "resnet18", "image_size": 512}`. What is changed for training is changed for serving too.
+
+    Returns:
+        `folder`/`name`; the overlays are in `folder`/configs.
+
+    Raises:
+        FileExistsError: when there is a bundle already.
+        ValueError: when no config of the bundle has a setting.
+    """
+    target = Path(folder) / name
+    if target.exists():
+        raise FileExistsError(f"{target} exists already; choose another folder, or delete it first.")
+    source = bundle_path(name)
+    known = {key for file in source.glob("configs/*.json") for key in json.loads(file.read_text(encoding="utf-8"))}
+    for key in settings or {}:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(f"The bundle has no setting {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+    left_out = shutil.ignore_patterns("__pycache__", "models", "output", "*.pyc")
+    shutil.copytree(source, target, ignore=left_out)
+    shutil.copytree(config_path(), Path(folder) / "configs", ignore=left_out, dirs_exist_ok=True)
+    (target / "models").mkdir()
+    for file in (target / "configs").glob("*.json"):
+        _set_scalars(file, settings or {})
+    return target
+
+
+def _set_scalars(file: Path, settings: Mapping[str, Any]) -> None:
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config.update({key: value for key, value in settings.items() if key in config})
+    if file.name == "metadata.json" and "image_size" in settings:
+        formats = config["network_data_format"]
+        for tensor in (formats["inputs"]["image"], formats["outputs"]["pred"]):
+            tensor["spatial_shape"] = [settings["image_size"]] * 2
+    file.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+
+
+def begin_run(recipe: str, seed: int, output_dir: str, bundle_root: str) -> None:
+    """The first thing that a bundle's run does: check the config, log what is run, prepare the output folder.
+
+    Raises:
+        ValueError: when the config has a key that nothing knows.
+        OSError: when the output folder cannot be written.
+    """
+    if Path(sys.argv[0]).parts[-2:] == ("bundle", "__main__.py"):
+        sys.excepthook = report_error
+    config = _running_config()
+    if config is not None:
+        reject_unknown_keys(config, Path(bundle_root) / "configs")
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"Cannot write to `output_dir` {folder}: {error.strerror}. Choose another one.") from error
+    versions = {"monai_kdsam": monai_kdsam, "monai": monai, "torch": torch}
+    listed = ", ".join(f"{name} {module.__version__}" for name, module in versions.items())
+    logger.info("Recipe %s, seed %d; %s, Python %s.", recipe, seed, listed, platform.python_version())
+    if config is not None:
+        ConfigParser.export_config_file(config, str(folder / "config.json"), indent=4, default=str)
+
+
+def _running_config() -> dict[str, Any] | None:
+    """The merged config of the bundle workflow that is calling, None outside one.
+
+    A config's expressions cannot see the config as a whole, so this looks for the workflow in the call stack.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            return workflow.parser.config
+        frame = frame.f_back
+    return None
+
+
+def reject_unknown_keys(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise if a top-level key is in none of the bundle's configs and nothing refers to it: it is mistyped.
+
+    MONAI merges overlays and command-line overrides silently, so that `--epochz 5` would train for the default.
+
+    Args:
+        config: the merged config.
+        folder: of the bundle's own configs.
+
+    Raises:
+        ValueError: naming the key and the nearest known one.
+    """
+    known = {"_meta_", "initialize", "run", "finalize"}
+    for file in folder.glob("*.json"):
+        known |= set(json.loads(file.read_text(encoding="utf-8")))
+    referred = set(re.findall(r"[@%](\w+)", json.dumps(config, default=str)))
+    for key in config:
+        if key not in known and key not in referred:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "A key of your own must be used by another: '@key'."
+            raise ValueError(f"The config has a key that nothing knows: {key!r}. {hint}")
+
+
+def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Exception hook: what a user can mend is told in one line, without MONAI's chain of wrapping errors.
+
+    Errors that this package raised on purpose come from its own code; anything else keeps its full traceback.
+    `KDSAM_TRACEBACK=1` shows every traceback.
+    """
+    cause = error
+    seen = {id(cause)}
+    while True:
+        following = cause.__cause__ or cause.__context__
+        deliberate = isinstance(cause, (ValueError, TypeError, OSError, ArithmeticError)) and _raised_here(cause)
+        if deliberate or following is None or id(following) in seen:
+            break
+        cause = following
+        seen.add(id(cause))
+    if deliberate and not os.environ.get("KDSAM_TRACEBACK"):
+        sys.stderr.write(f"monai_kdsam: error: {cause}\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _raised_here(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    code = trace.tb_frame.f_code
+    # A `raise` statement is deliberate; the same exception out of another operation is a defect of ours.
+    on_purpose = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return on_purpose and Path(code.co_filename).is_relative_to(Path(__file__).parent)

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read, check and split pictures with masks."""
+
+from __future__ import annotations
+
+from monai_kdsam.data.datalist import prepare_datalist
+from monai_kdsam.data.datasets import LAYOUTS, read_dataset
+from monai_kdsam.data.image_reader import Image2DReader, list_images, number_of_frames
+from monai_kdsam.data.splits import duplicate_groups, split_items
+from monai_kdsam.data.validation import Problem, validate_items
+
+__all__ = [
+    "LAYOUTS",
+    "Image2DReader",
+    "Problem",
+    "duplicate_groups",
+    "list_images",
+    "number_of_frames",
+    "prepare_datalist",
+    "read_dataset",
+    "split_items",
+    "validate_items",
+]

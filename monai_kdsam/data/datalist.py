@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From folders of images to a checked, split and remembered MONAI datalist."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from monai_kdsam.data.datasets import SPLITS, Item, read_dataset
+from monai_kdsam.data.split_file import (
+    check_files,
+    load_split_file,
+    relative_to,
+    with_absolute_paths,
+    with_relative_paths,
+    write_text,
+)
+from monai_kdsam.data.splits import check_fractions, counts, duplicate_groups, split_items
+from monai_kdsam.data.validation import Problem, inspect_items
+
+__all__ = ["prepare_datalist"]
+
+Datalist = dict[str, list[Item]]
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_datalist(
+    sources: Mapping[str, str | Path],
+    split_file: str | Path,
+    *,
+    fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+    use_official_split: bool = False,
+    empty_masks: Literal["keep", "skip"] = "keep",
+    bad_images: Literal["raise", "skip"] = "raise",
+    foreground_values: Sequence[float] | None = None,
+) -> Datalist:
+    """Read, check and split data sets the first time, and give the same lists from `split_file` ever after.
+
+    The split file is a MONAI datalist with paths relative to each source's root, so it may move to another machine.
+    Of a pooled split file, some of the sources may be asked for alone. Items carry only the keys that all of them have
+    (`spacing` is left out where one source lacks it), as MONAI's collate function requires.
+
+    Args:
+        sources: root folder (for "datalist": the file) by name of the layout, a key of `datasets.LAYOUTS`.
+        split_file: JSON file to write, or to read if it exists.
+        fractions: of training, validation and test, adding up to 1.
+        seed: another seed, another split.
+        use_official_split: leave the items of a source that has an official split where that split has them.
+        empty_masks: whether images without foreground stay.
+        bad_images: "raise" stops at images with problems, after all were looked at; "skip" leaves them out.
+        foreground_values: values that are foreground in masks of several labels.
+
+    Returns:
+        the lists "training", "validation" and "test" of items with absolute paths.
+
+    Raises:
+        FileNotFoundError: a source has another layout, or a file of the split is gone.
+        ValueError: images have problems (all of them also in ``<split file>_problems.csv``), a setting is unknown, or
+            the split file was made with other settings.
+        OSError: the split file cannot be written.
+
+    Example:
+        >>> prepare_datalist({"busi": "Dataset_BUSI_with_GT"}, "runs/busi_split.json")  # doctest: +SKIP
+    """
+    check_fractions(fractions)
+    _check_choice("empty_masks", empty_masks, ("keep", "skip"))
+    _check_choice("bad_images", bad_images, ("raise", "skip"))
+    if not sources:
+        raise ValueError("Expected `sources` to name at least one data set, as in {'busi': 'Dataset_BUSI_with_GT'}.")
+    settings = {
+        "fractions": [float(fraction) for fraction in fractions],
+        "seed": seed,
+        "use_official_split": use_official_split,
+        "empty_masks": empty_masks,
+        "bad_images": bad_images,
+        "foreground_values": None if foreground_values is None else [float(value) for value in foreground_values],
+    }
+    split_file, roots = Path(split_file), {name: _folder_of(root) for name, root in sources.items()}
+    if not split_file.exists():
+        # Before the hours of work, not after.
+        write_text(split_file.with_name(f".{split_file.name}.probe"), "").unlink()
+        _create(sources, split_file, settings, roots)
+    stored = load_split_file(split_file, settings, sources)
+    datalist = {
+        split: [with_absolute_paths(item, roots[item["source"]]) for item in stored[split] if item["source"] in sources]
+        for split in SPLITS
+    }
+    check_files(datalist, split_file)
+    _warn_of_new_images(sources, stored, roots)
+    logger.info(f"{split_file}: {counts(datalist)}")
+    return _with_equal_keys(datalist)
+
+
+def _create(
+    sources: Mapping[str, str | Path], split_file: Path, settings: dict[str, Any], roots: dict[str, Path]
+) -> None:
+    items = [item for layout, root in sorted(sources.items()) for item in read_dataset(layout, root)]
+    inspection = inspect_items(items, foreground_values=settings["foreground_values"])
+    bad = [problem for problem in inspection.problems if problem.kind != "empty"]
+    empty = [problem for problem in inspection.problems if problem.kind == "empty"]
+    if bad:
+        _report(bad, split_file, settings["bad_images"])
+    if empty:
+        what = "left out" if settings["empty_masks"] == "skip" else "kept"
+        logger.info(f"{len(empty)} of {len(items)} masks have no foreground; these images are {what} (`empty_masks`).")
+    reasons = {p.image: p.message for p in bad + (empty if settings["empty_masks"] == "skip" else [])}
+    kept = [number for number, item in enumerate(items) if item["image"] not in reasons]
+    if not kept:
+        raise ValueError(f"All {len(items)} images have problems or empty masks, so that none is left to split.")
+    groups = duplicate_groups(inspection.thumbnails[kept])
+    splits = _split([items[number] for number in kept], groups, settings)
+    skipped = [
+        {
+            "image": relative_to(item["image"], roots[item["source"]]),
+            "source": item["source"],
+            "why": reasons[item["image"]],
+        }
+        for item in items
+        if item["image"] in reasons
+    ]
+    content = {
+        "description": "Split written by monai_kdsam; paths are relative to the root of each source.",
+        "sources": sorted(sources),
+        "settings": settings,
+        "counts": counts(splits),
+        **{
+            name: [with_relative_paths(item, roots[item["source"]]) for item in split] for name, split in splits.items()
+        },
+        "skipped": skipped,
+    }
+    write_text(split_file, json.dumps(content, indent=1))
+
+
+def _split(items: list[Item], groups: Sequence[int], settings: dict[str, Any]) -> Datalist:
+    official = [settings["use_official_split"] and "official_split" in item for item in items]
+    drawn = [number for number, is_official in enumerate(official) if not is_official]
+    splits = split_items(
+        [items[number] for number in drawn],
+        groups=[groups[number] for number in drawn],
+        fractions=settings["fractions"],
+        seed=settings["seed"],
+    )
+    for item, is_official in zip(items, official, strict=True):
+        if is_official:
+            splits[item["official_split"]].append(item)
+    bare = [name for name in SPLITS if not splits[name]]
+    if bare and any(official):
+        logger.warning(f"The official split has no {' and no '.join(bare)} images.")
+    return splits
+
+
+def _report(bad: list[Problem], split_file: Path, bad_images: str) -> None:
+    table = split_file.with_name(f"{split_file.stem}_problems.csv")
+    rows = io.StringIO()
+    writer = csv.DictWriter(rows, fieldnames=list(bad[0].as_dict()), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(problem.as_dict() for problem in bad)
+    write_text(table, rows.getvalue())
+    images = len({problem.image for problem in bad})
+    if bad_images == "skip":
+        logger.warning(f"{images} images with problems are left out (`bad_images`); they are listed in {table}.")
+        return
+    listed = "\n".join(f"- {problem.message}" for problem in bad[:20])
+    raise ValueError(
+        f"{images} images have problems, listed in {table}. Mend them, or leave them out with --bad_images skip. "
+        f"The first {min(len(bad), 20)} of {len(bad)} problems:\n{listed}"
+    )
+
+
+def _warn_of_new_images(sources: Mapping[str, str | Path], stored: dict[str, Any], roots: dict[str, Path]) -> None:
+    known = {(item["source"], item["image"]) for name in (*SPLITS, "skipped") for item in stored[name]}
+    for layout, root in sources.items():
+        try:
+            items = read_dataset(layout, root)
+        except (OSError, ValueError) as error:
+            logger.warning(f"The split of {layout} is used as it is, but its folder has changed: {error}")
+            continue
+        new = [item for item in items if (layout, relative_to(item["image"], roots[layout])) not in known]
+        if new:
+            logger.warning(
+                f"{len(new)} images in {root} are in no list of the split file, the first is {new[0]['image']}. "
+                "Delete the split file to split anew."
+            )
+
+
+def _with_equal_keys(datalist: Datalist) -> Datalist:
+    items = [item for split in SPLITS for item in datalist[split]]
+    common = set.intersection(*(set(item) for item in items)) if items else set()
+    return {split: [{k: v for k, v in item.items() if k in common} for item in datalist[split]] for split in SPLITS}
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)}, got {value!r}.")
+
+
+def _folder_of(root: str | Path) -> Path:
+    path = Path(root).absolute()
+    return path.parent if path.is_file() else path

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One short reader per data set layout: from the folder of an official download to a list of items.
+
+An item is a dictionary: `image` (path), `label` (path, or paths of masks that belong together), `source` (name of the
+layout), `subject` (items of one subject never part), `mask_kind` (see `monai_kdsam.transforms.masks`), and where known
+`spacing` ([x, y] in mm) and `official_split` ("training", "validation" or "test"). Paths are absolute, items sorted.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from monai_kdsam.data.decoding import is_supported, split_frame, suffix_of
+
+__all__ = [
+    "LAYOUTS",
+    "SPLITS",
+    "Item",
+    "read_busi",
+    "read_datalist",
+    "read_dataset",
+    "read_folder",
+    "read_hc18",
+    "read_isic2017",
+    "read_kvasir",
+]
+
+Item = dict[str, Any]
+
+SPLITS = ("training", "validation", "test")
+LOSSY_SUFFIXES = (".jpg", ".jpeg")
+ISIC_FOLDERS = {"Training": "training", "Validation": "validation", "Test_v2": "test", "Test": "test"}
+
+
+def read_kvasir(root: str | Path) -> list[Item]:
+    """Read Kvasir-SEG: ``images/*.jpg`` and ``masks/*.jpg`` of equal names, masks lossy.
+
+    Raises:
+        FileNotFoundError: the layout is another one.
+        ValueError: there are no images, or images without a mask.
+    """
+    return [{**item, "source": "kvasir", "mask_kind": "lossy"} for item in read_folder(root)]
+
+
+def read_folder(root: str | Path) -> list[Item]:
+    """Read a plain folder: ``images/`` and ``masks/`` with equal stems, any supported format; JPEG masks are lossy.
+
+    Raises:
+        FileNotFoundError: the layout is another one.
+        ValueError: there are no images, images without a mask, or two masks of one stem.
+    """
+    images, masks = (_existing(root, name, "images/NAME.png and masks/NAME.png") for name in ("images", "masks"))
+    by_stem: dict[str, list[Path]] = {}
+    for path in _supported(masks):
+        by_stem.setdefault(_stem(path), []).append(path)
+    items = []
+    for image in _supported(images):
+        found = by_stem.get(_stem(image), [])
+        kind = "lossy" if any(suffix_of(path) in LOSSY_SUFFIXES for path in found) else "binary"
+        items.append(_item(image, found, "folder", _stem(image), kind))
+        if len(found) > 1:
+            raise ValueError(f"Expected one mask for {image}, got {', '.join(map(str, found))}. Rename or join them.")
+    return _checked(items, root)
+
+
+def read_isic2017(root: str | Path) -> list[Item]:
+    """Read ISIC 2017, task 1: ``ISIC-2017_*_Data`` and ``ISIC-2017_*_Part1_GroundTruth``, any of the three parts.
+
+    Raises:
+        FileNotFoundError: the layout is another one.
+        ValueError: there are no images, or images without a mask.
+    """
+    expected = "ISIC-2017_Training_Data/ISIC_*.jpg and ISIC-2017_Training_Part1_GroundTruth/ISIC_*_segmentation.png"
+    parts = [part for part in ISIC_FOLDERS if (Path(root) / f"ISIC-2017_{part}_Data").is_dir()]
+    items = []
+    for part in parts or ["Training"]:
+        images = _existing(root, f"ISIC-2017_{part}_Data", expected)
+        masks = _existing(root, f"ISIC-2017_{part}_Part1_GroundTruth", expected)
+        for image in sorted(images.glob("*.jpg")):
+            mask = masks / f"{image.stem}_segmentation.png"
+            item = _item(image, [mask] if mask.is_file() else [], "isic2017", image.stem)
+            items.append({**item, "official_split": ISIC_FOLDERS[part]})
+    return _checked(items, root)
+
+
+def read_hc18(root: str | Path) -> list[Item]:
+    """Read HC18: ``training_set/NNN_HC.png`` with outlines ``NNN_HC_Annotation.png``, and the table of pixel sizes.
+
+    The three digits are the subject: ``198_HC`` and ``198_2HC`` are frames of one.
+
+    Raises:
+        FileNotFoundError: the layout is another one.
+        ValueError: there are no images, images without a mask, or images that the table lacks.
+    """
+    expected = "training_set/000_HC.png, training_set/000_HC_Annotation.png and training_set_pixel_size_and_HC.csv"
+    folder = _existing(root, "training_set", expected)
+    table = _existing(root, "training_set_pixel_size_and_HC.csv", expected)
+    with open(table, newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    pixel_size = {row[0].strip(): float(row[1]) for row in rows if row}
+    items = []
+    for image in sorted(path for path in folder.glob("*.png") if not path.stem.endswith("_Annotation")):
+        mask = image.with_name(f"{image.stem}_Annotation.png")
+        item = _item(image, [mask] if mask.is_file() else [], "hc18", image.stem[:3], "outline")
+        if image.name not in pixel_size:
+            raise ValueError(f"Expected a row for {image.name} in {table}, got none. Add its pixel size in mm.")
+        items.append({**item, "spacing": [pixel_size[image.name]] * 2})
+    return _checked(items, root)
+
+
+def read_busi(root: str | Path) -> list[Item]:
+    """Read BUSI: ``benign/``, ``malignant/`` and ``normal/`` with ``NAME.png``, ``NAME_mask.png``, ``NAME_mask_1.png``.
+
+    Raises:
+        FileNotFoundError: the layout is another one.
+        ValueError: there are no images, or images without a mask.
+    """
+    expected = "benign/benign (1).png, benign/benign (1)_mask.png, and the same in malignant/ and normal/"
+    names = [name for name in ("benign", "malignant", "normal") if (Path(root) / name).is_dir()]
+    items = []
+    for folder in [_existing(root, name, expected) for name in names or ["benign"]]:
+        masks: dict[str, list[Path]] = {}
+        for path in sorted(folder.glob("*_mask*.png")):
+            masks.setdefault(path.stem.rpartition("_mask")[0], []).append(path)
+        images = sorted(path for path in folder.glob("*.png") if "_mask" not in path.stem)
+        items += [_item(image, masks.get(image.stem, []), "busi", image.stem) for image in images]
+    return _checked(items, root)
+
+
+def read_datalist(root: str | Path) -> list[Item]:
+    """Read a MONAI datalist: a JSON file with lists "training", "validation", "test" of items with image and label.
+
+    Paths are relative to the file, or absolute. An item may bring its own `subject`, `mask_kind` and `spacing`.
+
+    Raises:
+        FileNotFoundError: there is no such file, or images or masks it names do not exist.
+        ValueError: it is no datalist, empty, or has items without image or label.
+    """
+    path = Path(root)
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected the path of a datalist JSON, but there is no file {path}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"Expected JSON in {path}, got something else: {error}.") from error
+    lists = {split: content[split] for split in SPLITS if split in content} if isinstance(content, dict) else {}
+    if not lists:
+        raise ValueError(f"Expected a JSON object with lists {', '.join(SPLITS)} in {path}, got none of them.")
+    items = []
+    for split, entries in lists.items():
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
+                raise ValueError(f'Expected "image" and "label" in item {number} of "{split}" in {path}, got {entry}.')
+            items.append({**_listed(entry, path.absolute().parent), "official_split": split})
+    files = [file for item in items for file in (item["image"], *_paths(item["label"]))]
+    missing = [file for file in files if not split_frame(file)[0].is_file()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} files listed in {path} do not exist: {_some(missing)}")
+    return _checked(items, path)
+
+
+LAYOUTS: dict[str, Callable[[str | Path], list[Item]]] = {
+    "kvasir": read_kvasir,
+    "isic2017": read_isic2017,
+    "hc18": read_hc18,
+    "busi": read_busi,
+    "folder": read_folder,
+    "datalist": read_datalist,
+}
+
+
+def read_dataset(layout: str, root: str | Path) -> list[Item]:
+    """Read the data set below `root` (for "datalist": the file `root`), which has the named layout.
+
+    Raises:
+        FileNotFoundError: the layout is another one, or there is no such folder.
+        ValueError: the layout is not known, there are no images, or images without a mask.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"Unknown data set layout {layout!r}. Expected one of {', '.join(LAYOUTS)}.")
+    return LAYOUTS[layout](root)
+
+
+def _item(image: Path, masks: list[Path], source: str, subject: str, mask_kind: str = "binary") -> Item:
+    label = [str(path.absolute()) for path in masks]
+    return {
+        "image": str(image.absolute()),
+        "label": label[0] if len(label) == 1 else label,
+        "source": source,
+        "subject": subject,
+        "mask_kind": mask_kind,
+    }
+
+
+def _checked(items: list[Item], root: str | Path) -> list[Item]:
+    if not items:
+        raise ValueError(f"No image in {root}. Expected at least one; check that the download is complete.")
+    bare = [item["image"] for item in items if not item["label"]]
+    if bare:
+        raise ValueError(f"{len(bare)} images have no mask. Add the masks or remove the images: {_some(bare)}")
+    return sorted(items, key=lambda item: item["image"])
+
+
+def _existing(root: str | Path, name: str, expected: str) -> Path:
+    path = Path(root) / name
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {name} in {root}. Expected this layout: {expected}.")
+    return path
+
+
+def _supported(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and is_supported(p))
+
+
+def _stem(path: Path) -> str:
+    suffix = suffix_of(path)
+    return path.name[: -len(suffix)] if suffix and is_supported(path) else path.name
+
+
+def _listed(entry: Item, folder: Path) -> Item:
+    image = str(folder / entry["image"])
+    label = [str(folder / path) for path in _paths(entry["label"])]
+    kind = "lossy" if any(suffix_of(path) in LOSSY_SUFFIXES for path in label) else "binary"
+    label_entry = label if isinstance(entry["label"], list) else label[0]
+    defaults = {"subject": str(entry["image"]), "mask_kind": kind}
+    return {**defaults, **entry, "image": image, "label": label_entry, "source": "datalist"}
+
+
+def _paths(label: str | Iterable[str]) -> list[str]:
+    return [label] if isinstance(label, str) else list(label)
+
+
+def _some(files: list[str], count: int = 20) -> str:
+    return ", ".join(files[:count]) + (f", and {len(files) - count} more" if len(files) > count else "") + "."

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode one 2-D picture of any supported format.
+
+Pillow decodes PNG, JPEG, BMP and TIFF, nibabel NIfTI, SimpleITK (GDCM inside) DICOM and 16-bit colour. Nothing here
+knows MONAI's conventions except the affine; :class:`monai_kdsam.data.Image2DReader` does the rest.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+from PIL import Image
+
+from monai_kdsam.data.dicom import decode_dicom, has_dicom_magic, open_dicom, read_frame
+from monai_kdsam.data.picture import Picture, no_geometry
+
+__all__ = ["SUFFIXES", "count_frames", "decode", "is_dicom", "is_supported", "split_frame", "suffix_of"]
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES + DICOM_SUFFIXES
+
+FRAME = re.compile(r"#frame(\d+)(?=(\.[^.#]*)?(\.gz)?$)")
+DECODE_ERRORS = (OSError, EOFError, RuntimeError, SyntaxError, ValueError, struct.error, zlib.error)
+DECODE_ERRORS += (Image.DecompressionBombError, nibabel.filebasedimages.ImageFileError)
+
+
+def suffix_of(path: str | Path) -> str:
+    """Lower-case suffix of a path, ``.nii.gz`` in one piece.
+
+    >>> suffix_of("a/Scan.NII.GZ"), suffix_of("benign (1).png"), suffix_of("IM0001")
+    ('.nii.gz', '.png', '')
+    """
+    name = Path(path).name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def split_frame(path: str | Path) -> tuple[Path, int | None]:
+    """Split a path that names a frame into the file and the 0-based frame; the frame is None where none is named.
+
+    >>> [(file.name, frame) for file, frame in map(split_frame, ("cine#frame3.dcm", "IM0001#frame0", "a.png"))]
+    [('cine.dcm', 3), ('IM0001', 0), ('a.png', None)]
+    """
+    path = Path(path)
+    match = FRAME.search(path.name)
+    # A file that really has such a name (a saved frame, say) is itself, not a frame of another.
+    if match is None or path.exists():
+        return path, None
+    return path.with_name(FRAME.sub("", path.name)), int(match.group(1))
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM: by its suffix, or by its magic number where the suffix is not a known one."""
+    return suffix_of(path) in DICOM_SUFFIXES if suffix_of(path) in SUFFIXES else has_dicom_magic(path)
+
+
+def is_supported(path: str | Path) -> bool:
+    """Whether a file is of a supported format, judged by its suffix or DICOM's magic number."""
+    return suffix_of(path) in SUFFIXES or is_dicom(Path(path))
+
+
+def count_frames(file: Path) -> int:
+    """Number of frames of a DICOM or TIFF file, 1 for the other formats."""
+    try:
+        if is_dicom(file):
+            return int(open_dicom(file).GetSize()[2])
+        if suffix_of(file) in (".tif", ".tiff"):
+            with Image.open(file) as image:
+                return int(getattr(image, "n_frames", 1))
+    except DECODE_ERRORS as error:
+        raise _unreadable(file, error) from error
+    return 1
+
+
+def decode(path: str | Path, *, mask: bool = False) -> Picture:
+    """Decode one picture, or one frame of a multi-frame file.
+
+    Args:
+        path: file, or file with a frame named in its stem (``cine#frame3.dcm``).
+        mask: keep the indices of a coloured palette, which are labels, instead of its colours.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, holds a volume, NaN, or several frames of which none is named.
+    """
+    file, frame = split_frame(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"Expected an image file, but there is none at {file}.")
+    frames = count_frames(file)
+    if frame is None and frames > 1:
+        named = f"{file.stem}#frame0{file.suffix}"
+        raise ValueError(f"{file} has {frames} frames. Name one in the path, from {named} to #frame{frames - 1}.")
+    if (frame or 0) >= frames:
+        raise ValueError(f"{file} has {frames} frame(s), counted from 0, but frame {frame} was asked for.")
+    try:
+        picture = _decode_file(file, frame or 0, mask)
+    except DECODE_ERRORS as error:
+        raise _unreadable(file, error) from error
+    if picture.pixels.ndim not in (2, 3) or picture.pixels.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
+        raise ValueError(f"{file} is not a 2-D picture: its array is {picture.pixels.shape}. Cut volumes into slices.")
+    if not np.isfinite(picture.pixels).all():
+        raise ValueError(f"{file} contains NaN or infinite values. Replace the file or leave it out.")
+    return picture
+
+
+def _unreadable(file: Path, error: BaseException) -> Exception:
+    reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+    what = "damaged, incomplete, or no 2-D picture of a supported format"
+    return ValueError(f"Cannot read {file}: it is {what} ({reason[0]}). Replace it or leave it out.")
+
+
+def _decode_file(file: Path, frame: int, mask: bool) -> Picture:
+    if suffix_of(file) in NIFTI_SUFFIXES:
+        return _decode_nifti(file)
+    if is_dicom(file):
+        return decode_dicom(file, frame)
+    return _decode_picture(file, frame, mask)
+
+
+def _decode_picture(file: Path, frame: int, mask: bool) -> Picture:
+    with Image.open(file) as image:
+        if frame:
+            image.seek(frame)
+        # Pillow would drop the low byte of 16-bit colour.
+        sixteen_bit = ";16" in str(image.tile[0][3]) if image.tile else False
+        image.load()
+        if not sixteen_bit:
+            return Picture(_pillow_array(image, mask))
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    return Picture(read_frame(reader, frame))
+
+
+def _pillow_array(image: Image.Image, mask: bool) -> np.ndarray:
+    if image.mode in ("P", "PA"):
+        colours = np.asarray(image.convert("RGB"))
+        is_grey = (colours == colours[..., :1]).all()
+        if mask:
+            return colours[..., 0] if is_grey else np.asarray(image.convert("P") if image.mode == "PA" else image)
+        return np.asarray(image.convert("RGBA")) if image.mode == "PA" or "transparency" in image.info else colours
+    if image.mode == "1":
+        return np.asarray(image.convert("L"))
+    if image.mode in ("L", "LA", "RGB", "RGBA", "I", "F") or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _decode_nifti(file: Path) -> Picture:
+    image = nibabel.load(file)
+    pixels = np.asanyarray(image.dataobj)
+    if pixels.dtype.names:
+        pixels = np.stack([pixels[name] for name in pixels.dtype.names], axis=-1)
+    # (X, Y, 1, 1, 3) and the like: a picture has two axes and at most its colours.
+    pixels = pixels.reshape(*pixels.shape[:2], *(n for n in pixels.shape[2:] if n > 1))
+    if pixels.ndim == 3 and image.shape[2:3] == pixels.shape[2:]:
+        raise ValueError(f"a volume of shape {image.shape}: cut it into slices")
+    affine = np.eye(3)
+    affine[:2, :2], affine[:2, 2] = image.affine[:2, :2], image.affine[:2, 3]
+    if abs(np.linalg.det(affine)) < 1e-6:  # a sagittal or coronal slice has no x or y in its plane
+        affine = no_geometry(tuple(float(zoom) for zoom in image.header.get_zooms()[:2]))
+    return Picture(np.swapaxes(pixels, 0, 1), affine=affine)

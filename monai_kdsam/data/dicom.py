@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DICOM pictures through SimpleITK, whose GDCM decompresses and converts palettes and YBR to RGB."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+from monai.utils import optional_import
+
+from monai_kdsam.data.picture import Picture, no_geometry
+
+__all__ = ["decode_dicom", "has_dicom_magic", "open_dicom", "read_frame"]
+
+EXACT_FUNCTIONS = ("LINEAR_EXACT", "SIGMOID")
+
+logger = logging.getLogger(__name__)
+
+
+def has_dicom_magic(file: Path) -> bool:
+    """Whether a file holds DICOM's magic number; a DICOMDIR has it too, but no pixels, and does not count."""
+    if not file.is_file() or file.name.upper() == "DICOMDIR":
+        return False
+    with open(file, "rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def open_dicom(file: Path) -> sitk.ImageFileReader:
+    """Read the header of a DICOM file; its pixels are decoded by :func:`read_frame`."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    return reader
+
+
+def read_frame(reader: sitk.ImageFileReader, frame: int) -> np.ndarray:
+    """Decode one frame, counted from 0, of the file of `reader` as (H, W) or (H, W, C)."""
+    reader.ReadImageInformation()
+    size = reader.GetSize()
+    if len(size) == 3:
+        reader.SetExtractIndex([0, 0, frame])
+        reader.SetExtractSize([size[0], size[1], 0])
+    return sitk.GetArrayFromImage(reader.Execute())
+
+
+def decode_dicom(file: Path, frame: int) -> Picture:
+    """Decode one frame of a DICOM file: rescaled values, the spacing and the first display window of the file."""
+    reader = open_dicom(file)
+    header = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
+    spacing = reader.GetSpacing()[:2]
+    if "0028|0030" not in header and tuple(spacing) == (1.0, 1.0):
+        spacing = _ultrasound_spacing(file, header)
+    pixels = read_frame(reader, frame)
+    inverted = header.get("0028|0004") == "MONOCHROME1"
+    if inverted:
+        pixels = _stored_again(pixels, header)
+    return Picture(pixels, affine=no_geometry(spacing), window=_window(header), inverted=inverted)
+
+
+def _first(header: dict[str, str], tag: str, default: float) -> float:
+    return float(header.get(tag, "").split("\\")[0] or default)
+
+
+def _stored_again(pixels: np.ndarray, header: dict[str, str]) -> np.ndarray:
+    """Undo GDCM's inversion of MONOCHROME1, made before the rescaling, so that the window fits and masks stay raw."""
+    slope, intercept = _first(header, "0028|1053", 1), _first(header, "0028|1052", 0)
+    top = -1 if header.get("0028|0103") == "1" else 2 ** int(_first(header, "0028|0101", 8)) - 1
+    return (slope * top + 2 * intercept - pixels).astype(pixels.dtype)
+
+
+def _window(header: dict[str, str]) -> tuple[float, float] | None:
+    """Display range (low, high) of DICOM PS3.3 C.11.2.1.2; a sigmoid is taken for the line through its centre."""
+    center, width = _first(header, "0028|1050", np.nan), _first(header, "0028|1051", np.nan)
+    if not width >= 1:
+        return None
+    if header.get("0028|1056", "LINEAR") not in EXACT_FUNCTIONS:
+        center, width = center - 0.5, width - 1
+    return center - width / 2, center + width / 2
+
+
+def _ultrasound_spacing(file: Path, header: dict[str, str]) -> tuple[float, float]:
+    """Spacing in mm of the calibrated 2-D region, where all such regions agree; else (1, 1)."""
+    if header.get("0008|0060") != "US":
+        return 1.0, 1.0
+    # SimpleITK does not show sequences. pydicom 2 and 3 do, and MONAI's DICOM hosts install one of them.
+    pydicom, has_pydicom = optional_import("pydicom")
+    if not has_pydicom:
+        logger.warning(f"Install pydicom to read the pixel spacing of {file}; 1 mm is assumed.")
+        return 1.0, 1.0
+    data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SequenceOfUltrasoundRegions"], force=True)
+    tissue_in_cm = {"RegionSpatialFormat": 1, "PhysicalUnitsXDirection": 3, "PhysicalUnitsYDirection": 3}
+    spacings = {
+        (abs(10 * region.PhysicalDeltaX), abs(10 * region.PhysicalDeltaY))
+        for region in data.get("SequenceOfUltrasoundRegions") or []
+        if all(region.get(name) == value for name, value in tissue_in_cm.items())
+    }
+    return spacings.pop() if len(spacings) == 1 else (1.0, 1.0)

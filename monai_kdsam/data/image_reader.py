@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI reader of single 2-D pictures: PNG, JPEG, BMP, TIFF, NIfTI and DICOM, frames of a cine among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.config import PathLike
+from monai.data import ImageReader
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+
+from monai_kdsam.data.decoding import count_frames, decode, is_supported, split_frame
+from monai_kdsam.data.picture import to_mask, to_rgb
+
+__all__ = ["Image2DReader", "list_images", "number_of_frames"]
+
+
+class Image2DReader(ImageReader):
+    """Read one 2-D picture as the RGB that SAM expects, or one mask as it is stored.
+
+    MONAI's own readers differ in axes, channels and range from format to format and know no frames of a cine.
+    Arrays are (W, H, C), spatial axes (x, y) as with MONAI's readers. The affine (3, 3) is in RAS and millimetres; a
+    picture without geometry lies in LPS (x to the left, y to the back), so ``Orientationd(axcodes="PL")`` gives
+    (C, H, W), rows from the top and columns from the left. A DICOM file is such a picture with its pixel spacing
+    (or that of its calibrated ultrasound region), a NIfTI file has the in-plane part of its own affine.
+
+    A frame of a multi-frame DICOM or TIFF file is named in the stem, counted from 0: ``cine#frame3.dcm``,
+    ``IM0001#frame3``.
+
+    As an image the array is uint8 RGB in [0, 255]:
+
+    - 8-bit values stay as they are, 1-bit becomes 0 and 255, grey is repeated, palette and CMYK are expanded;
+    - transparent pixels are composited over black, so alpha is dropped where the picture is opaque;
+    - anything else is mapped linearly to 0..255 and clipped: DICOM from its own window (the first VOI window, after
+      rescaling; lookup tables are not used), everything else from its 0.5 to 99.5 percentiles;
+    - MONOCHROME1 is inverted, last;
+    - an EXIF orientation is not applied, because masks have none.
+
+    As a mask the values are those stored: maximum over the colours, alpha ignored, palette indices unless the palette
+    is grey, 1-bit 0 and 255. Several files are channels of one mask.
+
+    Files are decoded in :meth:`get_data` on purpose: `LoadImage` hides an error of :meth:`read` and falls back to
+    readers with other conventions.
+
+    Args:
+        mask: read masks instead of images.
+
+    Example:
+        >>> from monai.transforms import LoadImaged
+        >>> load = LoadImaged(keys="image", reader="monai_kdsam.data.Image2DReader")
+        >>> load_label = LoadImaged(keys="label", reader=Image2DReader(mask=True))
+    """
+
+    def __init__(self, mask: bool = False) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether all files are of a supported format."""
+        return all(is_supported(split_frame(name)[0]) for name in ensure_tuple(filename))
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[str, ...]:
+        """Return the paths; :meth:`get_data` opens them."""
+        return tuple(str(name) for name in ensure_tuple(data))
+
+    def get_data(self, img: Sequence[PathLike] | PathLike) -> tuple[np.ndarray, dict]:
+        """Decode what :meth:`read` returned.
+
+        Returns:
+            array (W, H, 3) uint8, or (W, H, K) of K mask files, and its metadata.
+
+        Raises:
+            FileNotFoundError: a file does not exist.
+            ValueError: a file is damaged, not a 2-D picture or of another size than the mask files beside it, or
+                several files were given for one image.
+        """
+        paths = ensure_tuple(img)
+        if len(paths) != 1 and not self.mask:
+            raise ValueError(f"Expected one file per image, got {len(paths)}: {', '.join(map(str, paths))}.")
+        pictures = [decode(path, mask=self.mask) for path in paths]
+        shapes = {picture.pixels.shape[:2] for picture in pictures}
+        if len(shapes) > 1:
+            raise ValueError(f"Expected mask files of one size, got (H, W) {sorted(shapes)} in {', '.join(paths)}.")
+        rows_first = np.stack([to_mask(p) for p in pictures], axis=-1) if self.mask else to_rgb(pictures[0])
+        array = np.swapaxes(rows_first, 0, 1)
+        return array, {
+            MetaKeys.AFFINE: pictures[0].affine.copy(),
+            MetaKeys.ORIGINAL_AFFINE: pictures[0].affine.copy(),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:2]),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1,
+        }
+
+
+def number_of_frames(path: str | Path) -> int:
+    """Number of pictures that a path stands for: 1, unless it is a multi-frame file and names no frame.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged.
+    """
+    file, frame = split_frame(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"Expected an image file, but there is none at {file}.")
+    return count_frames(file) if frame is None else 1
+
+
+def list_images(folder: str | Path) -> list[dict[str, str]]:
+    """List all pictures below a folder, sorted, as items ``{"image": path}`` with one item per frame.
+
+    Files of unknown suffix count if they hold DICOM's magic number; hidden files do not. A damaged file is listed: to
+    report it is the business of whoever reads it.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder holds no picture.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"Expected a folder with images, but there is none at {folder}.")
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and is_supported(p))
+    if not files:
+        raise ValueError(f"No image in {folder}. Expected PNG, JPEG, BMP, TIFF, NIfTI (.nii, .nii.gz) or DICOM files.")
+    return [{"image": str(path)} for file in files for path in _frames(file)]
+
+
+def _frames(file: Path) -> list[Path]:
+    try:
+        frames = count_frames(file)
+    except ValueError:
+        frames = 1
+    if frames == 1:
+        return [file]
+    # Before the last suffix, so that a writer which cuts the suffix off keeps the frame.
+    return [file.with_name(f"{file.stem}#frame{frame}{file.suffix}") for frame in range(frames)]

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The split file: a MONAI datalist with relative paths and the settings that it was made with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from monai.utils import ensure_tuple
+
+from monai_kdsam.data.datasets import SPLITS, Item
+from monai_kdsam.data.decoding import split_frame
+
+__all__ = ["check_files", "load_split_file", "relative_to", "with_absolute_paths", "with_relative_paths", "write_text"]
+
+
+def load_split_file(split_file: Path, settings: dict[str, Any], sources: Collection[str]) -> dict[str, Any]:
+    """Read a split file that was made with these settings and has these sources, else raise a ValueError."""
+    remedy = f"Delete {split_file} to split anew, or give another `split_file`."
+    try:
+        stored = json.loads(split_file.read_text(encoding="utf-8"))
+        known, theirs = stored["sources"], stored["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{split_file} is not a split file of monai_kdsam. {remedy}") from error
+    differing = [
+        f"{name} {theirs.get(name)} (now {value})" for name, value in settings.items() if theirs.get(name) != value
+    ]
+    if differing:
+        raise ValueError(f"{split_file} was made with other settings: {', '.join(differing)}. {remedy}")
+    unknown = sorted(set(sources) - set(known))
+    if unknown:
+        raise ValueError(f"{split_file} holds {', '.join(known)}, but not {', '.join(unknown)}. {remedy}")
+    return stored
+
+
+def check_files(datalist: dict[str, list[Item]], split_file: Path) -> None:
+    """Raise a FileNotFoundError that names the files which are gone."""
+    items = [item for split in SPLITS for item in datalist[split]]
+    gone = [
+        path
+        for item in items
+        for path in (item["image"], *ensure_tuple(item["label"]))
+        if not split_frame(path)[0].is_file()
+    ]
+    if gone:
+        listed = ", ".join(gone[:20]) + (", ..." if len(gone) > 20 else "")
+        raise FileNotFoundError(
+            f"{len(gone)} files listed in {split_file} do not exist. Bring them back, correct the root in "
+            f"`sources`, or delete the split file to split anew: {listed}."
+        )
+
+
+def relative_to(path: str, root: Path) -> str:
+    """Path relative to a root, or as it is if it lies elsewhere."""
+    return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path
+
+
+def with_relative_paths(item: Item, root: Path) -> Item:
+    """The item with the paths that the split file holds."""
+    label = item["label"]
+    relative = relative_to(label, root) if isinstance(label, str) else [relative_to(path, root) for path in label]
+    return {**item, "image": relative_to(item["image"], root), "label": relative}
+
+
+def with_absolute_paths(item: Item, root: Path) -> Item:
+    """The item with paths that can be opened."""
+    label = item["label"]
+    absolute = str(root / label) if isinstance(label, str) else [str(root / path) for path in label]
+    return {**item, "image": str(root / item["image"]), "label": absolute}
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file at once or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary.exists():
+            temporary.unlink()
+        reason = error.strerror or error
+        raise OSError(f"Cannot write {path}: {reason}. Free some space or name a writable folder.") from error
+    return path

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way on generated pictures: adapt, distill, train, evaluate, infer, through the bundle's own configs."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import numpy as np
+from PIL import Image
+
+from monai_kdsam.bundles import copy_bundle
+from monai_kdsam.data import prepare_datalist
+from monai_kdsam.data.phantoms import write_phantoms
+from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.picture_sheet import draw_contour, draw_prompt, save_picture_sheet
+from monai_kdsam.transforms import box_from_mask
+
+__all__ = ["run_demo"]
+
+EPOCHS = {"adapt": 16, "distill": 6, "train": 10}
+PROMPTS = ("box", "center", "none")
+
+
+class _Runner:
+    """Runs phases of the demo's bundle with the same overlays."""
+
+    def __init__(self, folder: Path, epochs_factor: float) -> None:
+        self.folder = folder
+        self.bundle = folder / "kdsam_deepgrow_2d"
+        self.factor = epochs_factor
+
+    def run(self, *configs: str, **overrides: Any) -> None:
+        """Run configs of the bundle (`x.json`) and overlays (`x.yaml`) together."""
+        places = {".json": self.bundle / "configs", ".yaml": self.folder / "configs"}
+        overrides = {"dataset_dir": str(self.folder / "phantoms"), "bundle_root": str(self.bundle)} | overrides
+        files = [str(places[Path(name).suffix] / name) for name in configs]
+        monai.bundle.run(config_file=files, logging_file=False, **overrides)
+
+    def train(self, *configs: str, epochs: int, **overrides: Any) -> None:
+        """Run a training phase, validating at its middle and end."""
+        epochs = max(1, round(epochs * self.factor))
+        overlays = ("offline.yaml", "demo.yaml")
+        self.run("train.json", *configs, *overlays, epochs=epochs, val_interval=max(1, epochs // 2), **overrides)
+
+    def evaluate(self, name: str, *configs: str, **overrides: Any) -> list[str]:
+        """Evaluate on the test split; returns the mean Dice for each prompt as text."""
+        folder = self.folder / "reports" / name
+        overlays = ("offline.yaml", "demo.yaml")
+        self.run(
+            "train.json", "evaluate.json", *configs, *overlays, report_dir=str(folder), val_prompts=PROMPTS, **overrides
+        )
+        with open(folder / "summary.csv", newline="", encoding="utf-8") as file:
+            last = list(csv.DictReader(file))[-1]
+        return [f"{float(last[prompt]):.3f}" for prompt in PROMPTS]
+
+
+def run_demo(folder: str | Path = "kdsam_demo", *, per_kind: int = 60, image_size: int = 128, factor: float = 1.0) -> str:
+    """Run the demonstration.
+
+    Args:
+        folder: of everything that it writes; must not hold a demonstration yet.
+        per_kind: number of pictures of each of the four kinds.
+        image_size: side of the network's input in pixels.
+        factor: scales the number of epochs.
+
+    Returns:
+        The table of results.
+
+    Raises:
+        FileExistsError: when the folder holds a demonstration already.
+    """
+    folder = Path(folder).resolve()
+    started = time.monotonic()
+    bundle = copy_bundle(folder, settings={"backbone": "resnet18", "image_size": image_size})
+    write_phantoms(folder / "phantoms", per_kind=per_kind)
+    runner = _Runner(folder, factor)
+    rows: list[tuple[str, Sequence[str]]] = []
+    with _quiet():
+        rows.append(("filled box", runner.evaluate("box", network={"_target_": "monai_kdsam.networks.FillBox"})[:1]))
+        runner.train("adapt.json", epochs=EPOCHS["adapt"], learning_rate=1e-3)
+        rows.append(("teacher", runner.evaluate("teacher", "evaluate_teacher.yaml")))
+        runner.train("distill.json", epochs=EPOCHS["distill"], learning_rate=2e-3)
+        rows.append(("student, distilled", runner.evaluate("distilled", checkpoint="$@ckpt_dir + '/distilled.pt'")))
+        runner.train(epochs=EPOCHS["train"], learning_rate=1e-3)
+        rows.append(("student, fine-tuned", runner.evaluate("student")))
+        budget = EPOCHS["distill"] + EPOCHS["train"]
+        runner.train("without_distillation.yaml", epochs=budget, phase="without_distillation", learning_rate=1e-3)
+        checkpoint = "$@ckpt_dir + '/without_distillation.pt'"
+        rows.append(("student, not distilled", runner.evaluate("without_distillation", checkpoint=checkpoint)))
+        runner.run("inference.json", dataset_dir=str(folder / "phantoms" / "images"))
+    sheet = _picture_sheet(folder, bundle)
+    return _report(rows, folder, bundle, sheet, time.monotonic() - started)
+
+
+class _quiet(warnings.catch_warnings):
+    """Progress bars instead of log lines, and no warnings of the libraries below."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+
+    def __exit__(self, *exception: object) -> None:
+        logging.disable(logging.NOTSET)
+        super().__exit__(*exception)
+
+
+def _picture_sheet(folder: Path, bundle: Path) -> Path:
+    """Image, prompt, reference and prediction of a test picture of each kind."""
+    splits = prepare_datalist({"folder": folder / "phantoms"}, bundle / "output" / "split.json")
+    kinds = {Path(item["image"]).stem.rsplit("_", 1)[0]: item for item in reversed(splits["test"])}
+    predictor = BundlePredictor(bundle)
+    rows = []
+    for _, item in sorted(kinds.items()):
+        image = np.asarray(Image.open(item["image"]).convert("RGB"))
+        reference = np.asarray(Image.open(item["label"])) > 0
+        box = box_from_mask(reference)
+        predicted = predictor(item["image"], roi=box.ravel().tolist())
+        alone = predictor(item["image"])
+        rows.append(
+            [
+                draw_prompt(image, box, np.array([2, 3])),
+                draw_contour(image, reference, (0, 255, 0)),
+                draw_contour(image, predicted > 0, (255, 255, 0)),
+                draw_contour(image, alone > 0, (255, 255, 0)),
+            ]
+        )
+    columns = ["image and box", "reference", "predicted, box", "predicted, no prompt"]
+    return save_picture_sheet(folder / "pictures.png", rows, columns=columns, captions=sorted(kinds))
+
+
+def _report(
+    rows: Sequence[tuple[str, Sequence[str]]], folder: Path, bundle: Path, sheet: Path, seconds: float
+) -> str:
+    lines = [f"{'mean Dice on the test pictures':32}{'box':>8}{'click':>8}{'none':>8}"]
+    for name, scores in rows:
+        lines.append(f"{name:32}" + "".join(f"{score:>8}" for score in [*scores, "-", "-"][:3]))
+    here = os.path.relpath(bundle)
+    lines += [
+        "",
+        f"{seconds:.0f} seconds. The trained bundle is in {here}, the pictures in {os.path.relpath(sheet)}.",
+        "",
+        "With your own images in DIR/images and masks of the same names in DIR/masks, and SAM's weights:",
+        f"  python -m monai_kdsam download sam_vit_b --dir {here}/models",
+        f"  python -m monai_kdsam download vgg16 --dir {here}/models",
+        "  then run the phases distill and train as README.md shows, with --dataset_dir DIR.",
+    ]
+    text = "\n".join(lines)
+    (folder / "results.txt").write_text(text + "\n", encoding="utf-8")
+    return text
+

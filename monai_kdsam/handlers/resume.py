@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interrupted training goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data.utils import set_rnd
+from monai.utils import set_determinism
+from torch import nn
+
+__all__ = ["BestWeightsSaver", "EpochSeed", "ResumeHandler"]
+
+logger = logging.getLogger(__name__)
+
+
+def save_atomically(content: Any, path: Path) -> None:
+    """`torch.save`, after which the file is either the old one or the whole new one.
+
+    Raises:
+        OSError: when the disk is full or the folder is not writable; the old file is kept.
+    """
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, unfinished)
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise OSError(
+            f"Cannot save {path}: {error}. Free disk space, or choose another `ckpt_dir` or `output_dir`; "
+            "what was saved before is kept."
+        ) from error
+
+
+class EpochSeed:
+    """Seeds all randomness anew at each epoch, from the run's seed and the epoch's number.
+
+    So the third epoch is the same whether or not the first two ran in this process. MONAI's `set_determinism` seeds a
+    run; ignite's DeterministicEngine would do this, but MONAI's trainer is not one.
+
+    Args:
+        seed: the run's.
+        dataset: its random transforms are seeded too.
+    """
+
+    def __init__(self, seed: int, dataset: Any) -> None:
+        self.seed = seed
+        self.dataset = dataset
+
+    def attach(self, engine: Engine) -> None:
+        """Run at the start of each of the trainer's epochs."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed for `engine.state.epoch`."""
+        seed = self.seed * 100_003 + engine.state.epoch  # apart for any two pairs of a run's length
+        set_determinism(seed % 2**32)
+        set_rnd(self.dataset, seed=seed % 2**32)
+
+
+class BestWeightsSaver:
+    """Writes the network's raw state_dict whenever the evaluator's key metric is the best so far.
+
+    As MONAI's CheckpointSaver with `key_metric_filename`, but "so far" includes the epochs before a resumption.
+
+    Args:
+        network: whose state_dict is saved.
+        path: of the file, replaced atomically.
+    """
+
+    def __init__(self, network: nn.Module, path: str | Path) -> None:
+        self.network = network
+        self.path = Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        """Run after each validation."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save if this epoch is the best one."""
+        if engine.state.best_metric_epoch == engine.state.epoch:
+            save_atomically(self.network.state_dict(), self.path)
+            logger.info("Saved %s: %s %.4f.", self.path, engine.state.key_metric_name, engine.state.best_metric)
+
+
+class ResumeHandler:
+    """Keeps the state of a training run after each epoch, and goes on from it.
+
+    MONAI's CheckpointSaver and CheckpointLoader keep the objects, but not which metric was the best so far: a resumed
+    run would replace the best weights by worse ones. The file is replaced atomically; it is no model for serving.
+
+    Args:
+        path: of the state file.
+        objects: name -> anything with state_dict and load_state_dict.
+        evaluator: whose best metric is part of the state.
+        resume: go on from `path`; otherwise a new run starts and replaces it.
+
+    Raises:
+        FileNotFoundError: when told to resume and there is nothing to resume from.
+        ValueError: when the file is damaged, or belongs to another network or to a finished run.
+    """
+
+    def __init__(self, path: str | Path, objects: Mapping[str, Any], *, evaluator: Engine, resume: bool) -> None:
+        self.path = Path(path)
+        self.objects = dict(objects)
+        self.evaluator = evaluator
+        self.resume = resume
+
+    def attach(self, engine: Engine) -> None:
+        """Load when the trainer starts, save when an epoch and its validation are complete."""
+        if self.resume:
+            engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        """Write the state."""
+        best = {key: getattr(self.evaluator.state, key, None) for key in ("best_metric", "best_metric_epoch")}
+        state = {
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "best": best,
+            "objects": {name: item.state_dict() for name, item in self.objects.items()},
+        }
+        save_atomically(state, self.path)
+
+    def load(self, engine: Engine) -> None:
+        """Restore the state."""
+        if not self.path.is_file():
+            raise FileNotFoundError(f"Nothing to resume: {self.path} does not exist. Start without `--resume True`.")
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            for name, item in self.objects.items():
+                item.load_state_dict(state["objects"][name])
+        except (RuntimeError, EOFError, UnpicklingError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"Cannot resume from {self.path}: {str(error).splitlines()[0]} "
+                "It is damaged or of another network; start without `--resume True`."
+            ) from error
+        if engine.state.max_epochs is not None and state["epoch"] >= engine.state.max_epochs:
+            raise ValueError(
+                f"Nothing to resume: {self.path} is of a run that finished {state['epoch']} epochs, and `epochs` is "
+                f"{engine.state.max_epochs}. Ask for more `epochs`."
+            )
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        for key, value in state["best"].items():
+            setattr(self.evaluator.state, key, value)
+        logger.info("Resumed from %s after epoch %d.", self.path, state["epoch"])

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How prompts and images meet the network."""
+
+from monai_kdsam.inferers.bundle import BundlePredictor
+from monai_kdsam.inferers.prompted import PromptedInferer
+
+__all__ = ["BundlePredictor", "PromptedInferer"]

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained bundle as a Python object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose, SaveImaged
+from numpy.typing import NDArray
+
+__all__ = ["BundlePredictor"]
+
+
+class BundlePredictor:
+    """Segments image files with a bundle's own preprocessing, network and postprocessing.
+
+    The image's embedding stays in memory, so a second prompt on the same image costs only the decoder.
+
+    Args:
+        bundle: folder of the bundle, with `models/model.pt`.
+        overrides: of named scalars in inference.json.
+
+    Raises:
+        FileNotFoundError: when there is no such bundle, or it has no weights.
+    """
+
+    def __init__(self, bundle: str | Path, **overrides: Any) -> None:
+        bundle = Path(bundle)
+        file = bundle / "configs" / "inference.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"Expected a bundle with configs/inference.json at `bundle`, got {bundle}.")
+        parser = ConfigParser()
+        parser.read_config(str(file))
+        parser.update({"bundle_root": str(bundle), **overrides})
+        self.device = parser.get_parsed_content("device")
+        self.network = parser.get_parsed_content("network").eval()
+        self.inferer = parser.get_parsed_content("inferer")
+        self.preprocessing = parser.get_parsed_content("preprocessing")
+        steps = parser.get_parsed_content("postprocessing").transforms
+        self.postprocessing = Compose([step for step in steps if not isinstance(step, SaveImaged)])
+
+    def __call__(
+        self,
+        image: str | Path,
+        *,
+        foreground: Sequence[Sequence[float]] = (),
+        background: Sequence[Sequence[float]] = (),
+        roi: Sequence[float] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Segment one image file.
+
+        Args:
+            image: path; one frame of a multi-frame DICOM is `cine#frame3.dcm`.
+            foreground: clicks [x, y] on the structure, in pixels of the file.
+            background: clicks [x, y] beside it.
+            roi: box [x1, y1, x2, y2] around it. Without any prompt the network segments on its own.
+
+        Returns:
+            (H, W) mask of 0 and 1, in the file's size.
+
+        Raises:
+            ValueError: when a prompt is not on the image, or the file is damaged.
+        """
+        prompts = {"foreground": list(foreground), "background": list(background), "roi": roi}
+        data = self.preprocessing({"image": str(image), **prompts})
+        with torch.no_grad():
+            logits = self.inferer(data["image"][None].to(self.device), self.network)
+        mask = self.postprocessing({"image": data["image"], "pred": logits[0].cpu()})["pred"]
+        return np.asarray(mask, dtype=np.uint8).T  # MONAI's arrays of pictures are (W, H)

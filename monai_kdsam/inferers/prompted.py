@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls the network with the prompts that come along."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+__all__ = ["PromptedInferer"]
+
+
+class PromptedInferer(Inferer):
+    """MONAI's SimpleInferer for promptable networks.
+
+    Prompts come as arguments (training, evaluation, MONAI Deploy) or in the image's metadata under `points` and
+    `labels` (MONAI Label, which hands an inferer nothing but the image). Neither means automatic.
+
+    Args:
+        bfloat16: run the network under autocast to bfloat16 on any device; MONAI's engines do so on CUDA alone.
+        remember: keep the embeddings of recent images in the network, for clicks on the same image.
+    """
+
+    def __init__(self, *, bfloat16: bool = False, remember: bool = False) -> None:
+        super().__init__()
+        self.bfloat16 = bfloat16
+        self.remember = remember
+
+    def __call__(  # type: ignore[override]
+        self,
+        inputs: Tensor,
+        network: nn.Module,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Segment (B, 3, S, S) images; see `KDSAM.forward` for the prompts and the result.
+
+        The metadata of a single image (N, 2), and of a collated batch (B, N, 2), are both understood.
+        """
+        if points is None and labels is None:
+            points, labels = self._from_metadata(inputs)
+        kwargs.update({} if points is None else {"points": points, "labels": labels})
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+            if self.remember and hasattr(network, "embed") and not torch.is_grad_enabled():
+                logits = network.predict(network.embed(inputs), **kwargs).float()
+            else:
+                logits = network(inputs, **kwargs).float()
+        # Invertd passes over a prediction that is a plain tensor, and the mask would keep the network's frame.
+        is_plain = isinstance(inputs, MetaTensor) and not isinstance(logits, MetaTensor)
+        return MetaTensor(logits) if is_plain else logits
+
+    @staticmethod
+    def _from_metadata(inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        found = [getattr(inputs, "meta", {}).get(key) for key in ("points", "labels")]
+        if found[0] is None or found[1] is None:
+            return None, None
+        points, labels = (torch.as_tensor(value).to(inputs.device) for value in found)
+        return (points[None], labels[None]) if points.ndim == 2 else (points, labels)

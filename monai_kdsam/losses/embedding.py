@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses between a student's and a teacher's embedding, blind to the padding of the image.
+
+Each takes the student's embedding (B, 256, h, w) and a target dictionary: `embedding`, the teacher's (B, 256, h, w), and
+`valid` (B, 1, S, S), 1 on the image and 0 on its padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from pytorch_msssim import ms_ssim
+from torch import Tensor, nn
+
+__all__ = ["EmbeddingMSELoss", "MSSSIMLoss", "masked_mse", "valid_positions"]
+
+
+def valid_positions(valid: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 1, S, S) map of the image -> (B, 1, h, w) map of the embedding positions that see any of it."""
+    return F.adaptive_max_pool2d(valid, size)
+
+
+def masked_mse(pred: Tensor, target: Tensor, positions: Tensor) -> Tensor:
+    """Mean squared error over the channels of the positions that count.
+
+    Args:
+        pred: (B, C, h, w).
+        target: (B, C, h, w).
+        positions: (B, 1, h, w), 1 where a position counts.
+
+    Example:
+        >>> a, b = torch.zeros(1, 2, 1, 2), torch.tensor([[[[1.0, 9.0]], [[3.0, 9.0]]]])
+        >>> masked_mse(a, b, torch.tensor([[[[1.0, 0.0]]]])).item()
+        5.0
+    """
+    squared = (pred - target).square().sum(dim=1, keepdim=True) * positions
+    return squared.sum() / (positions.sum() * pred.shape[1])
+
+
+def check_embeddings(pred: Tensor, target: Tensor) -> None:
+    """Raise a `ValueError` unless student and teacher agree in shape."""
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"Expected the student's embedding of the teacher's shape {tuple(target.shape)}, got {tuple(pred.shape)}: "
+            "both need the same `image_size` and 256 channels at a stride of 16."
+        )
+
+
+class EmbeddingMSELoss(nn.Module):
+    """MSE between embeddings over the unpadded positions (L_MSE of arXiv 2501.16740)."""
+
+    def forward(self, pred: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        """A scalar; see the module's docstring for the arguments."""
+        check_embeddings(pred, target["embedding"])
+        positions = valid_positions(target["valid"], (pred.shape[2], pred.shape[3]))
+        return masked_mse(pred.float(), target["embedding"].float(), positions)
+
+
+class MSSSIMLoss(nn.Module):
+    """1 - MS-SSIM between embeddings: a structural alternative to the perceptual loss that needs no weights.
+
+    Each channel is an image. Three scales with a window of 3 fit SAM's 64 x 64 grid; smaller grids are enlarged to
+    that size first. Padding is set to zero in both.
+    """
+
+    def forward(self, pred: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        """A scalar in [0, 2]; see the module's docstring for the arguments."""
+        check_embeddings(pred, target["embedding"])
+        positions = valid_positions(target["valid"], (pred.shape[2], pred.shape[3]))
+        ours, theirs = (enlarge(x.float() * positions) for x in (pred, target["embedding"]))
+        span = (theirs.max() - theirs.min()).clamp_min(1e-6).item()
+        return 1 - ms_ssim(ours, theirs, data_range=span, win_size=3, weights=[1 / 3] * 3)
+
+
+def enlarge(maps: Tensor, at_least: int = 64) -> Tensor:
+    """Bilinearly enlarge (B, C, h, w) maps whose shorter side is below `at_least`."""
+    factor = at_least / min(maps.shape[-2:])
+    if factor <= 1:
+        return maps
+    return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)

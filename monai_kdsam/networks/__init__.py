@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network, its parts and its builders."""
+
+from monai_kdsam.networks.build import build_kdsam, build_student, build_teacher
+from monai_kdsam.networks.checkpoint import load_weights
+from monai_kdsam.networks.embedding_cache import EmbeddingCache
+from monai_kdsam.networks.fill_box import FillBox
+from monai_kdsam.networks.image_encoder import DeconvNeck, FPNNeck, ResNetEncoder, SamNeck
+from monai_kdsam.networks.kdsam import KDSAM
+from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
+
+__all__ = [
+    "KDSAM",
+    "DeconvNeck",
+    "EmbeddingCache",
+    "FPNNeck",
+    "FillBox",
+    "MaskDecoder",
+    "PromptEncoder",
+    "ResNetEncoder",
+    "SamNeck",
+    "build_kdsam",
+    "build_student",
+    "build_teacher",
+    "load_weights",
+]

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The builders: the only place that knows the networks' numbers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torchvision
+from torch import nn
+
+from monai_kdsam.networks.checkpoint import load_weights
+from monai_kdsam.networks.image_encoder import NeckName, ResNetEncoder, build_neck
+from monai_kdsam.networks.kdsam import KDSAM
+from monai_kdsam.networks.sam import build_mask_decoder, build_prompt_encoder, build_vit
+from monai_kdsam.weights import read_state_dict
+
+__all__ = ["build_kdsam", "build_student", "build_teacher"]
+
+logger = logging.getLogger(__name__)
+BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+TeacherName = Literal["vit_b", "vit_l", "vit_h", "vit_tiny", "vit_micro"]
+
+# Channels of stages 4 and 5.
+BACKBONES = {
+    "resnet18": (256, 512),
+    "resnet34": (256, 512),
+    "resnet50": (1024, 2048),
+    "resnet101": (1024, 2048),
+}
+# The first three are SAM's; vit_tiny and vit_micro are ours, for demonstrations and tests.
+TEACHERS: dict[str, dict[str, Any]] = {
+    "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12, "global_attention": (2, 5, 8, 11), "window": 14},
+    "vit_l": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "global_attention": (5, 11, 17, 23), "window": 14},
+    "vit_h": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "global_attention": (7, 15, 23, 31), "window": 14},
+    "vit_tiny": {"embed_dim": 192, "depth": 6, "num_heads": 3, "global_attention": (), "window": 0},
+    "vit_micro": {"embed_dim": 64, "depth": 2, "num_heads": 2, "global_attention": (), "window": 0},
+}
+
+
+def build_kdsam(image_encoder: nn.Module, *, image_size: int = 1024) -> KDSAM:
+    """A `KDSAM` around any image encoder (B, 3, S, S) -> (B, 256, S/16, S/16).
+
+    Args:
+        image_encoder: the encoder.
+        image_size: side S of the square input in pixels, a multiple of 32.
+
+    Raises:
+        ValueError: when the size is not a positive multiple of 32.
+    """
+    if image_size <= 0 or image_size % 32:
+        raise ValueError(f"Expected `image_size` to be a positive multiple of 32, got {image_size}.")
+    network = KDSAM(image_encoder, build_prompt_encoder(image_size), build_mask_decoder())
+    count = sum(parameter.numel() for parameter in image_encoder.parameters())
+    logger.info("Image encoder %s: %.1f M parameters.", type(image_encoder).__name__, count / 1e6)
+    return network
+
+
+def build_student(
+    backbone: BackboneName = "resnet50",
+    *,
+    neck: NeckName = "fpn",
+    image_size: int = 1024,
+    imagenet_weights: str | Path | None = None,
+) -> KDSAM:
+    """A student with a ResNet image encoder.
+
+    Args:
+        backbone: resnet18, resnet34, resnet50 or resnet101.
+        neck: fpn (with resnet50 the paper's 26.4 M parameters), sam or deconv.
+        image_size: side of the square input in pixels.
+        imagenet_weights: a torchvision classifier checkpoint of the same backbone; None starts at random.
+
+    Raises:
+        ValueError: on an unknown name, or weights of another backbone.
+        FileNotFoundError: when the weights do not exist.
+
+    Example:
+        >>> network = build_student("resnet18", image_size=256)
+        >>> sum(parameter.numel() for parameter in network.image_encoder.parameters())
+        13474368
+    """
+    if backbone not in BACKBONES:
+        raise ValueError(f"Expected `backbone` to be one of {', '.join(BACKBONES)}, got {backbone!r}.")
+    trunk = getattr(torchvision.models, backbone)(weights=None)
+    if imagenet_weights is not None:
+        # The classifier's size is the site's own business; everything else must fit.
+        state = {k: v for k, v in read_state_dict(imagenet_weights).items() if not k.startswith("fc.")}
+        trunk.fc = nn.Identity()
+        try:
+            trunk.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"`imagenet_weights` {imagenet_weights} do not fit {backbone}: {error}") from error
+    return build_kdsam(ResNetEncoder(trunk, build_neck(neck, BACKBONES[backbone])), image_size=image_size)
+
+
+def build_teacher(
+    kind: TeacherName = "vit_b", *, image_size: int = 1024, checkpoint: str | Path | None = None
+) -> KDSAM:
+    """A SAM with a ViT image encoder.
+
+    Args:
+        kind: vit_b, vit_l, vit_h (SAM's), vit_tiny or vit_micro (small ones for demonstrations and tests).
+        image_size: side of the square input in pixels; the position tables of a checkpoint are interpolated to it.
+        checkpoint: an official SAM file, or any of that layout (MedSAM, a site's own); None starts at random.
+
+    Raises:
+        ValueError: on an unknown kind or a checkpoint of another layout.
+        FileNotFoundError: naming the command that fetches the checkpoint.
+    """
+    if kind not in TEACHERS:
+        raise ValueError(f"Expected `kind` to be one of {', '.join(TEACHERS)}, got {kind!r}.")
+    network = build_kdsam(build_vit(**TEACHERS[kind], image_size=image_size), image_size=image_size)
+    return load_weights(network, checkpoint)

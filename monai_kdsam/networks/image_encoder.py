@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Student image encoders: a ResNet trunk and a neck to SAM's embedding."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import ResNet
+
+from monai_kdsam.networks.sam import LayerNorm2d
+
+__all__ = ["DeconvNeck", "FPNNeck", "NeckName", "ResNetEncoder", "SamNeck", "build_neck"]
+
+EMBEDDING_CHANNELS = 256
+NeckName = Literal["fpn", "sam", "deconv"]
+
+
+def _conv_block(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+    )
+
+
+class FPNNeck(nn.Module):
+    """Top-down neck on the trunk's last two stages; the default, and the paper's parameter count.
+
+    The paper (arXiv 2501.16740) gives 26.4 M parameters and no architecture. Stage 5 is projected, doubled in size by
+    a learned 2x2 deconvolution and added to the projected stage 4; three 3x3 convolutions and a 1x1 projection follow:
+    with ResNet-50's 23.5 M that is 26.4 M. SAM's layer norm closes it, so the range is the teacher's from the start.
+
+    Args:
+        channels: of stage 4 (stride 16) and stage 5 (stride 32).
+    """
+
+    def __init__(self, channels: tuple[int, int]) -> None:
+        super().__init__()
+        width = EMBEDDING_CHANNELS
+        self.lateral4 = nn.Conv2d(channels[0], width, kernel_size=1, bias=False)
+        self.lateral5 = nn.Conv2d(channels[1], width, kernel_size=1, bias=False)
+        self.upsample = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+        self.merge = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
+        self.blocks = nn.Sequential(*(_conv_block(width) for _ in range(3)))
+        self.project = nn.Conv2d(width, width, kernel_size=1, bias=False)
+        self.norm = LayerNorm2d(width)
+
+    def forward(self, stage4: Tensor, stage5: Tensor) -> Tensor:
+        """(B, C4, h, w) and (B, C5, h/2, w/2) -> (B, 256, h, w)."""
+        merged = self.merge(self.lateral4(stage4) + self.upsample(self.lateral5(stage5)))
+        return self.norm(self.project(self.blocks(merged)))
+
+
+class SamNeck(nn.Module):
+    """SAM's own neck (1x1, norm, 3x3, norm) after bilinear doubling of stage 5: the smallest one."""
+
+    def __init__(self, channels: tuple[int, int]) -> None:
+        super().__init__()
+        width = EMBEDDING_CHANNELS
+        self.reduce = nn.Sequential(nn.Conv2d(channels[1], width, kernel_size=1, bias=False), LayerNorm2d(width))
+        self.refine = nn.Sequential(
+            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False), LayerNorm2d(width)
+        )
+
+    def forward(self, stage4: Tensor, stage5: Tensor) -> Tensor:
+        """(B, C4, h, w) and (B, C5, h/2, w/2) -> (B, 256, h, w); stage 4 gives only its size."""
+        reduced = F.interpolate(self.reduce(stage5), size=stage4.shape[-2:], mode="bilinear", align_corners=False)
+        return self.refine(reduced)
+
+
+class DeconvNeck(nn.Module):
+    """A 2x2 deconvolution of stage 5, then 3x3 and SAM's norm (26.2 M with ResNet-50)."""
+
+    def __init__(self, channels: tuple[int, int]) -> None:
+        super().__init__()
+        width = EMBEDDING_CHANNELS
+        self.upsample = nn.Sequential(
+            nn.ConvTranspose2d(channels[1], width, kernel_size=2, stride=2, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.refine = nn.Sequential(
+            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False), LayerNorm2d(width)
+        )
+
+    def forward(self, stage4: Tensor, stage5: Tensor) -> Tensor:
+        """(B, C4, h, w) and (B, C5, h/2, w/2) -> (B, 256, h, w); stage 4 is not used."""
+        return self.refine(self.upsample(stage5))
+
+
+def build_neck(name: NeckName, channels: tuple[int, int]) -> nn.Module:
+    """A neck by name for a trunk whose stages 4 and 5 have `channels` channels.
+
+    Raises:
+        ValueError: when the name is unknown.
+    """
+    necks = {"fpn": FPNNeck, "sam": SamNeck, "deconv": DeconvNeck}
+    if name not in necks:
+        raise ValueError(f"Expected `neck` to be one of {', '.join(necks)}, got {name!r}.")
+    return necks[name](channels)
+
+
+class ResNetEncoder(nn.Module):
+    """A ResNet trunk and a neck: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16) embedding.
+
+    Args:
+        trunk: a torchvision (or MONAI 2-D) ResNet; its classifier is dropped.
+        neck: takes stage 4 and stage 5, see `build_neck`.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> encoder = ResNetEncoder(resnet18(), FPNNeck((256, 512)))
+        >>> encoder(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 256, 4, 4])
+    """
+
+    def __init__(self, trunk: ResNet, neck: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool)
+        self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
+        self.neck = neck
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode (B, 3, S, S), S a multiple of 32, to (B, 256, S/16, S/16)."""
+        stage4 = self.layer3(self.layer2(self.layer1(self.stem(image))))
+        return self.neck(stage4, self.layer4(stage4))

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KD SAM: an image encoder, SAM's prompt encoder and SAM's mask decoder behind one tensor-in, tensor-out forward."""
+
+from __future__ import annotations
+
+import logging
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monai_kdsam.networks.embedding_cache import EmbeddingCache
+from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
+
+__all__ = ["KDSAM"]
+
+logger = logging.getLogger(__name__)
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+
+
+class KDSAM(nn.Module):
+    """A promptable segmentation network; student and teacher alike.
+
+    Args:
+        image_encoder: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16); any module of that shape.
+        prompt_encoder: SAM's, for the input size S.
+        mask_decoder: SAM's.
+
+    Example:
+        >>> from monai_kdsam.networks import build_student
+        >>> network = build_student("resnet18", image_size=64).eval()
+        >>> image = torch.zeros(2, 3, 64, 64)
+        >>> network(image).shape                                         # automatic: no prompt
+        torch.Size([2, 1, 64, 64])
+        >>> box = torch.tensor([[[8.0, 8.0], [40.0, 48.0]]]).repeat(2, 1, 1)
+        >>> network(image, box, torch.tensor([[2, 3], [2, 3]])).shape    # a box is two points
+        torch.Size([2, 1, 64, 64])
+    """
+
+    def __init__(self, image_encoder: nn.Module, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+        self.embeddings = EmbeddingCache()
+        self._frozen: set[str] = set()
+        self.register_load_state_dict_post_hook(lambda module, keys: module.embeddings.clear())
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the square input, in pixels."""
+        return self.prompt_encoder.input_image_size[0]
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Embed an image.
+
+        Args:
+            image: (B, 3, S, S), normalized by SAM's mean and standard deviation, padded at the bottom and right.
+
+        Returns:
+            (B, 256, S/16, S/16).
+
+        Raises:
+            ValueError: when the image has another shape.
+        """
+        size = self.image_size
+        if image.ndim != 4 or tuple(image.shape[1:]) != (3, size, size):
+            raise ValueError(f"Expected `image` of shape (B, 3, {size}, {size}), got {tuple(image.shape)}.")
+        return self.image_encoder(image)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """`encode` that remembers: equal content is encoded once. For inference; never while training."""
+        if self.training or torch.is_grad_enabled():
+            return self.encode(image)
+        return self.embeddings.get(image, self.encode)
+
+    def decode(
+        self, embedding: Tensor, points: Tensor | None = None, labels: Tensor | None = None, *, multimask: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Predict masks from an embedding and one prompt for each row.
+
+        Args:
+            embedding: (B, 256, S/16, S/16).
+            points: (B, N, 2) float, XY pixels of the network's input; None for no prompt.
+            labels: (B, N): 1 foreground, 0 background, 2 box top-left, 3 box bottom-right, -1 padding.
+            multimask: SAM's three masks of an ambiguous prompt instead of its single one.
+
+        Returns:
+            masks: (B, 1 or 3, S/4, S/4) logits.
+            iou: (B, 1 or 3), the IoU that the network expects of each.
+        """
+        if points is None or labels is None:
+            points = torch.zeros(embedding.shape[0], 1, 2, device=embedding.device)
+            labels = torch.full((embedding.shape[0], 1), -1, device=embedding.device)
+        tokens, ignored = self.prompt_encoder(points, labels)
+        masks, iou = self.mask_decoder(embedding, *self.prompt_encoder.dense_embeddings(), tokens, ignored)
+        selected = slice(1, None) if multimask else slice(0, 1)
+        return masks[:, selected], iou[:, selected]
+
+    def predict(self, embedding: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """`decode` to full size: (B, K, S, S) logits for points (B, K, N, 2), K = 1 for points (B, N, 2) or None.
+
+        Raises:
+            ValueError: when points and labels do not fit the embedding or each other.
+        """
+        prompts = 1
+        if points is not None or labels is not None:
+            points, labels = self._check_prompts(embedding, points, labels)
+            if points.ndim == 4:
+                prompts = points.shape[1]
+                points, labels = points.flatten(0, 1), labels.flatten(0, 1)
+                embedding = embedding.repeat_interleave(prompts, dim=0)
+        masks, _ = self.decode(embedding, points, labels)
+        masks = F.interpolate(masks.float(), size=(self.image_size,) * 2, mode="bilinear", align_corners=False)
+        return masks.reshape(-1, prompts, self.image_size, self.image_size)
+
+    def forward(self, image: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Segment.
+
+        Args:
+            image: (B, 3, S, S), see `encode`.
+            points: (B, N, 2), or (B, K, N, 2) for K prompts of each image; None means automatic.
+            labels: (B, N) or (B, K, N), see `decode`.
+
+        Returns:
+            (B, 1, S, S) logits, or (B, K, S, S) where the prompts have a dimension K. Foreground is above 0.
+        """
+        return self.predict(self.encode(image), points, labels)
+
+    @staticmethod
+    def _check_prompts(embedding: Tensor, points: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        if points is None or labels is None:
+            missing = "points" if points is None else "labels"
+            raise ValueError(f"Expected `points` and `labels` together, got no `{missing}`.")
+        fits = points.ndim in (3, 4) and points.shape[-1] == 2 and points.shape[0] == embedding.shape[0]
+        if not fits or points.shape[:-1] != labels.shape:
+            raise ValueError(
+                "Expected `points` of shape (B, N, 2) or (B, K, N, 2) and `labels` of the same shape without the last "
+                f"dimension, with B = {embedding.shape[0]}; got {tuple(points.shape)} and {tuple(labels.shape)}."
+            )
+        return points, labels
+
+    def freeze(self, *parts: str) -> KDSAM:
+        """Take parts out of training: no gradients, and eval mode whatever `train()` says.
+
+        Eval mode matters: a frozen ResNet whose batch norm goes on counting drifts away from the decoder that is
+        being trained on it.
+
+        Args:
+            parts: among image_encoder, prompt_encoder, mask_decoder.
+
+        Raises:
+            ValueError: on another name.
+        """
+        for part in parts:
+            if part not in PARTS:
+                raise ValueError(f"Expected `parts` among {', '.join(PARTS)}, got {part!r}.")
+            self.get_submodule(part).requires_grad_(False)
+        self._frozen |= set(parts)
+        return self.train(self.training)
+
+    def adopt_decoder(self, teacher: KDSAM) -> KDSAM:
+        """Take over the teacher's prompt encoder and mask decoder."""
+        self.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
+        self.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
+        return self
+
+    def train(self, mode: bool = True) -> KDSAM:
+        """Set training mode, but for the frozen parts; weights are about to change, so kept embeddings go."""
+        super().train(mode)
+        for part in self._frozen:
+            self.get_submodule(part).eval()
+        if mode:
+            self.embeddings.clear()
+        return self
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` compiles: SAM's modules do not script, but traces of them do."""
+        parameter = next(self.parameters())
+        image = torch.zeros(2, 3, self.image_size, self.image_size, device=parameter.device, dtype=parameter.dtype)
+        points = torch.tensor([[[1.0, 2.0], [9.0, 9.0], [0.0, 0.0]]], device=parameter.device).repeat(2, 1, 1)
+        labels = torch.tensor([[2, 3, -1], [1, 0, -1]], device=parameter.device)
+        with torch.no_grad():
+            encoder = torch.jit.trace(self.image_encoder, image, check_trace=False)
+            example = (self.image_encoder(image), points, labels)
+            decoder = torch.jit.trace(_SingleMask(self), example, check_trace=False)
+        return _Scriptable(encoder, decoder)
+
+
+class _SingleMask(nn.Module):
+    """`KDSAM.decode` as a module of its own, for tracing."""
+
+    def __init__(self, network: KDSAM) -> None:
+        super().__init__()
+        self.prompt_encoder, self.mask_decoder = network.prompt_encoder, network.mask_decoder
+
+    def forward(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+        tokens, ignored = self.prompt_encoder(points, labels)
+        masks, _ = self.mask_decoder(embedding, *self.prompt_encoder.dense_embeddings(), tokens, ignored)
+        return masks[:, :1]
+
+
+class _Scriptable(nn.Module):
+    """`KDSAM.forward` in TorchScript's subset of Python, around traced parts."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(
+        self,
+        image: Tensor,
+        points: Optional[Tensor] = None,  # noqa: UP045 - TorchScript does not know `X | None`
+        labels: Optional[Tensor] = None,  # noqa: UP045
+    ) -> Tensor:
+        embedding = self.encoder(image)
+        prompts = 1
+        if points is None or labels is None:
+            points = torch.zeros([image.shape[0], 1, 2], device=image.device)
+            labels = torch.full([image.shape[0], 1], -1, device=image.device)
+        elif points.dim() == 4:
+            prompts = points.shape[1]
+            points, labels = points.flatten(0, 1), labels.flatten(0, 1)
+            embedding = embedding.repeat_interleave(prompts, dim=0)
+        masks = self.decoder(embedding, points, labels)
+        size = [image.shape[2], image.shape[3]]
+        masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+        return masks.reshape(image.shape[0], prompts, size[0], size[1])

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Segment Anything Model's parts, made batched, differentiable and exact under padded prompts.
+
+The only file of this package that knows `segment_anything`. Parameter names stay SAM's, so official checkpoints load.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling import MaskDecoder as SamMaskDecoder
+from segment_anything.modeling import PromptEncoder as SamPromptEncoder
+from segment_anything.modeling import TwoWayTransformer as SamTwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from segment_anything.modeling.transformer import Attention as SamAttention
+from segment_anything.modeling.transformer import TwoWayAttentionBlock as SamTwoWayAttentionBlock
+from torch import Tensor, nn
+
+__all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "build_vit"]
+
+PADDING, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
+
+
+class PromptEncoder(SamPromptEncoder):
+    """SAM's prompt encoder for a batch of `points`/`labels`, where rows hold different numbers of prompts.
+
+    SAM adds one "not a point" token to prompts of points alone, none to prompts with a box, and gives no token at all
+    without a prompt. `forward` reproduces that for each row, so that padding never changes a result.
+    """
+
+    def forward(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Embed prompts.
+
+        Args:
+            points: (B, N, 2) float, XY pixels in the frame of the network's input.
+            labels: (B, N): 1 foreground, 0 background, 2 box top-left, 3 box bottom-right, -1 padding.
+
+        Returns:
+            tokens: (B, N + 1, 256), the last one is SAM's "not a point" token.
+            ignored: (B, N + 1) bool, true where a token is padding and must not be attended to.
+        """
+        box = ((labels == BOX_TOP_LEFT) | (labels == BOX_BOTTOM_RIGHT)).any(dim=1, keepdim=True)
+        click = ((labels == FOREGROUND) | (labels == BACKGROUND)).any(dim=1, keepdim=True)
+        ignored = torch.cat([labels == PADDING, box | ~click], dim=1)
+
+        points = F.pad(points, (0, 0, 0, 1))
+        labels = F.pad(labels, (0, 1), value=PADDING)[..., None]
+        tokens = self._embed_coordinates(points + 0.5)  # to the pixel's center
+        tokens = torch.where(labels == PADDING, self.not_a_point_embed.weight, tokens)
+        for label, embedding in enumerate(self.point_embeddings):
+            tokens = torch.where(labels == label, tokens + embedding.weight, tokens)
+        return tokens, ignored
+
+    def _embed_coordinates(self, points: Tensor) -> Tensor:
+        """SAM's Fourier features, always in float32: half precision cannot tell neighboring pixels apart."""
+        height, width = self.input_image_size
+        size = torch.tensor([width, height], dtype=torch.float32, device=points.device)
+        with torch.autocast(points.device.type, enabled=False):
+            return self.pe_layer._pe_encoding(points.float() / size)
+
+    def dense_embeddings(self) -> tuple[Tensor, Tensor]:
+        """The two maps that every decoding needs, each (1, 256, S/16, S/16): positions, and "no mask prompt"."""
+        with torch.autocast(self.no_mask_embed.weight.device.type, enabled=False):
+            positions = self.get_dense_pe()
+        return positions, self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(positions)
+
+
+class Attention(SamAttention):
+    """SAM's attention with a key mask, on PyTorch's fused kernel."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, ignored: Tensor | None = None) -> Tensor:
+        """Attend (B, Nq, C) to (B, Nk, C); keys where `ignored` (B, Nk) is true are left out."""
+        q = self._separate_heads(self.q_proj(q), self.num_heads)
+        k = self._separate_heads(self.k_proj(k), self.num_heads)
+        v = self._separate_heads(self.v_proj(v), self.num_heads)
+        mask = None if ignored is None else ~ignored[:, None, None, :]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(self._recombine_heads(out))
+
+
+class TwoWayAttentionBlock(SamTwoWayAttentionBlock):
+    """SAM's block of four layers, in which nothing attends to padding tokens."""
+
+    def forward(  # type: ignore[override]
+        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, ignored: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Update tokens `queries` (B, N, C) and image `keys` (B, HW, C)."""
+        if self.skip_first_layer_pe:
+            queries = self.self_attn(queries, queries, queries, ignored)
+        else:
+            q = queries + query_pe
+            queries = queries + self.self_attn(q, q, queries, ignored)
+        queries = self.norm1(queries)
+        queries = self.norm2(queries + self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys))
+        queries = self.norm3(queries + self.mlp(queries))
+        attended = self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries, ignored)
+        return queries, self.norm4(keys + attended)
+
+
+class TwoWayTransformer(SamTwoWayTransformer):
+    """SAM's two-way transformer over image tokens and masked prompt tokens."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        # Same parameters, our forward: the classes are exchanged in place so that SAM's constructors stay the only
+        # description of the architecture.
+        for module in self.modules():
+            if type(module) is SamTwoWayAttentionBlock:
+                module.__class__ = TwoWayAttentionBlock
+            elif type(module) is SamAttention:
+                module.__class__ = Attention
+
+    def forward(  # type: ignore[override]
+        self, image: Tensor, image_pe: Tensor, tokens: Tensor, ignored: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Attend (B, C, H, W) image and (B, N, C) tokens to each other; returns (B, N, C) and (B, HW, C)."""
+        keys = image.flatten(2).permute(0, 2, 1)
+        key_pe = image_pe.flatten(2).permute(0, 2, 1)
+        queries = tokens
+        for layer in self.layers:
+            queries, keys = layer(queries, keys, tokens, key_pe, ignored)
+        attended = self.final_attn_token_to_image(queries + tokens, keys + key_pe, keys)
+        return self.norm_final_attn(queries + attended), keys
+
+
+class MaskDecoder(SamMaskDecoder):
+    """SAM's mask decoder with one prompt per row of the batch (SAM's own takes one image and many prompts)."""
+
+    def forward(  # type: ignore[override]
+        self, embedding: Tensor, positions: Tensor, no_mask: Tensor, tokens: Tensor, ignored: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Predict all masks of every row.
+
+        Args:
+            embedding: (B, 256, h, w), the image encoder's output.
+            positions: (1, 256, h, w), the positional encoding of the grid.
+            no_mask: (1, 256, h, w), the dense prompt.
+            tokens: (B, N, 256), the sparse prompts.
+            ignored: (B, N) bool, the padding among them.
+
+        Returns:
+            masks: (B, 4, 4h, 4w) logits; the first is SAM's single mask, the other three its multimask output.
+            iou: (B, 4), the predicted IoU of each mask.
+        """
+        batch, channels, height, width = embedding.shape
+        output = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).unsqueeze(0).expand(batch, -1, -1)
+        tokens = torch.cat([output, tokens], dim=1)
+        ignored = F.pad(ignored, (output.shape[1], 0), value=False)
+        tokens, image = self.transformer(embedding + no_mask, positions.expand(batch, -1, -1, -1), tokens, ignored)
+
+        upscaled = self.output_upscaling(image.transpose(1, 2).reshape(batch, channels, height, width))
+        mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
+        weights = torch.stack(
+            [mlp(mask_tokens[:, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
+        )
+        return torch.einsum("bmc,bchw->bmhw", weights, upscaled), self.iou_prediction_head(tokens[:, 0])
+
+
+def build_prompt_encoder(image_size: int) -> PromptEncoder:
+    """SAM's prompt encoder for square inputs of `image_size` pixels."""
+    grid = image_size // 16
+    return PromptEncoder(
+        embed_dim=256,
+        image_embedding_size=(grid, grid),
+        input_image_size=(image_size, image_size),
+        mask_in_chans=16,
+    )
+
+
+def build_mask_decoder() -> MaskDecoder:
+    """SAM's mask decoder, with the numbers of the official checkpoints."""
+    return MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
+        transformer_dim=256,
+        iou_head_depth=3,
+        iou_head_hidden_dim=256,
+    )
+
+
+def build_vit(
+    *, embed_dim: int, depth: int, num_heads: int, global_attention: tuple[int, ...], window: int, image_size: int
+) -> ImageEncoderViT:
+    """SAM's ViT image encoder: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16)."""
+    return ImageEncoderViT(
+        img_size=image_size,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=window,
+        global_attn_indexes=global_attention,
+    )
+
+
+def fit_positions(state: dict[str, Tensor], image_size: int) -> dict[str, Tensor]:
+    """Interpolate a ViT checkpoint's position tables to another input size (SAM's are for 1024 pixels).
+
+    Args:
+        state: a SAM state_dict; tables that already fit, and other entries, pass unchanged.
+        image_size: side of the square input in pixels.
+    """
+    grid = image_size // 16
+    table = state.get("image_encoder.pos_embed")
+    if table is None or table.shape[1] == grid:
+        return state
+    old_grid = table.shape[1]
+    state = dict(state)
+    channels_first = table.permute(0, 3, 1, 2)
+    resized = F.interpolate(channels_first, size=(grid, grid), mode="bicubic", align_corners=False)
+    state["image_encoder.pos_embed"] = resized.permute(0, 2, 3, 1)
+    for name, value in state.items():
+        # Windowed blocks keep the window's table; only the global blocks' (2 * grid - 1) tables depend on the input.
+        if ".rel_pos_" in name and value.shape[0] == 2 * old_grid - 1:
+            columns = F.interpolate(value.t()[None], size=2 * grid - 1, mode="linear", align_corners=False)
+            state[name] = columns[0].t()
+    return state

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks and prompts, as pure functions and as MONAI dictionary transforms."""
+
+from monai_kdsam.transforms.dictionary import FixedPromptd, RandPromptd, ValidRegiond
+from monai_kdsam.transforms.host_prompts import HostPromptsd, points_from_request
+from monai_kdsam.transforms.masks import CleanMaskd
+from monai_kdsam.transforms.prompts import (
+    box_from_mask,
+    center_click,
+    clicks_from_mask,
+    jitter_box,
+    simulate_prompts,
+)
+
+__all__ = [
+    "CleanMaskd",
+    "FixedPromptd",
+    "HostPromptsd",
+    "RandPromptd",
+    "ValidRegiond",
+    "box_from_mask",
+    "center_click",
+    "clicks_from_mask",
+    "jitter_box",
+    "points_from_request",
+    "simulate_prompts",
+]

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts as MONAI Label's clients send them, to the network's points and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from numpy.typing import NDArray
+
+__all__ = ["HostPromptsd", "points_from_request"]
+
+MAX_POINTS = 64
+
+
+def points_from_request(data: Mapping[Hashable, Any], shape: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read the prompts of a request for a 2-D image.
+
+    Args:
+        data: may hold `foreground` and `background`, lists of [x, y] pixels of the image file (a third coordinate is
+            ignored), and `roi`: [x1, y1, x2, y2] (corners) or [x1, x2, y1, y2, z1, z2] (3D Slicer's), in either order.
+        shape: (width, height) of the image file.
+
+    Returns:
+        points (N, 2) float64, labels (N,) int64; N is 0 without a prompt.
+
+    Raises:
+        ValueError: naming the key, when coordinates are no finite numbers or outside the image, a box has no area, or
+            there are more than 64 points.
+
+    Example:
+        >>> points_from_request({"foreground": [[3, 4]], "roi": [9, 8, 1, 2]}, (10, 10))[0].tolist()
+        [[3.0, 4.0], [1.0, 2.0], [9.0, 8.0]]
+    """
+    points, labels = [], []
+    for key, label in (("foreground", 1), ("background", 0)):
+        clicks = [] if data.get(key) is None else data[key]
+        if not isinstance(clicks, (list, tuple, np.ndarray)):
+            raise ValueError(f"Expected `{key}` to be a list of clicks, got {clicks!r}.")
+        for click in clicks:
+            xy = _numbers(key, click)
+            if xy.size not in (2, 3):
+                raise ValueError(f"Expected clicks [x, y] in `{key}`, got {click}.")
+            points.append(_inside(key, xy[:2], shape))
+            labels.append(label)
+    roi = [] if data.get("roi") is None else data["roi"]
+    numbers = _numbers("roi", roi)
+    if numbers.size:
+        if numbers.size not in (4, 6):
+            raise ValueError(f"Expected `roi` to be [x1, y1, x2, y2] or [x1, x2, y1, y2, z1, z2], got {roi}.")
+        corners = numbers.reshape(2, 2) if numbers.size == 4 else numbers[:4].reshape(2, 2).T
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        if (low == high).any():
+            raise ValueError(f"Expected `roi` to be a box with an area, got {roi}.")
+        points += [_inside("roi", corner, shape) for corner in (low, high)]
+        labels += [2, 3]
+    if len(points) > MAX_POINTS:
+        raise ValueError(f"Expected at most {MAX_POINTS} points in a prompt, got {len(points)}.")
+    return np.array(points, dtype=np.float64).reshape(-1, 2), np.array(labels, dtype=np.int64)
+
+
+def _numbers(key: str, value: Any) -> NDArray[Any]:
+    try:
+        numbers = np.asarray(value, dtype=np.float64).ravel()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Expected numbers in `{key}`, got {value!r}.") from error
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"Expected finite numbers in `{key}`, got {value!r}.")
+    return numbers
+
+
+def _inside(key: str, xy: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if (xy < 0).any() or (xy > np.array(shape[:2])).any():
+        raise ValueError(f"Expected `{key}` within the image of {shape[0]} x {shape[1]} pixels, got {xy.tolist()}.")
+    return np.minimum(xy, np.array(shape[:2]) - 1)  # a box may end on the far edge of the last pixel
+
+
+class HostPromptsd(MapTransform):
+    """Puts a request's prompts into the image's metadata, as `points` (64, 2) and `labels` (64,).
+
+    The last preprocessing step: coordinates of the file follow the image through every spatial transform by its
+    affine. MONAI Label hands an inferer the image and nothing else, so they travel with it. Without a prompt all
+    labels are -1, padding.
+
+    Args:
+        keys: of the image, a MetaTensor (C, rows, columns) that Image2DReader loaded.
+
+    Raises:
+        ValueError: see `points_from_request`.
+    """
+
+    def __init__(self, keys: KeysCollection = "image") -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add prompts to the images' metadata."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image: MetaTensor = result[key]
+            shape = tuple(int(side) for side in image.meta["spatial_shape"])
+            found, kinds = points_from_request(data, shape)
+            points, labels = torch.zeros(MAX_POINTS, 2), torch.full((MAX_POINTS,), -1)
+            if len(kinds):
+                original = np.asarray(image.meta["original_affine"], dtype=np.float64)[:3, :3]
+                now = np.asarray(image.affine, dtype=np.float64)
+                now = now if now.shape == (3, 3) else now[np.ix_([0, 1, -1], [0, 1, -1])]
+                homogeneous = np.column_stack([found, np.ones(len(found))])
+                row_column = (np.linalg.inv(now) @ original @ homogeneous.T)[:2].T
+                points[: len(kinds)] = torch.from_numpy(row_column[:, ::-1].copy())
+                labels[: len(kinds)] = torch.from_numpy(kinds)
+            image.meta["points"], image.meta["labels"] = points, labels
+        return result

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts computed from reference masks: pure functions, all randomness drawn from the generator that is passed in.
+
+Masks are (H, W), rows from the top; coordinates are XY pixels of that array, whole numbers being pixel centers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.random import RandomState
+from numpy.typing import NDArray
+from scipy import ndimage
+
+__all__ = ["PROMPT_KINDS", "box_from_mask", "center_click", "clicks_from_mask", "jitter_box", "simulate_prompts"]
+
+PromptKind = Literal["box", "center", "click", "clicks", "box+clicks", "none"]
+PROMPT_KINDS = ("box", "center", "click", "clicks", "box+clicks", "none")
+Mask = NDArray[np.bool_]
+Points = NDArray[np.float32]
+
+
+def box_from_mask(mask: Mask) -> Points:
+    """The smallest box around the mask: [[left, top], [right, bottom]], the outermost foreground pixels.
+
+    Raises:
+        ValueError: when the mask is empty.
+
+    Example:
+        >>> mask = np.zeros((8, 8), bool); mask[2:4, 1:6] = True
+        >>> box_from_mask(mask).tolist()
+        [[1.0, 2.0], [5.0, 3.0]]
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        raise ValueError("Expected a `mask` with foreground, got an empty one.")
+    return np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], dtype=np.float32)
+
+
+def jitter_box(box: Points, offsets: Sequence[float], shape: tuple[int, int]) -> Points:
+    """Move a box's edges.
+
+    Args:
+        box: [[left, top], [right, bottom]].
+        offsets: pixels outward for left, top, right, bottom; negative is inward.
+        shape: (H, W) of the image, where the box is cut off.
+
+    Returns:
+        The moved box; an edge that would pass the opposite one stays at the box's center.
+    """
+    left, top, right, bottom = offsets
+    center = box.mean(axis=0)
+    upper = np.minimum(box[0] - (left, top), center)
+    lower = np.maximum(box[1] + (right, bottom), center)
+    limit = (shape[1] - 1, shape[0] - 1)
+    return np.clip(np.stack([upper, lower]), 0, limit).astype(np.float32)
+
+
+def center_click(mask: Mask) -> Points:
+    """(1, 2): the foreground pixel farthest from any background, the image's border counting as background.
+
+    Example:
+        >>> center_click(np.ones((5, 7), bool)).tolist()
+        [[2.0, 2.0]]
+    """
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(np.argmax(depth), mask.shape)
+    return np.array([[column, row]], dtype=np.float32)
+
+
+def clicks_from_mask(mask: Mask, count: int, rng: RandomState) -> Points:
+    """(count, 2) random foreground pixels, fewer if the mask has fewer."""
+    candidates = np.argwhere(mask)
+    chosen = rng.permutation(len(candidates))[:count] if len(candidates) < count else _draw(len(candidates), count, rng)
+    return candidates[chosen][:, ::-1].astype(np.float32)
+
+
+def _draw(population: int, count: int, rng: RandomState) -> NDArray[np.int64]:
+    """`count` different numbers below `population`, without permuting all of them."""
+    chosen: set[int] = set()
+    while len(chosen) < count:
+        chosen.add(int(rng.randint(population)))
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def background_around(mask: Mask, margin: float) -> Mask:
+    """The background within `margin` pixels of the mask, where a user would click to correct it."""
+    if not mask.any():
+        return ~mask
+    distance = ndimage.distance_transform_edt(~mask)
+    return (distance > 0) & (distance <= margin)
+
+
+def one_component(mask: Mask, rng: RandomState) -> Mask:
+    """One random connected component (8-neighborhood) of the mask; the mask itself where it is empty."""
+    components, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    return components == rng.randint(1, count + 1) if count > 1 else mask
+
+
+def simulate_prompts(
+    mask: Mask,
+    kinds: Sequence[PromptKind],
+    *,
+    rng: RandomState,
+    box_jitter: tuple[float, float] = (0.0, 0.0),
+    max_clicks: int = 3,
+    max_background_clicks: int = 2,
+    target: Literal["union", "component"] = "union",
+) -> tuple[Points, NDArray[np.int64], Mask]:
+    """Simulate one prompt of each kind for a reference mask.
+
+    Kinds: `box`; `center`, the deepest point; `click`, one random foreground point; `clicks`, one or more foreground
+    and any number of background points; `box+clicks`, both; `none`, automatic. An empty mask has no box and no
+    foreground: there a prompt of clicks is one background click, and a box becomes no prompt.
+
+    Args:
+        mask: (H, W) bool.
+        kinds: K kinds of prompt.
+        rng: where every random number comes from.
+        box_jitter: each edge moves outward by a uniform draw from this range, in fractions of the image's longer side.
+        max_clicks: most foreground clicks of `clicks`.
+        max_background_clicks: most background clicks of `clicks`.
+        target: with several lesions, a prompt means their `union`, or a random connected `component`; without a
+            prompt the target is the union always.
+
+    Returns:
+        points: (K, N, 2) float32, N = 2 + max_clicks + max_background_clicks, and never less than 2.
+        labels: (K, N) int64, -1 where a row is padded.
+        targets: (K, H, W) bool, what each prompt asks for.
+    """
+    length = 2 + max_clicks + max_background_clicks
+    points = np.zeros((len(kinds), length, 2), dtype=np.float32)
+    labels = np.full((len(kinds), length), -1, dtype=np.int64)
+    asked = one_component(mask, rng) if target == "component" else mask
+    targets = np.stack([mask if kind == "none" else asked for kind in kinds])
+    for row, kind in enumerate(kinds):
+        prompt: list[tuple[Points, int]] = []
+        if "box" in kind and asked.any():
+            prompt += _box(asked, rng, box_jitter)
+        if kind in ("clicks", "box+clicks"):
+            prompt += _clicks(asked, rng, max_clicks, max_background_clicks)
+        elif kind in ("center", "click"):
+            prompt.append(_one_click(asked, kind, rng))
+        filled = 0
+        for xy, label in prompt:
+            points[row, filled : filled + len(xy)] = xy
+            labels[row, filled : filled + len(xy)] = label
+            filled += len(xy)
+    return points, labels, targets
+
+
+def _box(mask: Mask, rng: RandomState, jitter: tuple[float, float]) -> list[tuple[Points, int]]:
+    offsets = rng.uniform(*jitter, size=4) * max(mask.shape)
+    box = jitter_box(box_from_mask(mask), offsets, (mask.shape[0], mask.shape[1]))
+    return [(box[:1], 2), (box[1:], 3)]
+
+
+def _one_click(mask: Mask, kind: PromptKind, rng: RandomState) -> tuple[Points, int]:
+    if not mask.any():
+        return clicks_from_mask(~mask, 1, rng), 0
+    return (center_click(mask) if kind == "center" else clicks_from_mask(mask, 1, rng)), 1
+
+
+def _clicks(mask: Mask, rng: RandomState, foreground: int, background: int) -> list[tuple[Points, int]]:
+    inside = rng.randint(1, foreground + 1) if mask.any() else 0
+    outside = rng.randint(0, background + 1) if mask.any() else min(1, background)
+    around = background_around(mask, margin=0.1 * max(mask.shape))
+    return [(clicks_from_mask(mask, inside, rng), 1), (clicks_from_mask(around, outside, rng), 0)]

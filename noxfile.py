@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks that need an environment of their own: `nox -s wheel`, `nox -s numpy1`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+
+# Site-packages of an environment that has the dependencies already; without it each session installs its own torch.
+DEPENDENCIES = os.environ.get("KDSAM_DEPENDENCIES")
+SMALL = ("--num_workers", "0", "--progress", "False")
+
+
+def borrow_dependencies(session: nox.Session) -> bool:
+    """Make `DEPENDENCIES` importable, after the session's own packages. Whether there are any."""
+    if DEPENDENCIES is None:
+        return False
+    # A path in a .pth file is added as it is: the .pth files in there, of an editable install, are not followed.
+    code = "import sys, sysconfig; open(sysconfig.get_path('purelib') + '/borrowed.pth', 'w').write(sys.argv[1])"
+    session.run("python", "-c", code, DEPENDENCIES, silent=True)
+    return True
+
+
+def install_own(session: nox.Session, *packages: str) -> None:
+    """Install packages alone, even where the borrowed ones satisfy them."""
+    session.install("--no-deps", "--ignore-installed", *packages)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the sdist and from it the wheel, install it elsewhere, and run its bundle from another folder."""
+    folder = Path(session.create_tmp()).resolve()
+    session.install("build")
+    session.run("python", "-m", "build", "--outdir", str(folder / "dist"), silent=True)
+    built = next((folder / "dist").glob("*.whl"))
+    if borrow_dependencies(session):
+        install_own(session, str(built))
+    else:
+        session.install(str(built))
+    session.run("python", "-m", "pip", "check")
+    session.chdir(folder)
+    code = "import monai_kdsam, sysconfig; assert monai_kdsam.__file__.startswith(sysconfig.get_path('purelib'))"
+    session.run("python", "-c", code)
+    session.run("python", "-m", "monai_kdsam", "--help", silent=True)
+    session.run("python", "-m", "monai_kdsam", "bundle", "copy")
+    session.run("python", "-c", "from monai_kdsam.data import write_phantoms; write_phantoms('images', per_kind=3)")
+    for phase in ("adapt", "distill", "train", "inference"):
+        run_phase(session, "copy", phase)
+    if not list(Path("copy/kdsam_deepgrow_2d/output/masks").rglob("*_mask.png")):
+        session.error("The inference wrote no masks.")
+
+
+def run_phase(session: nox.Session, folder: str, phase: str) -> None:
+    """Run one phase of a copied bundle on `images`, small."""
+    configs = f"{folder}/kdsam_deepgrow_2d/configs"
+    files = [] if phase == "inference" else [f"{configs}/train.json"]
+    files += [f"{configs}/{phase}.json", f"{folder}/configs/offline.yaml", f"{folder}/configs/smoke.yaml"]
+    data = "images/images" if phase == "inference" else "images"
+    paths = ("--bundle_root", f"{folder}/kdsam_deepgrow_2d", "--dataset_dir", data)
+    session.run("python", "-m", "monai.bundle", "run", "--config_file", str(files), *paths, *SMALL, silent=True)
+
+
+@nox.session
+def numpy1(session: nox.Session) -> None:
+    """The tests of transforms and data under NumPy 1.26, which MONAI Label needs."""
+    if sys.version_info >= (3, 13):
+        session.skip("NumPy 1.26 is not built for Python 3.13.")
+    if borrow_dependencies(session):
+        install_own(session, "numpy==1.26.*")
+    else:
+        session.install("-e", ".[test]", "numpy==1.26.*")
+    session.run("python", "-c", "import numpy; assert numpy.__version__.startswith('1.26'), numpy.__version__")
+    folders = ("tests/transforms", "tests/data", "monai_kdsam/transforms", "monai_kdsam/data")
+    session.run("python", "-m", "pytest", "-p", "no:cacheprovider", *folders)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packaging: what is installed and why, and how the bundles and overlays travel in the wheel."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+DATA_FOLDERS = ("bundles", "configs")
+LEFT_OUT = shutil.ignore_patterns("models", "output", "eval", "mlruns", "__pycache__", ".*")
+
+REQUIREMENTS = [
+    # bundles, engines and transforms; its extras: fire and pyyaml for `python -m monai.bundle` and YAML overlays,
+    # ignite for the engines, nibabel for NIfTI, tqdm for progress bars
+    "monai[fire,ignite,nibabel,pyyaml,tqdm]>=1.6,<1.7",
+    # the networks; MONAI 1.6 begins at this version too
+    "torch>=2.8",
+    # the ResNet trunks of the students and the VGG16 of the perceptual loss
+    "torchvision",
+    # SAM itself: encoders, prompt encoder and mask decoder
+    "segment-anything>=1.0",
+    # handlers of our own, and the progress bars in the configs
+    "pytorch-ignite>=0.5",
+    # 2-D NIfTI images
+    "nibabel>=5",
+    # DICOM, with its compressions and color spaces
+    "SimpleITK>=2.3",
+    # MS-SSIM, the alternative structural loss
+    "pytorch-msssim>=1.0",
+    # distance transforms and connected components of masks
+    "scipy>=1.12",
+    # PNG, JPEG, BMP and TIFF, and the picture sheets
+    "pillow>=10",
+    # the handler that logs curves
+    "tensorboard>=2.12",
+    # progress bars outside the engines
+    "tqdm>=4.47",
+    # arrays; 1.26 as well, because MONAI Label 0.8 still needs it
+    "numpy>=1.26,<3",
+]
+
+EXTRAS = {
+    "test": [
+        # runs the tests and the examples in the documentation
+        "pytest>=8",
+        # builds the wheel whose content a test compares with the tree
+        "build>=1",
+        "setuptools>=77",
+        # `monai.bundle verify_metadata`
+        "jsonschema>=4",
+        # `--tracking mlflow` is tested
+        "mlflow>=3",
+        # peak memory of a step
+        "psutil",
+        # writes DICOM files for tests, and is a second opinion on how they decode; the rest are its decompressors
+        "pydicom>=3",
+        "pylibjpeg",
+        "pylibjpeg-libjpeg",
+        "pylibjpeg-openjpeg",
+    ],
+    # `--tracking mlflow` in any of the bundle's runs
+    "tracking": ["mlflow>=3"],
+    # the annotation server; for an environment of its own, it needs NumPy 1.26
+    "label": [
+        "monailabel==0.8.5",
+        # pydicom-seg, which the server imports, needs pydicom 2, and these are the last versions that work with it
+        "pydicom<3",
+        "pynetdicom<3",
+        "dicomweb-client<0.60",
+        # provides itkimage2segimage, which the server would download at its start
+        "dcmqi",
+    ],
+    # pipelines between DICOM and DICOM
+    "deploy": [
+        "monai-deploy-app-sdk>=4.0",
+        # reads and writes the studies
+        "pydicom>=3",
+        # writes DICOM segmentations
+        "highdicom>=0.23",
+    ],
+    # other runtimes
+    "export": [
+        # the format
+        "onnx>=1.16",
+        # torch's exporter to it
+        "onnxscript>=0.5",
+        # runs it, to compare with the network
+        "onnxruntime>=1.18",
+        # Intel CPUs
+        "openvino>=2024.3",
+    ],
+    # the tools of .ci/run, listed with their reasons
+    "dev": [
+        line for line in (ROOT / ".ci" / "tools.txt").read_text(encoding="utf-8").splitlines() if line[:1] not in "#"
+    ],
+}
+
+
+class BuildWithData(build_py):
+    """Put `bundles` and `configs` into the package as `_bundles` and `_configs`; an editable install reads the tree."""
+
+    def run(self) -> None:
+        """Copy them anew, so that a file deleted from the tree does not live on in the build folder."""
+        super().run()
+        if self.editable_mode:
+            return
+        for name in DATA_FOLDERS:
+            target = Path(self.build_lib) / "monai_kdsam" / f"_{name}"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / name, target, ignore=LEFT_OUT)
+
+
+setup(
+    name="monai_kdsam",
+    version=re.search(r'__version__ = "(.+)"', (ROOT / "monai_kdsam" / "__init__.py").read_text(encoding="utf-8"))[1],
+    description="Distill the Segment Anything Model into a small promptable network of your medical images, in MONAI",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The monai_kdsam authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["MONAI", "SAM", "segmentation", "distillation", "medical imaging"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Healthcare Industry",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
+    packages=find_packages(include=["monai_kdsam", "monai_kdsam.*"]),
+    package_data={"monai_kdsam": ["py.typed"]},
+    cmdclass={"build_py": BuildWithData},
+    python_requires=">=3.10,<3.14",
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+    zip_safe=False,
+)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_kdsam.data.validation import inspect_items, validate_items
+
+IMAGE = np.random.RandomState(0).randint(0, 256, (40, 50, 3), dtype=np.uint8)
+MASK = np.zeros((40, 50), dtype=np.uint8)
+MASK[10:20, 10:20] = 255
+
+
+def item(folder: Path, image: np.ndarray = IMAGE, mask: np.ndarray = MASK, **more: object) -> dict:
+    number = len(list(folder.iterdir()))
+    paths = folder / f"{number}.{'tif' if image.dtype == np.float32 else 'png'}", folder / f"{number}_mask.png"
+    for path, array in zip(paths, (image, mask), strict=True):
+        Image.fromarray(array).save(path)
+    return {"image": str(paths[0]), "label": str(paths[1]), **more}
+
+
+def kinds(items: list[dict], **settings: object) -> list[str]:
+    return [problem.kind for problem in validate_items(items, **settings)]
+
+
+def test_a_good_item_has_no_problem(tmp_path: Path) -> None:
+    assert kinds([item(tmp_path)]) == []
+
+
+def test_every_problem_is_found_in_one_pass(tmp_path: Path) -> None:
+    three = MASK.copy()
+    three[0] = 7
+    nan = np.full((40, 50), np.nan, dtype=np.float32)
+    items = [
+        item(tmp_path, image=np.full_like(IMAGE, 9)),
+        item(tmp_path, mask=MASK[:-1]),
+        item(tmp_path, mask=three),
+        item(tmp_path, mask=np.zeros_like(MASK)),
+        item(tmp_path, image=nan),
+        item(tmp_path, mask=MASK, mask_kind="outline"),
+    ]
+    cut = item(tmp_path)
+    Path(cut["image"]).write_bytes(Path(cut["image"]).read_bytes()[:2000])
+    assert kinds([*items, cut]) == ["constant", "size", "values", "empty", "unreadable", "unreadable"]
+
+
+@pytest.mark.parametrize(("kind", "text"), [("size", r"50 x 39 pixels, its image 50 x 40"), ("values", r"0, 7, 255")])
+def test_a_problem_names_the_file_and_what_came(tmp_path: Path, kind: str, text: str) -> None:
+    three = MASK.copy()
+    three[0] = 7
+    bad = item(tmp_path, mask=MASK[:-1] if kind == "size" else three)
+    (problem,) = validate_items([bad])
+    assert problem.kind == kind
+    assert bad["label"] in problem.message
+    assert text in problem.message
+
+
+def test_foreground_values_make_a_mask_of_labels_valid(tmp_path: Path) -> None:
+    labels = MASK // 255 + np.eye(40, 50, dtype=np.uint8)
+    assert kinds([item(tmp_path, mask=labels)]) == ["values"]
+    assert kinds([item(tmp_path, mask=labels)], foreground_values=[2]) == []
+    assert kinds([item(tmp_path, mask=labels)], foreground_values=[3]) == ["empty"]
+
+
+def test_one_empty_mask_of_two_is_no_problem(tmp_path: Path) -> None:
+    full, empty = item(tmp_path), item(tmp_path, mask=np.zeros_like(MASK))
+    assert kinds([{**full, "label": [full["label"], empty["label"]]}]) == []
+
+
+def test_a_missing_file_is_reported_and_the_rest_still_looked_at(tmp_path: Path) -> None:
+    inspection = inspect_items([{"image": "none.png", "label": "none_mask.png"}, item(tmp_path)])
+    assert [problem.kind for problem in inspection.problems] == ["unreadable", "unreadable"]
+    assert inspection.thumbnails[0].max() == 0
+    assert inspection.thumbnails[1].mean() == pytest.approx(IMAGE.mean(), rel=0.05)

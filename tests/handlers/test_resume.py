@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedTrainer
+from monai.transforms import Compose, RandFlipd, RandGaussianNoised
+from torch import nn
+
+from monai_kdsam.handlers import BestWeightsSaver, EpochSeed, ResumeHandler
+from monai_kdsam.handlers.resume import save_atomically
+
+
+class Interrupted(Exception):
+    """The power fails."""
+
+
+class Run:
+    """A small training run with everything that is random in a large one: shuffling, augmentation, dropout.
+
+    Its "validation" gives the scores of a list, one for each epoch.
+    """
+
+    def __init__(
+        self, folder: Path, *, resume: bool = False, epochs: int = 4, scores: tuple[float, ...] = (), width: int = 6
+    ) -> None:
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(8, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 1))
+        generator = torch.Generator().manual_seed(0)
+        data = [{"image": torch.randn(1, 8, generator=generator)} for _ in range(10)]
+        augmentation = Compose([RandFlipd("image", prob=0.5), RandGaussianNoised("image", prob=0.7, std=0.5)])
+        dataset = Dataset(data, augmentation)
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.05)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+        self.losses: list[float] = []
+        self.evaluator = Engine(lambda *_: None)
+        self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1.0, -1
+        self.evaluator.state.key_metric_name = "dice"
+        self.best = BestWeightsSaver(self.network, folder / "best.pt")
+        self.state_file = folder / "run_state.pt"
+        objects = {"network": self.network, "optimizer": optimizer, "lr_scheduler": scheduler}
+        self.trainer = SupervisedTrainer(
+            device="cpu",
+            max_epochs=epochs,
+            train_data_loader=DataLoader(dataset, batch_size=3, shuffle=True, drop_last=True),
+            network=self.network,
+            optimizer=optimizer,
+            loss_function=lambda pred, _: pred.square().mean() + pred.mean(),
+            prepare_batch=lambda batch, device, non_blocking, **_: (batch["image"].flatten(1), None),
+            decollate=False,
+        )
+        EpochSeed(11, dataset).attach(self.trainer)
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._log, scheduler)
+        if scores:
+            self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._validate, scores)
+        ResumeHandler(self.state_file, objects, evaluator=self.evaluator, resume=resume).attach(self.trainer)
+
+    def _log(self, engine: Engine, scheduler) -> None:
+        self.losses.append(engine.state.output["loss"].item())
+        scheduler.step()
+
+    def _validate(self, engine: Engine, scores: tuple[float, ...]) -> None:
+        state, epoch = self.evaluator.state, engine.state.epoch
+        state.epoch = epoch  # as MONAI's Evaluator.run and its Workflow do
+        if scores[epoch - 1] > state.best_metric:
+            state.best_metric, state.best_metric_epoch = scores[epoch - 1], epoch
+        self.best(self.evaluator)
+
+    def until(self, epoch: int) -> Run:
+        """Run, and break off in the middle of the epoch after `epoch`."""
+
+        def fail(engine: Engine) -> None:
+            raise Interrupted
+
+        later = Events.ITERATION_COMPLETED(event_filter=lambda engine, _: engine.state.epoch == epoch + 1)
+        self.trainer.add_event_handler(later, fail)
+        with pytest.raises(Interrupted):
+            self.trainer.run()
+        del self.losses[3 * epoch :]
+        return self
+
+    def to_the_end(self) -> Run:
+        self.trainer.run()
+        return self
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path) -> None:
+    whole = Run(tmp_path / "whole").to_the_end()
+    first = Run(tmp_path / "parts").until(2)
+    second = Run(tmp_path / "parts", resume=True).to_the_end()
+    assert len(whole.losses) == 4 * 3
+    assert first.losses + second.losses == whole.losses
+    assert len(set(whole.losses)) == len(whole.losses)
+    assert same_weights(whole.network, second.network)
+    states = [torch.load(run.state_file, weights_only=True) for run in (whole, second)]
+    assert states[0]["epoch"] == states[1]["epoch"] == 4
+    assert states[0]["iteration"] == states[1]["iteration"] == 12
+    moments = [state["objects"]["optimizer"]["state"][0]["exp_avg"] for state in states]
+    assert torch.equal(*moments)
+    rates = [state["objects"]["lr_scheduler"]["_last_lr"] for state in states]
+    assert rates[0] == rates[1]
+
+
+def test_a_run_interrupted_twice_equals_an_uninterrupted_one(tmp_path) -> None:
+    whole = Run(tmp_path / "whole").to_the_end()
+    losses = Run(tmp_path / "parts").until(1).losses
+    losses += Run(tmp_path / "parts", resume=True).until(3).losses[: 2 * 3]
+    losses += Run(tmp_path / "parts", resume=True).to_the_end().losses
+    assert losses == whole.losses
+
+
+def test_a_run_without_resume_starts_anew_and_replaces_the_state(tmp_path) -> None:
+    first = Run(tmp_path, epochs=2).to_the_end()
+    second = Run(tmp_path, epochs=1).to_the_end()
+    assert second.losses == first.losses[:3]
+    assert torch.load(second.state_file, weights_only=True)["epoch"] == 1
+
+
+def test_an_epoch_of_another_seed_or_number_draws_other_numbers() -> None:
+    transform = RandGaussianNoised("image", prob=1.0)
+    dataset = Dataset([{"image": torch.zeros(1, 4)}], transform)
+    engine = Engine(lambda *_: None)
+
+    def drawn(seed: int, epoch: int) -> tuple[float, ...]:
+        engine.state.epoch = epoch
+        EpochSeed(seed, dataset)(engine)
+        return (*dataset[0]["image"].flatten().tolist(), torch.rand(1).item())
+
+    assert drawn(1, 1) == drawn(1, 1)
+    assert len({drawn(seed, epoch) for seed in range(4) for epoch in range(1, 5)}) == 16
+
+
+@pytest.mark.parametrize("scores", [(0.5, 0.9, 0.6, 0.7), (0.9, 0.5, 0.9, 0.8)])
+def test_a_worse_model_after_a_resumption_does_not_replace_the_best(tmp_path, scores) -> None:
+    first = Run(tmp_path, scores=scores).until(2)
+    best = torch.load(first.best.path, weights_only=True)
+    second = Run(tmp_path, resume=True, scores=scores).to_the_end()
+    kept = torch.load(second.best.path, weights_only=True)
+    assert all(torch.equal(value, best[name]) for name, value in kept.items())
+    assert second.evaluator.state.best_metric == 0.9
+
+
+def test_a_better_model_after_a_resumption_replaces_the_best(tmp_path) -> None:
+    scores = (0.5, 0.7, 0.6, 0.9)
+    Run(tmp_path, scores=scores).until(2)
+    run = Run(tmp_path, resume=True, scores=scores).to_the_end()
+    saved = copy.deepcopy(run.network)
+    saved.load_state_dict(torch.load(run.best.path, weights_only=True))
+    assert same_weights(saved, run.network)
+    assert run.evaluator.state.best_metric_epoch == 4
+
+
+def test_nothing_to_resume_is_told(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"Nothing to resume: .*run_state\.pt does not exist. Start without"):
+        Run(tmp_path, resume=True).to_the_end()
+
+
+def test_a_finished_run_is_told(tmp_path) -> None:
+    Run(tmp_path, epochs=2).to_the_end()
+    with pytest.raises(ValueError, match=r"Nothing to resume: .* finished 2 epochs, and `epochs` is 2"):
+        Run(tmp_path, epochs=2, resume=True).to_the_end()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"not a checkpoint", lambda data: data[100:]],
+    ids=["truncated", "empty", "text", "without a beginning"],
+)
+def test_a_damaged_state_is_told_in_one_line(tmp_path, damage) -> None:
+    run = Run(tmp_path, epochs=2).to_the_end()
+    run.state_file.write_bytes(damage(run.state_file.read_bytes()))
+    with pytest.raises(ValueError, match=r"Cannot resume from .*run_state\.pt: .*start without `--resume") as caught:
+        Run(tmp_path, resume=True).to_the_end()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [torch.zeros(3), [1, 2], {"epoch": 1}, {"objects": {}}, {"objects": None}], ids=repr
+)
+def test_a_file_that_is_no_state_is_told(tmp_path, content) -> None:
+    run = Run(tmp_path, resume=True)
+    tmp_path.joinpath("run_state.pt").parent.mkdir(exist_ok=True)
+    torch.save(content, run.state_file)
+    with pytest.raises(ValueError, match=r"Cannot resume from .*run_state\.pt: .*start without `--resume"):
+        run.to_the_end()
+
+
+def test_a_state_of_another_network_is_told(tmp_path) -> None:
+    Run(tmp_path, epochs=2).to_the_end()
+    with pytest.raises(ValueError, match=r"Cannot resume from .*another network"):
+        Run(tmp_path, resume=True, width=7).to_the_end()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_save_that_fails_halfway_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, monkeypatch, error) -> None:
+    path = tmp_path / "model.pt"
+    save_atomically({"weight": torch.ones(3)}, path)
+
+    def save(content: object, file: Path) -> None:
+        Path(file).write_bytes(b"half of it")
+        raise error
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match=r"Cannot save .*model\.pt: .*Free disk space, or choose another"):
+        save_atomically({"weight": torch.zeros(3)}, path)
+    monkeypatch.undo()
+    assert torch.equal(torch.load(path, weights_only=True)["weight"], torch.ones(3))
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_a_save_that_is_killed_halfway_keeps_the_old_file(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "model.pt"
+    save_atomically({"weight": torch.ones(3)}, path)
+
+    def save(content: object, file: Path) -> None:
+        Path(file).write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        save_atomically({"weight": torch.zeros(3)}, path)
+    assert torch.equal(torch.load(path, weights_only=True)["weight"], torch.ones(3))
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path) -> None:
+    (tmp_path / "models").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match=r"Cannot save .*model\.pt: "):
+        save_atomically({"weight": torch.ones(3)}, tmp_path / "models" / "model.pt")
+
+
+def test_a_save_makes_its_folder_and_replaces_what_was_there(tmp_path) -> None:
+    path = tmp_path / "new" / "models" / "model.pt"
+    for value in (1.0, 2.0):
+        save_atomically({"weight": torch.tensor(value)}, path)
+    assert torch.load(path, weights_only=True)["weight"].item() == 2.0

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oracle is segment_anything itself: same weights, same prompts, same logits."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+from monai_kdsam.networks import FillBox, build_kdsam, build_student, build_teacher
+
+SIZE = 128
+CLICKS = np.array([[30.0, 40.0], [90.5, 100.0], [64.0, 20.0]])
+CLICK_LABELS = np.array([1, 0, 1])
+BOX = np.array([10.0, 20.0, 100.0, 110.0])
+
+
+def official(network):
+    """segment_anything's own model with the same weights."""
+    grid = (SIZE // 16, SIZE // 16)
+    sam = Sam(
+        image_encoder=copy.deepcopy(network.image_encoder),
+        prompt_encoder=PromptEncoder(256, grid, (SIZE, SIZE), 16),
+        mask_decoder=MaskDecoder(
+            transformer_dim=256, transformer=TwoWayTransformer(2, 256, 8, 2048), num_multimask_outputs=3
+        ),
+    )
+    sam.load_state_dict(network.state_dict(), strict=True)
+    return sam.eval()
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    network = build_teacher("vit_micro", image_size=SIZE).eval()
+    for parameter in network.mask_decoder.parameters():
+        # Fresh weights give logits near zero; spread them, so that agreement to 1e-4 means something.
+        parameter.data.mul_(1.5) if parameter.ndim > 1 else None
+    return network, SamPredictor(official(network))
+
+
+def as_rows(rows):
+    """Prompts of different lengths, padded to one tensor."""
+    longest = max(len(labels) for _, labels in rows)
+    points = torch.zeros(len(rows), longest, 2)
+    labels = torch.full((len(rows), longest), -1)
+    for row, (xy, kinds) in enumerate(rows):
+        points[row, : len(kinds)] = torch.as_tensor(np.asarray(xy), dtype=torch.float32).reshape(-1, 2)
+        labels[row, : len(kinds)] = torch.as_tensor(kinds)
+    return points, labels
+
+
+PROMPTS = {
+    "one click": ({"point_coords": CLICKS[:1], "point_labels": CLICK_LABELS[:1]}, (CLICKS[:1], [1])),
+    "three clicks": ({"point_coords": CLICKS, "point_labels": CLICK_LABELS}, (CLICKS, [1, 0, 1])),
+    "box": ({"box": BOX}, (BOX, [2, 3])),
+    "box and clicks": (
+        {"point_coords": CLICKS, "point_labels": CLICK_LABELS, "box": BOX},
+        (np.concatenate([CLICKS, BOX.reshape(2, 2)]), [1, 0, 1, 2, 3]),
+    ),
+    "nothing": ({}, (np.zeros((0, 2)), [])),
+}
+
+
+@pytest.mark.parametrize("multimask", [False, True])
+def test_a_mixed_padded_batch_equals_sams_predictor_prompt_by_prompt(networks, multimask):
+    network, predictor = networks
+    picture = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+    predictor.set_image(picture)
+    points, labels = as_rows([ours for _, ours in PROMPTS.values()])
+    with torch.no_grad():
+        image = predictor.model.preprocess(torch.as_tensor(picture).permute(2, 0, 1)[None].float())
+        embedding = network.encode(image)
+        masks, iou = network.decode(embedding.expand(len(PROMPTS), -1, -1, -1), points, labels, multimask=multimask)
+    for row, (name, (theirs, _)) in enumerate(PROMPTS.items()):
+        logits, scores, low = predictor.predict(**theirs, multimask_output=multimask, return_logits=True)
+        assert np.abs(low).max() > 0.1, "logits near zero would agree by accident"
+        np.testing.assert_allclose(masks[row].numpy(), low, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(iou[row].numpy(), scores, atol=1e-4, err_msg=name)
+        if not multimask:
+            with torch.no_grad():
+                full = network(image, points[row : row + 1], labels[row : row + 1])
+            np.testing.assert_allclose(full[0].numpy(), logits, atol=1e-4, err_msg=name)
+
+
+def test_padding_changes_nothing(networks):
+    network, _ = networks
+    image = torch.rand(1, 3, SIZE, SIZE)
+    points, labels = as_rows([(CLICKS, [1, 0, 1])])
+    padded = torch.cat([points, torch.full((1, 5, 2), 77.0)], 1), torch.cat([labels, torch.full((1, 5), -1)], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(network(image, *padded), network(image, points, labels), atol=1e-5, rtol=0)
+
+
+def test_no_prompt_is_all_padding(networks):
+    network, _ = networks
+    image = torch.rand(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        alone = network(image)
+        torch.testing.assert_close(network(image, torch.zeros(2, 4, 2), torch.full((2, 4), -1)), alone)
+        torch.testing.assert_close(network(image, torch.zeros(2, 0, 2), torch.zeros(2, 0)), alone)
+
+
+def test_several_prompts_of_one_image_equal_one_call_each(networks):
+    network, _ = networks
+    image = torch.rand(2, 3, SIZE, SIZE)
+    points, labels = as_rows([(CLICKS, [1, 0, 1]), (BOX, [2, 3])])
+    together = points.expand(2, 2, -1, -1), labels.expand(2, 2, -1)
+    with torch.no_grad():
+        logits = network(image, *together)
+        for k in range(2):
+            alone = network(image, together[0][:, k], together[1][:, k])
+            torch.testing.assert_close(logits[:, k : k + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_reach_the_encoder_through_the_decoder():
+    network = build_student("resnet18", image_size=64)
+    network(torch.rand(2, 3, 64, 64)).mean().backward()
+    assert network.image_encoder.stem[0].weight.grad.abs().sum() > 0
+
+
+def test_the_default_student_has_the_papers_26_4_million_parameters():
+    encoder = build_student().image_encoder
+    assert round(sum(p.numel() for p in encoder.parameters()) / 1e6, 1) == 26.4
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@pytest.mark.parametrize("neck", ["fpn", "sam", "deconv"])
+def test_every_student_ends_in_sams_embedding(backbone, neck):
+    network = build_student(backbone, neck=neck, image_size=64).eval()
+    with torch.no_grad():
+        assert network.encode(torch.zeros(1, 3, 64, 64)).shape == (1, 256, 4, 4)
+
+
+def test_monais_resnet_is_a_trunk_too():
+    from monai.networks.nets import resnet50
+
+    from monai_kdsam.networks import FPNNeck, ResNetEncoder
+
+    trunk = resnet50(spatial_dims=2, n_input_channels=3, num_classes=10, conv1_t_stride=2, bias_downsample=False)
+    trunk.relu = trunk.act
+    network = build_kdsam(ResNetEncoder(trunk, FPNNeck((1024, 2048))), image_size=64).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+
+
+def test_a_frozen_encoder_keeps_its_batch_norm_and_gets_no_gradient():
+    network = build_student("resnet18", image_size=64).freeze("image_encoder", "prompt_encoder").train()
+    before = network.image_encoder.stem[1].running_mean.clone()
+    network(torch.rand(2, 3, 64, 64)).mean().backward()
+    assert torch.equal(network.image_encoder.stem[1].running_mean, before)
+    assert all(p.grad is None for p in network.image_encoder.parameters())
+    assert network.mask_decoder.training
+
+
+def test_scripted_network_equals_eager_saved_and_loaded(tmp_path):
+    network = build_student("resnet18", image_size=64).eval()
+    torch.jit.save(torch.jit.script(network), tmp_path / "model.ts")
+    scripted = torch.jit.load(tmp_path / "model.ts")
+    image = torch.rand(3, 3, 64, 64)
+    points, labels = as_rows([(CLICKS / 2, [1, 0, 1]), (BOX / 2, [2, 3]), (np.zeros((0, 2)), [])])
+    with torch.no_grad():
+        torch.testing.assert_close(scripted(image), network(image))
+        torch.testing.assert_close(scripted(image, points, labels), network(image, points, labels))
+        many = points.expand(2, 3, -1, -1).transpose(0, 1), labels.expand(2, 3, -1).transpose(0, 1)
+        torch.testing.assert_close(scripted(image, *many), network(image, *many))
+
+
+def test_an_image_of_another_size_is_refused():
+    network = build_student("resnet18", image_size=64)
+    with pytest.raises(ValueError, match=r"Expected `image` of shape \(B, 3, 64, 64\), got \(1, 3, 32, 64\)"):
+        network(torch.zeros(1, 3, 32, 64))
+
+
+def test_prompts_that_do_not_fit_are_refused():
+    network = build_student("resnet18", image_size=64).eval()
+    image = torch.zeros(2, 3, 64, 64)
+    with pytest.raises(ValueError, match="got no `labels`"):
+        network(image, torch.zeros(2, 1, 2))
+    with pytest.raises(ValueError, match=r"B = 2; got \(1, 1, 2\)"):
+        network(image, torch.zeros(1, 1, 2), torch.zeros(1, 1))
+
+
+def test_baseline_and_network_take_the_same_call():
+    image, (points, labels) = torch.zeros(1, 3, 64, 64), as_rows([(BOX / 2, [2, 3])])
+    assert FillBox()(image, points, labels).shape == build_student("resnet18", image_size=64)(image, points, labels).shape
+
+
+def test_second_encoding_of_equal_content_comes_from_memory_until_weights_change():
+    network = build_student("resnet18", image_size=64).eval()
+    calls = []
+    network.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+    image, other = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        first = network.embed(image)
+        assert torch.equal(network.embed(image.clone()), first)
+        assert len(calls) == 1
+        assert not torch.equal(network.embed(other), first)
+        network.load_state_dict(network.state_dict())
+        network.embed(image)
+    assert len(calls) == 3
+    assert len(copy.deepcopy(network).embeddings) == 0

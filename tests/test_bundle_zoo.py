@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the MONAI Model Zoo and MONAI's own commands demand of a bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+
+import monai_kdsam
+from monai_kdsam.bundles import bundle_path
+from monai_kdsam.networks import build_student
+
+ROOT = Path(__file__).parents[1]
+BUNDLE = bundle_path()
+SIZE = 64
+SCHEMA = Path(os.environ.get("KDSAM_SCHEMA", ROOT.parent / "shared" / "reference" / "meta_schema_20240725.json"))
+PHASES = ("adapt", "distill", "train", "evaluate", "inference")
+LAYOUT = [
+    *(f"configs/{phase}.json" for phase in PHASES),
+    "configs/metadata.json",
+    "configs/logging.conf",
+    "docs/README.md",
+    "docs/data_license.txt",
+    "LICENSE",
+]
+# Keys that rightly differ between training and inference.
+OWN_OF_A_PHASE = {"phase", "network", "output_dir", "num_workers", "inferer", "initialize", "run"}
+
+
+def read(name: str, folder: Path = BUNDLE) -> dict:
+    return json.loads((folder / "configs" / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A copy of the bundle with a network of 64 px, and random weights in it."""
+    folder = tmp_path_factory.mktemp("zoo") / BUNDLE.name
+    shutil.copytree(BUNDLE, folder, ignore=shutil.ignore_patterns("models", "output"))
+    metadata, inference = read("metadata.json"), read("inference.json")
+    formats = metadata["network_data_format"]
+    for tensor in (formats["inputs"]["image"], formats["outputs"]["pred"]):
+        tensor["spatial_shape"] = [SIZE, SIZE]
+    inference |= {"image_size": SIZE, "backbone": "resnet18"}
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    (folder / "configs" / "inference.json").write_text(json.dumps(inference))
+    (folder / "models").mkdir()
+    torch.manual_seed(0)
+    torch.save(build_student("resnet18", image_size=SIZE).state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+@pytest.mark.parametrize("name", LAYOUT)
+def test_the_zoos_layout_is_complete(name):
+    assert (BUNDLE / name).is_file()
+
+
+def test_the_bundle_has_no_code_and_no_weights_of_its_own():
+    assert not list(BUNDLE.rglob("*.py"))
+    assert all(path.stat().st_size < 1e6 for path in BUNDLE.rglob("*") if path.is_file() and "models" not in path.parts)
+
+
+def test_the_license_is_the_projects():
+    assert (BUNDLE / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+def test_the_version_is_the_packages_and_in_the_changelog():
+    metadata = read("metadata.json")
+    assert metadata["version"] == monai_kdsam.__version__
+    assert metadata["version"] in metadata["changelog"]
+
+
+def test_the_readme_names_every_phase_and_no_config_that_is_not_there():
+    readme = (BUNDLE / "docs" / "README.md").read_text()
+    named = set(re.findall(r"configs/(\w+\.json)", readme))
+    assert named >= {f"{phase}.json" for phase in PHASES}
+    assert all((BUNDLE / "configs" / name).is_file() for name in named)
+
+
+@pytest.mark.filterwarnings("ignore:No hash value provided")
+@pytest.mark.skipif(not SCHEMA.is_file(), reason="set KDSAM_SCHEMA to a file of MONAI's metadata schema")
+def test_metadata_fits_monais_schema(tmp_path):
+    # A copy, since MONAI downloads to this path what it does not find there.
+    schema = shutil.copyfile(SCHEMA, tmp_path / "schema.json")
+    verify_metadata(meta_file=str(BUNDLE / "configs" / "metadata.json"), filepath=str(schema))
+
+
+def test_the_network_takes_and_gives_what_metadata_says(small):
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(small / "configs" / "metadata.json"),
+        config_file=str(small / "configs" / "inference.json"),
+        bundle_root=str(small),
+    )
+
+
+def test_metadata_states_the_input_size_of_the_default_network():
+    size = read("inference.json")["image_size"]
+    formats = read("metadata.json")["network_data_format"]
+    assert formats["inputs"]["image"]["spatial_shape"] == formats["outputs"]["pred"]["spatial_shape"] == [size, size]
+
+
+PROMPTS = {
+    "none": (),
+    "clicks": (torch.tensor([[[20.0, 30.0], [50.0, 8.5]]]).repeat(2, 1, 1), torch.tensor([[1, 0], [1, -1]])),
+    "box": (torch.tensor([[[8.0, 8.0], [40.0, 48.0]]]).repeat(2, 1, 1), torch.tensor([[2, 3], [2, 3]])),
+    "two prompts for each image": (
+        torch.tensor([[[8.0, 8.0], [40.0, 48.0]], [[9.0, 9.0], [0.0, 0.0]]]).repeat(2, 1, 1, 1),
+        torch.tensor([[2, 3], [1, -1]]).repeat(2, 1, 1),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(small):
+    path = small / "models" / "model.ts"
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(path),
+        ckpt_file=str(small / "models" / "model.pt"),
+        meta_file=str(small / "configs" / "metadata.json"),
+        config_file=str(small / "configs" / "inference.json"),
+        bundle_root=str(small),
+    )
+    return torch.jit.load(path).eval()
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_network_that_ckpt_export_writes_equals_the_network(small, exported, prompt):
+    network = build_student("resnet18", image_size=SIZE).eval()
+    network.load_state_dict(torch.load(small / "models" / "model.pt", weights_only=True))
+    image = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(exported(image, *PROMPTS[prompt]), network(image, *PROMPTS[prompt]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [
+        ("train", ["train"]),
+        ("train", ["train", "distill"]),
+        ("train", ["train", "adapt"]),
+        ("infer", ["inference"]),
+    ],
+)
+def test_monai_finds_every_property_that_it_demands(tmp_path, kind, files):
+    workflow = ConfigWorkflow(
+        config_file=[str(BUNDLE / "configs" / f"{name}.json") for name in files],
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        logging_file=str(BUNDLE / "configs" / "logging.conf"),
+        workflow_type=kind,
+        bundle_root=str(tmp_path),
+    )
+    assert not workflow.check_properties()
+
+
+def test_what_training_and_inference_share_is_equal():
+    train, inference = read("train.json"), read("inference.json")
+    shared = set(train) & set(inference) - OWN_OF_A_PHASE
+    assert {"image_size", "backbone", "neck", "pixel_mean", "pixel_std", "network_def"} <= shared
+    assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
+    assert {**train["inferer"], "remember": None} == {**inference["inferer"], "remember": None}
+
+
+def of_the_image(transforms: list[dict]) -> dict[str, dict]:
+    """What each deterministic transform is told about the key `image`, by the transform's name."""
+    told = {}
+    for transform in transforms:
+        keys = [transform["keys"]] if isinstance(transform["keys"], str) else transform["keys"]
+        if "image" in keys and "Rand" not in transform["_target_"]:
+            index = keys.index("image")
+            settings = {
+                name: value[index] if isinstance(value, list) and len(value) == len(keys) else value
+                for name, value in transform.items()
+                if name not in ("keys", "_target_")
+            }
+            told[transform["_target_"]] = settings
+    return told
+
+
+@pytest.mark.parametrize("second", [None, "evaluate"])
+def test_training_evaluation_and_inference_prepare_the_image_alike(second):
+    train = read("train.json") | (read(f"{second}.json") if second else {})
+    trained = of_the_image([*train["load"], *train["to_network_frame"], *train["pad"]])
+    served = of_the_image(read("inference.json")["preprocessing"]["transforms"])
+    geometry = ("LoadImaged", "EnsureChannelFirstd", "Orientationd", "Resized", "NormalizeIntensityd", "SpatialPadd")
+    assert [name for name in trained if name in geometry] == list(geometry)
+    assert [name for name in served if name in geometry] == list(geometry)
+    for name in geometry:
+        assert trained[name] == served[name], name
