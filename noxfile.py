@@ -35,7 +35,8 @@ def install_own(session: nox.Session, *packages: str) -> None:
 def wheel(session: nox.Session) -> None:
     """Build the sdist and from it the wheel, install it elsewhere, and run its bundle from another folder."""
     folder = Path(session.create_tmp()).resolve()
-    session.install("build")
+    # A new environment of an older Python brings a setuptools that is older than torch wants.
+    session.install("build", "setuptools>=77")
     session.run("python", "-m", "build", "--outdir", str(folder / "dist"), silent=True)
     built = next((folder / "dist").glob("*.whl"))
     if borrow_dependencies(session):
@@ -48,7 +49,8 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "-c", code)
     session.run("python", "-m", "monai_kdsam", "--help", silent=True)
     session.run("python", "-m", "monai_kdsam", "bundle", "copy")
-    session.run("python", "-c", "from monai_kdsam.data import write_phantoms; write_phantoms('images', per_kind=3)")
+    code = "from monai_kdsam.data.phantoms import write_phantoms; write_phantoms('images', per_kind=3)"
+    session.run("python", "-c", code)
     for phase in ("adapt", "distill", "train", "inference"):
         run_phase(session, "copy", phase)
     if not list(Path("copy/kdsam_deepgrow_2d/output/masks").rglob("*_mask.png")):

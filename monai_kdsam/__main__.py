@@ -49,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     download = commands.add_parser("download", help="fetch pretrained weights, with a checksum")
-    download.add_argument("name", help="sam_vit_b, sam_vit_l, sam_vit_h, vgg16, resnet18, resnet34, resnet50, resnet101")
+    download.add_argument(
+        "name", help="sam_vit_b, sam_vit_l, sam_vit_h, vgg16, resnet18, resnet34, resnet50, resnet101"
+    )
     download.add_argument("--dir", default="models", help="folder to write to (default: %(default)s)")
     download.set_defaults(run=_download)
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ class _Runner:
         return [f"{float(last[prompt]):.3f}" for prompt in PROMPTS]
 
 
-def run_demo(folder: str | Path = "kdsam_demo", *, per_kind: int = 60, image_size: int = 128, factor: float = 1.0) -> str:
+def run_demo(
+    folder: str | Path = "kdsam_demo", *, per_kind: int = 60, image_size: int = 128, factor: float = 1.0
+) -> str:
     """Run the demonstration.
 
     Args:
@@ -100,17 +103,16 @@ def run_demo(folder: str | Path = "kdsam_demo", *, per_kind: int = 60, image_siz
     return _report(rows, folder, bundle, sheet, time.monotonic() - started)
 
 
-class _quiet(warnings.catch_warnings):
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """Progress bars instead of log lines, and no warnings of the libraries below."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-
-    def __exit__(self, *exception: object) -> None:
-        logging.disable(logging.NOTSET)
-        super().__exit__(*exception)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _picture_sheet(folder: Path, bundle: Path) -> Path:
@@ -137,9 +139,7 @@ def _picture_sheet(folder: Path, bundle: Path) -> Path:
     return save_picture_sheet(folder / "pictures.png", rows, columns=columns, captions=sorted(kinds))
 
 
-def _report(
-    rows: Sequence[tuple[str, Sequence[str]]], folder: Path, bundle: Path, sheet: Path, seconds: float
-) -> str:
+def _report(rows: Sequence[tuple[str, Sequence[str]]], folder: Path, bundle: Path, sheet: Path, seconds: float) -> str:
     lines = [f"{'mean Dice on the test pictures':32}{'box':>8}{'click':>8}{'none':>8}"]
     for name, scores in rows:
         lines.append(f"{name:32}" + "".join(f"{score:>8}" for score in [*scores, "-", "-"][:3]))
@@ -156,4 +156,3 @@ def _report(
     text = "\n".join(lines)
     (folder / "results.txt").write_text(text + "\n", encoding="utf-8")
     return text
-

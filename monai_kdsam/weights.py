@@ -3,15 +3,34 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from monai_kdsam.download import require_weights
 
-__all__ = ["read_state_dict"]
+__all__ = ["load_tensors", "read_state_dict"]
+
+
+def load_tensors(path: str | Path) -> Any:
+    """`torch.load` of tensors and plain containers; never executes what a pickle holds.
+
+    Raises:
+        ValueError: with the reason in one line, when the file is damaged or holds other objects.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged pickle raises depends on the damage
+        # torch's own text spans many lines and suggests to execute the file.
+        other = re.search(r"GLOBAL (\S+)", str(error))
+        if other:
+            raise ValueError(f"it holds other objects than tensors ({other[1]})") from error
+        text = str(error).partition("\n")[0]
+        is_vague = not text or text.startswith("Weights only load failed")
+        raise ValueError("it is no complete PyTorch file" if is_vague else text.rstrip(".?")) from error
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -26,10 +45,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = require_weights(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError, OSError, ValueError) as error:
+        content = load_tensors(path)
+    except ValueError as error:
         raise ValueError(
-            f"Cannot read {path} as PyTorch weights: {str(error).splitlines()[0]} "
+            f"Cannot read {path} as PyTorch weights: {error}. "
             "If it was downloaded, it is damaged: delete it and run `python -m monai_kdsam download` again."
         ) from error
     for wrapper in ("model", "state_dict", "network"):

@@ -14,7 +14,8 @@ import torch
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 
 import monai_kdsam
-from monai_kdsam.bundles import bundle_path
+from monai_kdsam.bundles import bundle_path, config_path
+from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.networks import build_student
 
 ROOT = Path(__file__).parents[1]
@@ -140,24 +141,22 @@ def test_the_network_that_ckpt_export_writes_equals_the_network(small, exported,
         torch.testing.assert_close(exported(image, *PROMPTS[prompt]), network(image, *PROMPTS[prompt]))
 
 
-@pytest.mark.parametrize(
-    ("kind", "files"),
-    [
-        ("train", ["train"]),
-        ("train", ["train", "distill"]),
-        ("train", ["train", "adapt"]),
-        ("infer", ["inference"]),
-    ],
-)
-def test_monai_finds_every_property_that_it_demands(tmp_path, kind, files):
+@pytest.mark.parametrize(("kind", "config", "data"), [("train", "train", "."), ("infer", "inference", "images")])
+def test_monai_finds_every_property_that_it_demands(small, tmp_path, kind, config, data):
+    write_phantoms(tmp_path / "data", per_kind=2, size=SIZE)
     workflow = ConfigWorkflow(
-        config_file=[str(BUNDLE / "configs" / f"{name}.json") for name in files],
+        config_file=[str(BUNDLE / "configs" / f"{config}.json"), str(config_path("smoke.yaml"))],
         meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=str(BUNDLE / "configs" / "logging.conf"),
+        logging_file=False,
         workflow_type=kind,
-        bundle_root=str(tmp_path),
+        bundle_root=str(BUNDLE),
+        dataset_dir=str(tmp_path / "data" / data),
+        output_dir=str(tmp_path / "output"),
+        ckpt_dir=str(small / "models"),
+        initial_checkpoint=str(small / "models" / "model.pt"),
     )
-    assert not workflow.check_properties()
+    workflow.initialize()
+    assert workflow.check_properties() == []
 
 
 def test_what_training_and_inference_share_is_equal():

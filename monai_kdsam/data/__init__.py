@@ -7,12 +7,13 @@ from monai_kdsam.data.datalist import prepare_datalist
 from monai_kdsam.data.datasets import LAYOUTS, read_dataset
 from monai_kdsam.data.image_reader import Image2DReader, list_images, number_of_frames
 from monai_kdsam.data.splits import duplicate_groups, split_items
-from monai_kdsam.data.validation import Problem, validate_items
+from monai_kdsam.data.validation import Problem, check_images, validate_items
 
 __all__ = [
     "LAYOUTS",
     "Image2DReader",
     "Problem",
+    "check_images",
     "duplicate_groups",
     "list_images",
     "number_of_frames",

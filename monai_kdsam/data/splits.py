@@ -26,9 +26,9 @@ def duplicate_groups(thumbnails: np.ndarray, *, threshold: float = 0.86) -> np.n
     the common shape of all ultrasound sectors or endoscope frames would count as likeness. Groups are closed under
     "duplicate of a duplicate".
 
-    Among 1420 images of Kvasir-SEG, ISIC 2017, HC18 and BUSI, 24 pairs are above the default (17 of them in BUSI),
-    the six least alike are duplicates by eye, from 0.874 up to 1.000; the highest pair below, two polyps under one overlay, has
-    0.839. The largest group has 3 images. A lesion seen again at another zoom is not found.
+    Among 1420 images of Kvasir-SEG, ISIC 2017, HC18 and BUSI, 24 pairs are above the default (17 of them in BUSI), from
+    0.874 up to 1.000, and the six least alike are duplicates by eye; the highest pair below, two polyps under one
+    overlay, has 0.839. The largest group has 3 images. A lesion seen again at another zoom is not found.
 
     Args:
         thumbnails: (N, H, W) gray pictures, from :func:`monai_kdsam.data.validation.inspect_items`.

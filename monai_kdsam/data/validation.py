@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 from monai.utils import ensure_tuple
@@ -16,8 +18,9 @@ from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.picture import to_mask, to_rgb
 from monai_kdsam.transforms.masks import clean_mask
 
-__all__ = ["THUMBNAIL_SIZE", "Inspection", "Problem", "inspect_items", "thumbnail", "validate_items"]
+__all__ = ["THUMBNAIL_SIZE", "Inspection", "Problem", "check_images", "inspect_items", "thumbnail", "validate_items"]
 
+logger = logging.getLogger(__name__)
 THUMBNAIL_SIZE = 32
 
 
@@ -67,6 +70,35 @@ def validate_items(items: Sequence[Item], *, foreground_values: Collection[float
     ['unreadable', 'unreadable']
     """
     return inspect_items(items, foreground_values=foreground_values).problems
+
+
+def check_images(items: Sequence[Item], bad_images: Literal["raise", "skip"] = "raise") -> list[Item]:
+    """Look at images without masks before they are segmented, so that a bad one does not end a run of hours.
+
+    Args:
+        items: dictionaries with `image`.
+        bad_images: "raise" stops at images that cannot be segmented, after all were looked at; "skip" leaves them out.
+
+    Returns:
+        The items whose images can be segmented.
+
+    Raises:
+        ValueError: listing the bad images.
+    """
+    problems = {}
+    for item in tqdm(items, desc="checking images", unit="image", disable=len(items) < 20):
+        _, found = _look_at_image(item["image"])
+        if found:
+            problems[item["image"]] = found[0][1]
+    listed = "\n".join(list(problems.values())[:20])
+    if problems and bad_images != "skip":
+        raise ValueError(
+            f"{len(problems)} of {len(items)} images cannot be segmented. Mend or remove them, or leave them out with "
+            f"`--bad_images skip`:\n{listed}"
+        )
+    if problems:
+        logger.warning("%d of %d images are left out (`bad_images`):\n%s", len(problems), len(items), listed)
+    return [item for item in items if item["image"] not in problems]
 
 
 def inspect_items(items: Sequence[Item], *, foreground_values: Collection[float] | None = None) -> Inspection:

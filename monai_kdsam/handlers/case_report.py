@@ -62,8 +62,8 @@ class CaseReport:
             groups[source].append(row)
         summary = [(source, *_summarize(group)) for source, group in sorted(groups.items())]
         if len(groups) > 1:
-            means = [[row[2 + k] for row in summary] for k in range(len(self.prompts) + 1)]
-            summary.append(("mean of sources", sum(len(g) for g in groups.values()), *map(_mean, means)))
+            images, empty, *columns = zip(*(row[1:] for row in summary), strict=True)
+            summary.append(("mean of sources", sum(images), sum(empty), *map(_mean, columns)))
         header = ("source", "images", "empty references", *self.prompts)
         self._write("summary.csv", header, summary)
         for line in _format([header, *summary]):

@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,6 +15,8 @@ from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 from monai.utils import set_determinism
 from torch import nn
+
+from monai_kdsam.weights import load_tensors
 
 __all__ = ["BestWeightsSaver", "EpochSeed", "ResumeHandler"]
 
@@ -107,7 +108,8 @@ class ResumeHandler:
 
     Raises:
         FileNotFoundError: when told to resume and there is nothing to resume from.
-        ValueError: when the file is damaged, or belongs to another network or to a finished run.
+        ValueError: when the file is damaged, or belongs to another network, to a run of another length (the learning
+            rate's schedule depends on it) or to a finished one.
     """
 
     def __init__(self, path: str | Path, objects: Mapping[str, Any], *, evaluator: Engine, resume: bool) -> None:
@@ -128,6 +130,7 @@ class ResumeHandler:
         state = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
+            "max_epochs": engine.state.max_epochs,
             "best": best,
             "objects": {name: item.state_dict() for name, item in self.objects.items()},
         }
@@ -138,20 +141,27 @@ class ResumeHandler:
         if not self.path.is_file():
             raise FileNotFoundError(f"Nothing to resume: {self.path} does not exist. Start without `--resume True`.")
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            state = load_tensors(self.path)
             for name, item in self.objects.items():
                 item.load_state_dict(state["objects"][name])
-        except (RuntimeError, EOFError, UnpicklingError, KeyError, ValueError) as error:
+            epoch, iteration, max_epochs = state["epoch"], state["iteration"], state["max_epochs"]
+            best = dict(state["best"])
+        except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
-                f"Cannot resume from {self.path}: {str(error).splitlines()[0]} "
-                "It is damaged or of another network; start without `--resume True`."
+                f"Cannot resume from {self.path}: {str(error).partition(chr(10))[0]} - "
+                "it is damaged or of another network; start without `--resume True`."
             ) from error
-        if engine.state.max_epochs is not None and state["epoch"] >= engine.state.max_epochs:
+        if max_epochs != engine.state.max_epochs:
             raise ValueError(
-                f"Nothing to resume: {self.path} is of a run that finished {state['epoch']} epochs, and `epochs` is "
-                f"{engine.state.max_epochs}. Ask for more `epochs`."
+                f"Cannot resume from {self.path}: its learning rate is scheduled for {max_epochs} epochs, and `epochs` "
+                f"is now {engine.state.max_epochs}. Ask for the same `epochs`, or start without `--resume True`."
             )
-        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
-        for key, value in state["best"].items():
+        if max_epochs is not None and epoch >= max_epochs:
+            raise ValueError(
+                f"Nothing to resume: {self.path} is of a run that finished its {epoch} epochs. "
+                "Start without `--resume True`."
+            )
+        engine.state.epoch, engine.state.iteration = epoch, iteration
+        for key, value in best.items():
             setattr(self.evaluator.state, key, value)
-        logger.info("Resumed from %s after epoch %d.", self.path, state["epoch"])
+        logger.info("Resumed from %s after epoch %d.", self.path, epoch)

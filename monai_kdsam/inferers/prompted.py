@@ -43,15 +43,17 @@ class PromptedInferer(Inferer):
         """
         if points is None and labels is None:
             points, labels = self._from_metadata(inputs)
-        kwargs.update({} if points is None else {"points": points, "labels": labels})
+        if points is not None or labels is not None:
+            kwargs.update(points=points, labels=labels)
+        # The network sees a plain tensor: what it remembers must not carry one request's metadata to the next.
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             if self.remember and hasattr(network, "embed") and not torch.is_grad_enabled():
-                logits = network.predict(network.embed(inputs), **kwargs).float()
+                logits = network.predict(network.embed(image), **kwargs).float()
             else:
-                logits = network(inputs, **kwargs).float()
+                logits = network(image, **kwargs).float()
         # Invertd passes over a prediction that is a plain tensor, and the mask would keep the network's frame.
-        is_plain = isinstance(inputs, MetaTensor) and not isinstance(logits, MetaTensor)
-        return MetaTensor(logits) if is_plain else logits
+        return MetaTensor(logits).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else logits
 
     @staticmethod
     def _from_metadata(inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:

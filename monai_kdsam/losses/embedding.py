@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses between a student's and a teacher's embedding, blind to the padding of the image.
 
-Each takes the student's embedding (B, 256, h, w) and a target dictionary: `embedding`, the teacher's (B, 256, h, w), and
-`valid` (B, 1, S, S), 1 on the image and 0 on its padding.
+Each takes the student's embedding (B, 256, h, w) and a target dictionary: `embedding`, the teacher's (B, 256, h, w),
+and `valid` (B, 1, S, S), 1 on the image and 0 on its padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ def masked_mse(pred: Tensor, target: Tensor, positions: Tensor) -> Tensor:
         positions: (B, 1, h, w), 1 where a position counts.
 
     Example:
+        >>> import torch
         >>> a, b = torch.zeros(1, 2, 1, 2), torch.tensor([[[[1.0, 9.0]], [[3.0, 9.0]]]])
         >>> masked_mse(a, b, torch.tensor([[[[1.0, 0.0]]]])).item()
         5.0

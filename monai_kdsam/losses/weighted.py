@@ -36,7 +36,9 @@ class WeightedSumLoss(nn.Module):
         weights = dict(weights or {})
         unknown = sorted(set(weights) - set(terms))
         if unknown:
-            raise ValueError(f"Expected `weights` for terms among {', '.join(terms)}, got one for {', '.join(unknown)}.")
+            raise ValueError(
+                f"Expected `weights` for terms among {', '.join(terms)}, got one for {', '.join(unknown)}."
+            )
         self.weights = {name: float(weights.get(name, 1.0)) for name in terms}
         self.terms = nn.ModuleDict({name: term for name, term in terms.items() if self.weights[name] != 0})
         if not self.terms:

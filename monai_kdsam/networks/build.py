@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torchvision
 from torch import nn
 
+from monai_kdsam.download import require_weights
 from monai_kdsam.networks.checkpoint import load_weights
 from monai_kdsam.networks.image_encoder import NeckName, ResNetEncoder, build_neck
 from monai_kdsam.networks.kdsam import KDSAM
@@ -111,5 +112,7 @@ def build_teacher(
     """
     if kind not in TEACHERS:
         raise ValueError(f"Expected `kind` to be one of {', '.join(TEACHERS)}, got {kind!r}.")
+    if checkpoint is not None:
+        require_weights(checkpoint)  # before a ViT-H is built in vain
     network = build_kdsam(build_vit(**TEACHERS[kind], image_size=image_size), image_size=image_size)
     return load_weights(network, checkpoint)

@@ -58,9 +58,7 @@ class SamNeck(nn.Module):
         super().__init__()
         width = EMBEDDING_CHANNELS
         self.reduce = nn.Sequential(nn.Conv2d(channels[1], width, kernel_size=1, bias=False), LayerNorm2d(width))
-        self.refine = nn.Sequential(
-            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False), LayerNorm2d(width)
-        )
+        self.refine = nn.Sequential(nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False), LayerNorm2d(width))
 
     def forward(self, stage4: Tensor, stage5: Tensor) -> Tensor:
         """(B, C4, h, w) and (B, C5, h/2, w/2) -> (B, 256, h, w); stage 4 gives only its size."""
@@ -75,11 +73,11 @@ class DeconvNeck(nn.Module):
         super().__init__()
         width = EMBEDDING_CHANNELS
         self.upsample = nn.Sequential(
-            nn.ConvTranspose2d(channels[1], width, kernel_size=2, stride=2, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+            nn.ConvTranspose2d(channels[1], width, kernel_size=2, stride=2, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
         )
-        self.refine = nn.Sequential(
-            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False), LayerNorm2d(width)
-        )
+        self.refine = nn.Sequential(nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False), LayerNorm2d(width))
 
     def forward(self, stage4: Tensor, stage5: Tensor) -> Tensor:
         """(B, C4, h, w) and (B, C5, h/2, w/2) -> (B, 256, h, w); stage 4 is not used."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_kdsam.data.validation import inspect_items, validate_items
+from monai_kdsam.data.validation import check_images, inspect_items, validate_items
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (40, 50, 3), dtype=np.uint8)
 MASK = np.zeros((40, 50), dtype=np.uint8)
@@ -75,3 +75,17 @@ def test_a_missing_file_is_reported_and_the_rest_still_looked_at(tmp_path: Path)
     assert [problem.kind for problem in inspection.problems] == ["unreadable", "unreadable"]
     assert inspection.thumbnails[0].max() == 0
     assert inspection.thumbnails[1].mean() == pytest.approx(IMAGE.mean(), rel=0.05)
+
+
+def test_images_to_be_segmented_are_checked_all_at_once_and_skipped_only_when_asked(tmp_path, caplog):
+    good, bad, flat = (tmp_path / name for name in ("good.png", "bad.png", "flat.png"))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8), dtype=np.uint8)).save(good)
+    bad.write_bytes(good.read_bytes()[:40])
+    Image.new("L", (8, 8), 7).save(flat)
+    items = [{"image": str(path)} for path in (good, bad, flat)]
+    with pytest.raises(ValueError, match="2 of 3 images cannot be segmented") as error:
+        check_images(items)
+    assert "bad.png" in str(error.value)
+    assert "flat.png" in str(error.value)
+    assert check_images(items, "skip") == items[:1]
+    assert "2 of 3 images are left out" in caplog.text

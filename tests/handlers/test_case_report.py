@@ -19,10 +19,10 @@ ROWS = torch.arange(4.0)[:, None].expand(4, 4)
 
 
 def case(name: str, source: str | None, predicted: tuple[int, int], reference: int) -> dict:
-    """Two predictions and a reference that are the first so many rows of a 4 x 4 image: Dice is 2 min(p, r) / (p + r)."""
+    """Two predictions and a reference, each the first so many rows of a 4 x 4 image: Dice is 2 min(p, r) / (p + r)."""
     item = {
-        "image": MetaTensor(torch.stack([ROWS < rows for rows in predicted]).float(), meta={"filename_or_obj": name}),
-        "label": (ROWS < reference).float().expand(2, 4, 4).clone(),
+        "image": MetaTensor(torch.stack([rows > ROWS for rows in predicted]).float(), meta={"filename_or_obj": name}),
+        "label": (reference > ROWS).float().expand(2, 4, 4).clone(),
     }
     return item if source is None else item | {"source": source}
 

@@ -16,7 +16,7 @@ from monai_kdsam.handlers import BestWeightsSaver, EpochSeed, ResumeHandler
 from monai_kdsam.handlers.resume import save_atomically
 
 
-class Interrupted(Exception):
+class PowerFailureError(Exception):
     """The power fails."""
 
 
@@ -75,11 +75,11 @@ class Run:
         """Run, and break off in the middle of the epoch after `epoch`."""
 
         def fail(engine: Engine) -> None:
-            raise Interrupted
+            raise PowerFailureError
 
         later = Events.ITERATION_COMPLETED(event_filter=lambda engine, _: engine.state.epoch == epoch + 1)
         self.trainer.add_event_handler(later, fail)
-        with pytest.raises(Interrupted):
+        with pytest.raises(PowerFailureError):
             self.trainer.run()
         del self.losses[3 * epoch :]
         return self
@@ -167,8 +167,14 @@ def test_nothing_to_resume_is_told(tmp_path) -> None:
 
 def test_a_finished_run_is_told(tmp_path) -> None:
     Run(tmp_path, epochs=2).to_the_end()
-    with pytest.raises(ValueError, match=r"Nothing to resume: .* finished 2 epochs, and `epochs` is 2"):
+    with pytest.raises(ValueError, match=r"Nothing to resume: .* finished its 2 epochs\. Start without `--resume"):
         Run(tmp_path, epochs=2, resume=True).to_the_end()
+
+
+def test_a_run_of_another_length_is_not_resumed_because_its_learning_rates_would_differ(tmp_path) -> None:
+    Run(tmp_path, epochs=4).until(2)
+    with pytest.raises(ValueError, match=r"learning rate is scheduled for 4 epochs, and `epochs` is now 6\. Ask for"):
+        Run(tmp_path, epochs=6, resume=True).to_the_end()
 
 
 @pytest.mark.parametrize(
@@ -196,7 +202,7 @@ def test_a_file_that_is_no_state_is_told(tmp_path, content) -> None:
 
 
 def test_a_state_of_another_network_is_told(tmp_path) -> None:
-    Run(tmp_path, epochs=2).to_the_end()
+    Run(tmp_path).until(2)
     with pytest.raises(ValueError, match=r"Cannot resume from .*another network"):
         Run(tmp_path, resume=True, width=7).to_the_end()
 

@@ -187,7 +187,9 @@ def test_prompts_that_do_not_fit_are_refused():
 
 def test_baseline_and_network_take_the_same_call():
     image, (points, labels) = torch.zeros(1, 3, 64, 64), as_rows([(BOX / 2, [2, 3])])
-    assert FillBox()(image, points, labels).shape == build_student("resnet18", image_size=64)(image, points, labels).shape
+    assert (
+        FillBox()(image, points, labels).shape == build_student("resnet18", image_size=64)(image, points, labels).shape
+    )
 
 
 def test_second_encoding_of_equal_content_comes_from_memory_until_weights_change():

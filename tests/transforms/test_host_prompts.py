@@ -146,7 +146,8 @@ def test_a_box_may_end_on_the_far_edge_of_the_last_pixel() -> None:
 
 
 @pytest.mark.parametrize(
-    "request_", [{}, {"foreground": [], "background": [], "roi": []}, {"foreground": None, "background": None, "roi": None}]
+    "request_",
+    [{}, {"foreground": [], "background": [], "roi": []}, {"foreground": None, "background": None, "roi": None}],
 )
 def test_no_prompt_is_all_padding(tmp_path, request_) -> None:
     assert len(points_from_request(request_, (WIDTH, HEIGHT))[1]) == 0
@@ -187,4 +188,5 @@ def test_a_wrong_request_is_named(request_, text) -> None:
 
 
 def test_clicks_may_come_as_an_array() -> None:
-    assert points_from_request({"foreground": np.array([[3, 4], [5, 6]])}, (WIDTH, HEIGHT))[0].tolist() == [[3, 4], [5, 6]]
+    points, _ = points_from_request({"foreground": np.array([[3, 4], [5, 6]])}, (WIDTH, HEIGHT))
+    assert points.tolist() == [[3, 4], [5, 6]]

@@ -23,7 +23,9 @@ DISK = disk(30, 20, 9)
 RING = disk(30, 20, 15) & ~disk(30, 20, 12)
 CRESCENT = disk(30, 20, 16) & ~disk(38, 20, 16)
 TWO = disk(12, 20, 6) | disk(45, 20, 9)
-SHAPES = pytest.mark.parametrize("mask", [DISK, RING, CRESCENT, TWO, FULL], ids="disk ring crescent two full".split())
+SHAPES = pytest.mark.parametrize(
+    "mask", [DISK, RING, CRESCENT, TWO, FULL], ids=["disk", "ring", "crescent", "two", "full"]
+)
 
 
 def inside(points: np.ndarray, mask: np.ndarray) -> bool:
@@ -236,7 +238,8 @@ def test_lesions_that_touch_at_a_corner_are_one_component() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "labels"), [("box", []), ("center", [0]), ("click", [0]), ("clicks", [0]), ("box+clicks", [0]), ("none", [])]
+    ("kind", "labels"),
+    [("box", []), ("center", [0]), ("click", [0]), ("clicks", [0]), ("box+clicks", [0]), ("none", [])],
 )
 @pytest.mark.parametrize("target", ["union", "component"])
 def test_an_empty_mask_gets_a_background_click_or_nothing_and_an_empty_target(kind, labels, target) -> None:

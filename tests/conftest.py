@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small trained bundle on generated pictures, made once and shared by the tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import pytest
+import torch
+
+from monai_kdsam.bundles import copy_bundle
+from monai_kdsam.data.phantoms import write_phantoms
+
+SIZE = 64
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with a copy of the bundle, the overlays and pictures; `run` is `python -m monai.bundle run`."""
+
+    folder: Path
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "kdsam_deepgrow_2d"
+
+    @property
+    def models(self) -> Path:
+        return self.bundle / "models"
+
+    @property
+    def output(self) -> Path:
+        return self.bundle / "output"
+
+    def run(self, *configs: str, small: bool = True, **overrides: Any) -> None:
+        places = {".json": self.bundle / "configs", ".yaml": self.folder / "configs"}
+        names = [*configs, *(["offline.yaml", "smoke.yaml"] if small else [])]
+        overrides = {
+            "bundle_root": str(self.bundle),
+            "dataset_dir": str(self.folder / "phantoms"),
+            "progress": False,
+        } | overrides
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            monai.bundle.run(config_file=[str(places[Path(n).suffix] / n) for n in names], **overrides)
+
+
+def make_workspace(folder: Path, **settings: Any) -> Workspace:
+    copy_bundle(folder, settings={"backbone": "resnet18", "image_size": SIZE} | settings)
+    write_phantoms(folder / "phantoms", per_kind=4, size=72)
+    return Workspace(folder)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A fresh bundle, nothing trained."""
+    return make_workspace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = make_workspace(tmp_path_factory.mktemp("trained"))
+    workspace.run("train.json", "adapt.json")
+    workspace.run("train.json", "distill.json")
+    workspace.run("train.json")
+    return workspace
+
+
+@pytest.fixture
+def trained(trained_once: Workspace, tmp_path: Path) -> Workspace:
+    """A copy of a bundle that went through adapt, distill and train; tests may change it."""
+    # Hard links to what is large: saving replaces a file, and never writes into it.
+    for source in trained_once.folder.rglob("*"):
+        target = tmp_path / source.relative_to(trained_once.folder)
+        if source.is_dir():
+            target.mkdir(exist_ok=True)
+        elif source.suffix == ".pt":
+            os.link(source, target)
+        else:
+            shutil.copy2(source, target)
+    return Workspace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images that KDSAM_DATA names."""
+    folder = os.environ.get("KDSAM_DATA")
+    if not folder:
+        pytest.skip("KDSAM_DATA names no folder of real images")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def one_seed() -> None:
+    torch.manual_seed(0)

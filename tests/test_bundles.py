@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from monai_kdsam.bundles import (
+    begin_run,
+    bundle_path,
+    config_path,
+    copy_bundle,
+    reject_unknown_keys,
+    report_error,
+)
+from monai_kdsam.losses import WeightedSumLoss
+from monai_kdsam.transforms import RandPromptd, box_from_mask
+
+CONFIGS = bundle_path() / "configs"
+
+
+def config(**changes) -> dict:
+    return json.loads((CONFIGS / "train.json").read_text()) | changes
+
+
+# --- unknown keys
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.json")), ids=lambda file: file.stem)
+def test_the_bundles_own_configs_have_no_unknown_key(file) -> None:
+    reject_unknown_keys(json.loads(file.read_text()), CONFIGS)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("epochz", "epochs"), ("learning_rat", "learning_rate")])
+def test_a_mistyped_key_is_named_with_the_one_that_was_meant(typed, meant) -> None:
+    with pytest.raises(ValueError, match=rf"a key that nothing knows: '{typed}'\. Did you mean '{meant}'\?"):
+        reject_unknown_keys(config(**{typed: 5}), CONFIGS)
+
+
+def test_a_key_like_no_other_is_named_with_what_would_allow_it() -> None:
+    with pytest.raises(ValueError, match=r"nothing knows: 'xyzzy'\. A key of your own must be used by another: '@key'"):
+        reject_unknown_keys(config(xyzzy=5), CONFIGS)
+
+
+@pytest.mark.parametrize("use", ["@xyzzy", "$2 * @xyzzy", "%xyzzy"])
+def test_a_key_of_ones_own_that_another_uses_is_allowed(use) -> None:
+    reject_unknown_keys(config(xyzzy=5, epochs=use), CONFIGS)
+
+
+# --- the beginning of a run
+
+
+def workflow(folder: Path, **overrides) -> ConfigWorkflow:
+    """A bundle that does nothing but begin."""
+    configs = folder / "configs"
+    configs.mkdir(parents=True)
+    content = {
+        "imports": ["$import monai_kdsam.bundles as kdsam_bundles"],
+        "bundle_root": str(folder),
+        "output_dir": str(folder / "output"),
+        "epochs": 3,
+        "initialize": ["$kdsam_bundles.begin_run('default', 7, @output_dir, @bundle_root)"],
+        "run": ["$@epochs"],
+    }
+    (configs / "train.json").write_text(json.dumps(content))
+    return ConfigWorkflow(configs / "train.json", workflow_type="train", logging_file=False, **overrides)
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """An error and all that it wraps."""
+    found = [error]
+    while (following := found[-1].__cause__ or found[-1].__context__) is not None:
+        found.append(following)
+    return found
+
+
+def test_a_run_leaves_its_merged_config_and_logs_recipe_seed_and_versions(tmp_path, caplog) -> None:
+    with caplog.at_level("INFO", logger="monai_kdsam"):
+        workflow(tmp_path / "bundle", epochs=5).initialize()
+    kept = json.loads((tmp_path / "bundle" / "output" / "config.json").read_text())
+    assert kept["epochs"] == 5
+    assert "Recipe default, seed 7; monai_kdsam " in caplog.text
+    assert f"torch {torch.__version__}" in caplog.text
+    assert [file.name for file in (tmp_path / "bundle" / "output").iterdir()] == ["config.json"]
+
+
+def test_a_run_with_a_mistyped_override_does_not_begin(tmp_path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        workflow(tmp_path / "bundle", epochz=5).initialize()
+    assert any("nothing knows: 'epochz'. Did you mean 'epochs'?" in str(error) for error in chain(caught.value))
+    assert not (tmp_path / "bundle" / "output").exists()
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, below) -> None:
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match=r"Cannot write to `output_dir` .*taken.*: .+\. Choose another one\."):
+        begin_run("default", 0, str(tmp_path / "taken" / below), str(tmp_path))
+
+
+def test_a_beginning_changes_no_hook_of_a_program_that_is_not_the_bundle_command(tmp_path) -> None:
+    before = sys.excepthook
+    begin_run("default", 0, str(tmp_path / "new" / "output"), str(tmp_path))
+    assert sys.excepthook is before
+    assert list((tmp_path / "new" / "output").iterdir()) == []
+
+
+# --- what travels with the package
+
+
+def test_a_bundle_is_copied_with_the_overlays_and_an_empty_folder_of_models(tmp_path) -> None:
+    target = copy_bundle(tmp_path / "my")
+    assert target == tmp_path / "my" / "kdsam_deepgrow_2d"
+    for file in CONFIGS.glob("*"):
+        assert (target / "configs" / file.name).read_bytes() == file.read_bytes()
+    assert list((target / "models").iterdir()) == []
+    assert not (target / "output").exists()
+    overlays = {file.relative_to(config_path()) for file in config_path().rglob("*.yaml")}
+    assert {file.relative_to(tmp_path / "my" / "configs") for file in (tmp_path / "my").rglob("*.yaml")} >= overlays
+
+
+def test_a_copy_takes_settings_for_training_and_serving_alike(tmp_path) -> None:
+    target = copy_bundle(tmp_path, settings={"image_size": 512, "backbone": "resnet18"})
+    read = {file.stem: json.loads(file.read_text()) for file in (target / "configs").glob("*.json")}
+    for phase in ("train", "inference"):
+        assert (read[phase]["image_size"], read[phase]["backbone"]) == (512, "resnet18")
+    assert read["metadata"]["network_data_format"]["inputs"]["image"]["spatial_shape"] == [512, 512]
+
+
+def test_a_copy_with_an_unknown_setting_is_refused_before_anything_is_written(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"The bundle has no setting 'backbonee'\. Did you mean 'backbone'\?"):
+        copy_bundle(tmp_path, settings={"backbonee": "resnet18"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_is_there_already_is_not_overwritten(tmp_path) -> None:
+    target = copy_bundle(tmp_path)
+    (target / "models" / "model.pt").write_text("trained for a week")
+    with pytest.raises(FileExistsError, match="kdsam_deepgrow_2d exists already; choose another folder, or delete it"):
+        copy_bundle(tmp_path)
+    assert (target / "models" / "model.pt").read_text() == "trained for a week"
+
+
+def test_an_unknown_bundle_or_overlay_lists_the_known_ones() -> None:
+    with pytest.raises(FileNotFoundError, match=r"Expected a bundle among .*kdsam_deepgrow_2d.*, got 'kdsam'"):
+        bundle_path("kdsam")
+    with pytest.raises(FileNotFoundError, match=r"Expected a config overlay among .*smoke\.yaml.*, got 'smok\.yaml'"):
+        config_path("smok.yaml")
+
+
+# --- how errors are told
+
+
+def reported(function, capsys) -> str:
+    """What the exception hook writes about the error that a function raises."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - the caller looks at what is written about it
+        function()
+    report_error(caught.type, caught.value, caught.tb)
+    return capsys.readouterr().err
+
+
+def wrapped(function):
+    """A function whose error is wrapped twice by RuntimeErrors, as MONAI's Compose and ConfigParser do."""
+
+    def inner() -> None:
+        try:
+            function()
+        except Exception as error:
+            raise RuntimeError("applying transform <...>") from error
+
+    def outer() -> None:
+        try:
+            inner()
+        except Exception as error:
+            raise RuntimeError("Failed to evaluate") from error
+
+    return outer
+
+
+DELIBERATE = {
+    "a ValueError": (lambda: RandPromptd("label", ["scribble"]), "Expected `kinds`"),
+    "a FileNotFoundError": (lambda: bundle_path("kdsam"), "Expected a bundle among"),
+    "a FloatingPointError": (
+        lambda: WeightedSumLoss({"l1": torch.nn.L1Loss()}).report({"loss": float("nan")}),
+        "The loss is no longer finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda function: function, wrapped], ids=["bare", "wrapped"])
+@pytest.mark.parametrize("name", DELIBERATE)
+def test_a_deliberate_error_is_told_in_one_line(name, wrap, capsys) -> None:
+    function, text = DELIBERATE[name]
+    told = reported(wrap(function), capsys)
+    assert told.startswith(f"monai_kdsam: error: {text}")
+    assert told.count("\n") == 1
+
+
+def test_an_error_in_a_real_workflow_is_told_in_one_line(tmp_path, capsys) -> None:
+    run = workflow(tmp_path / "bundle", epochz=5)
+    told = reported(run.initialize, capsys).splitlines()
+    assert told == ["monai_kdsam: error: The config has a key that nothing knows: 'epochz'. Did you mean 'epochs'?"]
+
+
+def other_code() -> None:
+    raise ValueError("not ours")
+
+
+@pytest.mark.parametrize("wrap", [lambda function: function, wrapped], ids=["bare", "wrapped"])
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (other_code, "ValueError: not ours"),
+        (lambda: box_from_mask(None), "AttributeError: 'NoneType' object has no attribute 'any'"),  # type: ignore[arg-type]
+        (lambda: torch.zeros(2) + torch.zeros(3), "RuntimeError: The size of tensor a"),
+    ],
+    ids=["raised elsewhere", "a defect in our code", "raised by torch"],
+)
+def test_any_other_error_keeps_its_traceback(function, text, wrap, capsys) -> None:
+    told = reported(wrap(function), capsys)
+    assert "Traceback (most recent call last)" in told
+    assert text in told
+    assert "monai_kdsam: error" not in told
+
+
+def test_a_traceback_can_be_asked_for(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("KDSAM_TRACEBACK", "1")
+    assert "Traceback (most recent call last)" in reported(lambda: bundle_path("kdsam"), capsys)

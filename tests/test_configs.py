@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every config file is a test case by existing: each is run, small, on generated pictures in the layout it is for."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import monai.bundle
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from scipy import ndimage
+
+from monai_kdsam.bundles import bundle_path, config_path
+from monai_kdsam.data.phantoms import make_phantom
+
+OVERLAYS = sorted(str(path.relative_to(config_path())) for path in config_path().rglob("*.yaml"))
+NEEDS_SAM = {"teachers/vit_b.yaml", "teachers/vit_l.yaml", "teachers/vit_h.yaml"}
+PHASE_OF = {
+    "evaluate_teacher.yaml": ("train.json", "evaluate.json"),
+    "teachers/adapted.yaml": ("train.json", "distill.json"),
+    "recipes/paper.yaml": ("train.json", "distill.json"),
+}
+
+
+def pictures(kind, count=6):
+    for number in range(count):
+        yield number, *make_phantom(kind, size=64, seed=number)
+
+
+def save(path: Path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == bool else array).save(path)
+
+
+def write_kvasir(root: Path):
+    for number, image, mask in pictures("polyp"):
+        save(root / "images" / f"{number}.jpg", image)
+        save(root / "masks" / f"{number}.jpg", mask)
+
+
+def write_isic2017(root: Path):
+    for number, image, mask in pictures("skin_lesion"):
+        save(root / "ISIC-2017_Training_Data" / f"ISIC_{number:07d}.jpg", image)
+        save(root / "ISIC-2017_Training_Part1_GroundTruth" / f"ISIC_{number:07d}_segmentation.png", mask)
+
+
+def write_hc18(root: Path):
+    rows = [("filename", "pixel size(mm)", "head circumference (mm)")]
+    for number, image, mask in pictures("fetal_head"):
+        save(root / "training_set" / f"{number:03d}_HC.png", image[..., 0])
+        save(root / "training_set" / f"{number:03d}_HC_Annotation.png", mask & ~ndimage.binary_erosion(mask))
+        rows.append((f"{number:03d}_HC.png", 0.1, 100.0))
+    with open(root / "training_set_pixel_size_and_HC.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_busi(root: Path):
+    for number, image, mask in pictures("breast_lesion"):
+        save(root / "benign" / f"benign ({number}).png", image)
+        save(root / "benign" / f"benign ({number})_mask.png", mask)
+
+
+def write_pooled(root: Path):
+    write_kvasir(root / "Kvasir-SEG")
+    write_isic2017(root)
+    write_hc18(root / "HC18")
+    write_busi(root / "Dataset_BUSI_with_GT")
+
+
+WRITERS = {
+    "kvasir": write_kvasir,
+    "isic2017": write_isic2017,
+    "hc18": write_hc18,
+    "busi": write_busi,
+    "pooled": write_pooled,
+}
+
+
+def as_datalist(folder: Path) -> Path:
+    names = sorted(path.name for path in (folder / "images").iterdir())
+    items = [{"image": f"images/{name}", "label": f"masks/{name}", "subject": name} for name in names]
+    file = folder / "datalist.json"
+    file.write_text(json.dumps({"training": items[:8], "validation": items[8:10], "test": items[10:]}))
+    return file
+
+
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name not in NEEDS_SAM])
+def test_each_overlay_runs_with_the_phase_it_is_for(trained, overlay, tmp_path):
+    overrides = {"split_file": str(tmp_path / "new_split.json")}
+    name = Path(overlay)
+    if name.stem in WRITERS:
+        WRITERS[name.stem](tmp_path / "set")
+        overrides["dataset_dir"] = str(tmp_path / "set")
+    elif name.stem == "datalist":
+        overrides["dataset_dir"] = str(as_datalist(trained.folder / "phantoms"))
+    configs = list(PHASE_OF.get(overlay, ("train.json",)))
+    if name.parts[0] == "students":
+        configs.append("without_distillation.yaml")  # the weights at hand are ResNet-18's
+    else:
+        overrides["backbone"] = "resnet18"
+    before = {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*") if path.is_file()}
+    trained.run(*configs, "offline.yaml", "smoke.yaml", overlay, small=False, **overrides | SMALL)
+    after = {path for path in trained.folder.rglob("*") if path.is_file()}
+    written = {p.name for p in after if before.get(p) != p.stat().st_mtime_ns}
+    assert written & {"model.pt", "distilled.pt", "without_distillation.pt", "summary.csv"}, written
+
+
+# Whatever an overlay says of size, the test stays small.
+SMALL = {"batch_size": 2, "image_size": 64, "epochs": 1, "num_workers": 0}
+
+
+@pytest.mark.parametrize("overlay", sorted(NEEDS_SAM))
+def test_a_missing_sam_checkpoint_is_an_error_that_names_the_command(workspace, overlay):
+    configs = ("train.json", "distill.json", overlay)
+    with pytest.raises(RuntimeError) as error:
+        workspace.run(*configs, small=False)
+    cause = error.value
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    assert f"python -m monai_kdsam download sam_{Path(overlay).stem} --dir" in str(cause)
+
+
+def test_overlays_are_small_and_address_nothing_by_position():
+    for name in OVERLAYS:
+        text = config_path(name).read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 25, name
+        assert not any(part.isdigit() for key in yaml.safe_load(text) for part in key.replace("::", "#").split("#"))
+
+
+def test_every_config_of_the_bundle_is_run_by_some_test():
+    assert {path.name for path in bundle_path().glob("configs/*.json")} == {
+        *("adapt.json", "distill.json", "train.json", "evaluate.json", "inference.json", "metadata.json")
+    }
+
+
+def test_what_a_run_needs_is_declared_for_monai():
+    """MONAI finds trainer, dataset and so on under the names that its hosts ask for."""
+    for kind, file in (("train", "train.json"), ("infer", "inference.json")):
+        workflow = monai.bundle.ConfigWorkflow(
+            config_file=str(bundle_path() / "configs" / file), workflow_type=kind, logging_file=False
+        )
+        assert workflow.check_properties() == []

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What README.md and docs/extending.md tell a user to type is typed here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import fire
+import monai.bundle
+import numpy as np
+import pytest
+import torch
+
+from monai_kdsam.__main__ import main
+from monai_kdsam.data.phantoms import write_phantoms
+from monai_kdsam.download import WEIGHTS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    lines = [line for block in blocks(README, "bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python -m")]
+
+
+def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch):
+    """As typed, but small: DATA is generated, two overlays are added, nothing is downloaded."""
+    monkeypatch.chdir(tmp_path)
+    write_phantoms("work/DATA", per_kind=4, size=72)
+    small = ["configs/offline.yaml", "configs/smoke.yaml"]
+    ran = []
+    for command in commands():
+        words = shlex.split(command.replace("$B", "kdsam_deepgrow_2d"))[2:]
+        if words[:2] == ["monai_kdsam", "download"]:
+            assert words[2] in WEIGHTS
+        elif words[0] == "monai_kdsam":
+            words = ["image_size=64" if word.startswith("image_size") else word for word in words]
+            assert main([word.replace("resnet50", "resnet18") for word in words[1:]]) == 0
+            monkeypatch.chdir(tmp_path / "work")
+        else:
+            assert words[:2] == ["monai.bundle", "run"]
+            if "distill.json" in command:  # there is no SAM here: its place takes an adapted teacher, as README says
+                run(command.replace("distill.json", "adapt.json"), small)
+            run(command, small if "inference.json" not in command else [])
+            ran.append(re.findall(r"(\w+)\.json", command)[-1])
+    assert ran == ["distill", "train", "evaluate", "inference"]
+    assert len(list(Path("masks").glob("*_mask.png"))) == 16
+
+
+def run(command, overlays):
+    """`python -m monai.bundle run ...` in this process, parsed as MONAI's command line parses it."""
+    words = shlex.split(command.replace("$B", "kdsam_deepgrow_2d"))[4:]
+    at = words.index("--config_file") + 1
+    if overlays:
+        words[at] = words[at][:-1] + "," + ",".join(f"'{name}'" for name in overlays) + "]"
+    fire.Fire(monai.bundle.run, command=[*words, "--progress", "False"])
+
+
+def test_the_python_of_the_readme_runs(trained, monkeypatch):
+    monkeypatch.chdir(trained.folder)
+    (trained.folder / "image.png").write_bytes(next((trained.folder / "phantoms" / "images").iterdir()).read_bytes())
+    predictor, network = blocks(README, "python")
+    names: dict[str, object] = {}
+    small = predictor.replace("[40, 30, 210, 180]", "[4, 3, 21, 18]").replace("[[120, 90]]", "[[12, 9]]")
+    exec(small, names)
+    assert set(np.unique(names["mask"])) <= {0, 1}
+    names |= {
+        "image": torch.zeros(2, 3, 64, 64),
+        "points": torch.ones(2, 1, 2),
+        "labels": torch.ones(2, 1, dtype=torch.long),
+    }
+    with torch.no_grad():
+        exec(network.replace("resnet50", "resnet18").replace("image_size=1024", "image_size=64"), names)
+    assert names["logits"].shape == (2, 1, 64, 64)
+    assert names["embedding"].shape == (2, 256, 4, 4)
+    assert names["masks"].shape == (2, 1, 16, 16)
+
+
+@pytest.fixture
+def examples(trained, monkeypatch):
+    """The overlays and classes of docs/extending.md, written where the page says."""
+    parts = "\n".join(blocks(EXTENDING, "python"))
+    (trained.bundle / "my_parts.py").write_text(
+        "from __future__ import annotations\n" + parts.replace("from __future__ import annotations\n", "")
+    )
+    for block in blocks(EXTENDING, "yaml"):
+        name = re.match(r"# (\w+\.yaml)", block)[1]
+        (trained.folder / "configs" / name).write_text(block)
+    monkeypatch.syspath_prepend(str(trained.bundle))
+    monkeypatch.delitem(sys.modules, "my_parts", raising=False)
+    return trained
+
+
+def test_own_student(examples):
+    examples.run("train.json", "distill.json", "own_student.yaml")
+    state = torch.load(examples.models / "distilled.pt", weights_only=True)
+    assert state["image_encoder.0.weight"].shape == (64, 3, 7, 7)
+
+
+def test_own_teacher(examples):
+    from monai_kdsam.networks import build_student
+
+    torch.save(build_student("resnet34", image_size=64).state_dict(), examples.models / "resnet34.pt")
+    examples.run("train.json", "distill.json", "own_teacher.yaml")
+
+
+def test_own_loss_is_summed_and_logged_under_its_name(examples, caplog):
+    with caplog.at_level("INFO"):
+        examples.run("train.json", "distill.json", "own_loss.yaml", log_interval=1)
+    assert "cosine: " in caplog.text
+    assert "mse: " in caplog.text
+
+
+def test_another_metric_is_computed_and_logged(examples, caplog):
+    with caplog.at_level("INFO"):
+        examples.run("train.json", "own_metric.yaml")
+    assert "val_iou: " in caplog.text
+
+
+def test_the_datalist_of_the_page_is_read(tmp_path):
+    import json
+
+    from PIL import Image
+
+    from monai_kdsam.data import read_dataset
+
+    (content,) = blocks(EXTENDING, "json")
+    items = [item for split in json.loads(content).values() for item in split]
+    for item in items:
+        for key in ("image", "label"):
+            Image.new("L", (8, 8), 1).save((tmp_path / item[key]).with_suffix(".png"))
+            (tmp_path / item[key]).with_suffix(".png").rename(tmp_path / item[key])
+    (tmp_path / "list.json").write_text(content)
+    read = read_dataset("datalist", tmp_path / "list.json")
+    assert [item["subject"] for item in read] == ["17", "18", "19"]
+    assert [item["official_split"] for item in read] == ["training", "validation", "test"]
+
+
+def test_pages_link_to_pages_that_exist():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle's phases, run as a user runs them, on generated pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_kdsam.handlers import ResumeHandler
+from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.networks import build_student
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+def same(one, other, prefix=""):
+    return all(torch.equal(one[name], other[name]) for name in one if name.startswith(prefix))
+
+
+def test_each_phase_leaves_raw_weights_logs_its_recipe_and_keeps_the_merged_config(trained):
+    for name in ("teacher.pt", "distilled.pt", "model.pt"):
+        assert all(isinstance(value, torch.Tensor) for value in weights(trained.models / name).values())
+    build_student("resnet18", image_size=64).load_state_dict(weights(trained.models / "model.pt"))
+    assert json.loads((trained.output / "config.json").read_text())["image_size"] == 64
+    for phase in ("adapt", "distill", "train"):
+        assert list((trained.output / "tensorboard" / phase).glob("events*")), phase
+
+
+def test_the_log_names_recipe_seed_and_versions(workspace, caplog):
+    with caplog.at_level(logging.INFO, logger="monai_kdsam"):
+        workspace.run("train.json", "adapt.json", "recipes/paper.yaml", seed=3, logging_file=False)
+    assert "Recipe paper, seed 3; monai_kdsam 0.1.0, monai" in caplog.text
+    assert f"torch {torch.__version__}" in caplog.text
+
+
+def test_distillation_trains_the_encoder_and_leaves_the_teachers_decoder(trained):
+    teacher, student = weights(trained.models / "teacher.pt"), weights(trained.models / "distilled.pt")
+    assert same({k: v for k, v in teacher.items() if not k.startswith("image_encoder")}, student)
+
+
+def test_fine_tuning_leaves_the_frozen_encoder_bit_for_bit_batch_norm_included(trained):
+    before, after = weights(trained.models / "distilled.pt"), weights(trained.models / "model.pt")
+    assert same(before, after, "image_encoder")
+    assert same(before, after, "prompt_encoder")
+    assert not same(before, after, "mask_decoder")
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(trained, tmp_path, monkeypatch):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    settings = {"batch_size": 4, "seed": 5}
+    trained.run("train.json", epochs=3, output_dir=str(whole), best_checkpoint=str(whole / "best.pt"), **settings)
+
+    def save_then_die(self, engine, save=ResumeHandler.save):
+        save(self, engine)
+        if engine.state.epoch == 1:
+            raise KeyboardInterrupt
+
+    halved = {"epochs": 3, "output_dir": str(halves), "best_checkpoint": str(halves / "best.pt")} | settings
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumeHandler, "save", save_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            trained.run("train.json", **halved)
+    trained.run("train.json", resume=True, **halved)
+    one, other = weights(whole / "train_state.pt"), weights(halves / "train_state.pt")
+    assert one["epoch"] == other["epoch"] == 3
+    assert one["best"] == other["best"]
+    assert same(one["objects"]["network"], other["objects"]["network"])
+    assert same(weights(whole / "best.pt"), weights(halves / "best.pt"))
+
+
+def test_mlflow_is_written_by_the_bundles_own_tracking(trained):
+    trained.run("train.json", tracking="mlflow", phase="tracked")
+    assert (trained.output / "mlruns.db").stat().st_size > 0
+
+
+def test_evaluation_reports_every_image_and_prompt_at_the_files_own_size(trained):
+    trained.run("train.json", "evaluate.json")
+    with open(trained.output / "evaluate" / "cases.csv", newline="") as file:
+        cases = list(csv.DictReader(file))
+    splits = json.loads((trained.output / "split.json").read_text())
+    assert len(cases) == len(splits["test"])
+    predictor = BundlePredictor(trained.bundle)
+    mask = predictor(cases[0]["image"])
+    reference = np.asarray(Image.open(cases[0]["image"].replace("images", "masks"))) > 0
+    dice = 2 * (mask * reference).sum() / (mask.sum() + reference.sum())
+    assert float(cases[0]["none"]) == pytest.approx(dice, abs=1e-4)
+
+
+def test_a_filled_box_scores_as_computed_by_hand(trained):
+    baseline = {"_target_": "monai_kdsam.networks.FillBox"}
+    trained.run("train.json", "evaluate.json", network=baseline, box_jitter=[0.0, 0.0])
+    with open(trained.output / "evaluate" / "cases.csv", newline="") as file:
+        for case in csv.DictReader(file):
+            reference = np.asarray(Image.open(case["image"].replace("images", "masks"))) > 0
+            rows, columns = np.flatnonzero(reference.any(1)), np.flatnonzero(reference.any(0))
+            box = np.zeros_like(reference)
+            box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+            dice = 2 * (box & reference).sum() / (box.sum() + reference.sum())
+            assert float(case["box"]) == pytest.approx(dice, abs=0.06)  # the network's frame is coarser
+
+
+def test_inference_writes_a_mask_of_each_images_size(trained):
+    masks = trained.folder / "masks_out"
+    trained.run("inference.json", dataset_dir=str(trained.folder / "phantoms" / "images"), output_dir=str(masks))
+    for image in (trained.folder / "phantoms" / "images").iterdir():
+        mask = np.asarray(Image.open(masks / f"{image.stem}_mask.png"))
+        assert mask.shape == np.asarray(Image.open(image)).shape[:2]
+        assert set(np.unique(mask)) <= {0, 255}
+
+
+def test_inference_takes_dicom_nifti_and_frames(trained, real_data):
+    masks = trained.folder / "dicom_out"
+    trained.run("inference.json", dataset_dir=str(real_data / "dicom-us"), output_dir=str(masks))
+    assert len(list(masks.glob("US1_J2KR_mask.png"))) == 1
+    assert len(list(masks.glob("*#frame*_mask.png"))) > 1
+
+
+def test_a_prompt_reaches_the_network_and_changes_the_mask(trained):
+    """A barely trained network need not be good, but it has to listen."""
+    predictor = BundlePredictor(trained.bundle)
+    image = next((trained.folder / "phantoms" / "images").iterdir())
+    calls = []
+    predictor.network.prompt_encoder.register_forward_hook(lambda _, inputs, __: calls.append(inputs))
+    predictor(image, foreground=[[20, 30]], background=[[3, 4]], roi=[10, 12, 40, 44])
+    points, labels = calls[0]
+    assert labels[0, :5].tolist() == [1, 0, 2, 3, -1]
+    height, width = np.asarray(Image.open(image)).shape[:2]
+    scale = 64 / max(height, width)
+    np.testing.assert_allclose(points[0, 0], (np.array([20, 30]) + 0.5) * scale - 0.5, atol=0.3)
+
+
+def test_a_mistyped_key_stops_the_run_and_names_the_right_one(workspace):
+    with pytest.raises(RuntimeError) as error:
+        workspace.run("train.json", epochz=5)
+    assert "'epochz'. Did you mean 'epochs'?" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"dataset_layout": "kitti"}, "Unknown data set layout 'kitti'. Expected one of"),
+        ({"dataset_dir": "nowhere"}, "nowhere"),
+        ({"prompts": ["lasso"]}, "Expected `kinds`"),
+        ({"initial_checkpoint": "nothing.pt"}, "No weights at nothing.pt"),
+        ({"backbone": "resnet19"}, "Expected `backbone`"),
+        ({"frozen": ["neck"]}, "Expected `parts`"),
+    ],
+)
+def test_a_wrong_setting_is_told_in_one_line(trained, overrides, message):
+    with pytest.raises((RuntimeError, ValueError)) as error:
+        trained.run("train.json", **({"split_file": str(trained.folder / "new.json")} | overrides))
+    causes, cause = [], error.value
+    while cause is not None:
+        causes.append(str(cause))
+        cause = cause.__cause__
+    assert any(message in text for text in causes), causes
+
+
+def test_the_command_line_ends_in_one_line_without_a_traceback(workspace):
+    configs = workspace.bundle / "configs"
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs / "train.json")]
+    command += ["--bundle_root", str(workspace.bundle), "--dataset_dir", str(workspace.folder / "phantoms")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "monai_kdsam: error: No weights at" in done.stderr.splitlines()[-1]

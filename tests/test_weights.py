@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from monai_kdsam.networks import build_teacher, load_weights
+from monai_kdsam.networks.kdsam import KDSAM
+from monai_kdsam.networks.sam import build_vit, fit_positions
+from monai_kdsam.weights import load_tensors, read_state_dict
+
+STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.tensor([1.0, -1.0])}
+
+
+def teacher(kind: str = "vit_micro", image_size: int = 64, seed: int = 0) -> KDSAM:
+    """Weights that differ from seed to seed, position tables included (SAM starts them at zero)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_teacher(kind, image_size=image_size)
+        for parameter in network.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    return network.eval()
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def parallel(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+# --- layouts
+
+LAYOUTS = {
+    "raw": STATE,
+    "under model": {"model": STATE, "epoch": 3, "optimizer": {"state": {}}},
+    "under state_dict": {"state_dict": STATE},
+    "under network": {"network": STATE},
+    "data-parallel": parallel(STATE),
+    "data-parallel under model": {"model": parallel(STATE), "iteration": 9},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
+def test_every_layout_gives_the_same_state(tmp_path, layout, zipped) -> None:
+    torch.save(LAYOUTS[layout], tmp_path / "weights.pt", _use_new_zipfile_serialization=zipped)
+    assert equal(read_state_dict(tmp_path / "weights.pt"), STATE)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"), [(torch.zeros(3), "Tensor"), ([torch.zeros(3)], "list"), ({}, "dict"), ({"epoch": 3}, "dict")]
+)
+def test_a_file_of_something_else_is_refused(tmp_path, content, kind) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=rf"Expected .*weights\.pt to hold a state_dict of tensors, got {kind}\."):
+        read_state_dict(tmp_path / "weights.pt")
+
+
+# --- damage
+
+
+def test_a_missing_file_names_the_command_that_fetches_it(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"Run: python -m monai_kdsam download sam_vit_b --dir"):
+        read_state_dict(tmp_path / "sam_vit_b_01ec64.pth")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<!DOCTYPE html><html>404</html>", b"PK\x03\x04 and no more", pickle.dumps({"epoch": 3}), b"\x80\x02K"],
+    ids=["empty", "web page", "broken zip", "another pickle", "broken pickle"],
+)
+def test_a_file_that_is_no_checkpoint_is_told_in_one_line_without_the_advice_to_execute_it(tmp_path, content) -> None:
+    (tmp_path / "weights.pt").write_bytes(content)
+    text = r"Cannot read .*weights\.pt as PyTorch weights: .+\. If it was downloaded, it is damaged: delete it and"
+    with pytest.raises(ValueError, match=text) as caught:
+        read_state_dict(tmp_path / "weights.pt")
+    assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
+def test_whatever_the_damage_it_is_a_value_error(tmp_path, zipped) -> None:
+    buffer, path, rng = io.BytesIO(), tmp_path / "weights.pt", random.Random(0)
+    torch.save(STATE, buffer, _use_new_zipfile_serialization=zipped)
+    whole, refused = buffer.getvalue(), 0
+    for _ in range(150):
+        data = bytearray(whole[: rng.randrange(len(whole))] if rng.random() < 0.5 else whole)
+        for position in rng.sample(range(len(data)), min(3, len(data))):
+            data[position] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            load_tensors(path)  # what is damaged beyond the tensors' own numbers is noticed
+        except ValueError:
+            refused += 1
+    assert refused > 75
+
+
+class Trap:
+    """An object whose unpickling writes a file."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self):
+        return Path.touch, (self.sprung,)
+
+
+def test_a_file_that_would_execute_something_is_refused_without_executing_it(tmp_path) -> None:
+    path, sprung = tmp_path / "weights.pt", tmp_path / "sprung"
+    torch.save({"model": STATE, "extra": Trap(sprung)}, path)
+    with pytest.raises(ValueError, match=r"Cannot read .*weights\.pt .*: it holds other objects than tensors \(.+\)\."):
+        read_state_dict(path)
+    assert not sprung.exists()
+    torch.load(path, weights_only=False)
+    assert sprung.exists()  # the trap works; only we did not step into it
+
+
+# --- into a network
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda state: state, lambda state: {"model": parallel(state)}], ids=["raw", "wrapped"]
+)
+def test_a_checkpoint_is_loaded_whole(tmp_path, wrap) -> None:
+    source, other = teacher(seed=0), teacher(seed=1)
+    torch.save(wrap(source.state_dict()), tmp_path / "sam.pt")
+    assert not equal(source.state_dict(), other.state_dict())
+    assert load_weights(other, tmp_path / "sam.pt") is other
+    assert equal(source.state_dict(), other.state_dict())
+    built = build_teacher("vit_micro", image_size=64, checkpoint=tmp_path / "sam.pt")
+    assert equal(built.state_dict(), source.state_dict())
+
+
+def test_a_checkpoint_of_another_size_is_named_and_nothing_of_it_is_loaded(tmp_path) -> None:
+    torch.save(teacher("vit_micro").state_dict(), tmp_path / "micro.pt")
+    network = teacher("vit_tiny", seed=1)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    text = r"weights in .*micro\.pt are of another architecture \(it holds a ViT of width 64\): missing .*; and \d+"
+    with pytest.raises(ValueError, match=text):
+        load_weights(network, tmp_path / "micro.pt")
+    assert equal(network.state_dict(), before)
+
+
+@pytest.mark.parametrize(("width", "name"), [(768, "vit_b"), (1024, "vit_l"), (1280, "vit_h")])
+def test_an_official_size_is_called_by_its_name(tmp_path, width, name) -> None:
+    torch.save({"image_encoder.patch_embed.proj.weight": torch.zeros(width, 3, 16, 16)}, tmp_path / "sam.pt")
+    with pytest.raises(ValueError, match=rf"\(it holds a {name} of width {width}\)"):
+        load_weights(teacher(), tmp_path / "sam.pt")
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_an_entry_that_does_not_fit_is_named(tmp_path, change) -> None:
+    state, entry = teacher().state_dict(), "mask_decoder.iou_token.weight"
+    if change == "shape":
+        state[entry] = torch.zeros(1, 128)
+    else:
+        state[entry.replace("iou", "iuo")] = state.pop(entry)
+    text = {
+        "missing": f"missing {entry}",
+        "unexpected": "unexpected mask_decoder.iuo_token.weight",
+        "shape": rf"{entry} is \(1, 128\), the network's is \(1, 256\)",
+    }[change]
+    torch.save(state, tmp_path / "sam.pt")
+    with pytest.raises(ValueError, match=text):
+        load_weights(teacher(), tmp_path / "sam.pt")
+
+
+# --- position tables
+
+
+def test_position_tables_of_the_same_size_pass_unchanged() -> None:
+    state = teacher(image_size=64).state_dict()
+    assert equal(fit_positions(state, 64), state)
+
+
+def test_position_tables_are_interpolated_to_another_size_and_all_else_is_loaded_as_it_is(tmp_path) -> None:
+    source, target = teacher(image_size=64, seed=0), teacher(image_size=128, seed=1)
+    torch.save(source.state_dict(), tmp_path / "sam.pt")
+    before = {name: value.clone() for name, value in source.state_dict().items()}
+    load_weights(target, tmp_path / "sam.pt")
+    for name, value in target.state_dict().items():
+        if "pos_embed" in name:
+            assert (value.shape, before[name].shape) == ((1, 8, 8, 64), (1, 4, 4, 64))
+        elif "rel_pos" in name:
+            assert (value.shape[0], before[name].shape[0]) == (15, 7)
+        else:
+            assert torch.equal(value, before[name]), name
+    assert target(torch.zeros(1, 3, 128, 128)).shape == (1, 1, 128, 128)
+    assert equal(source.state_dict(), before)
+
+
+def test_a_linear_position_table_stays_linear_where_interpolation_sees_both_neighbors() -> None:
+    ramp = torch.arange(16.0)
+    table = ramp[None, :, None, None].expand(1, 16, 16, 8).clone()  # the row of each position
+    relative = torch.arange(31.0)[:, None].expand(31, 4).clone()
+    name = "image_encoder.blocks.0.attn.rel_pos_h"
+    state = fit_positions({"image_encoder.pos_embed": table, name: relative}, 32 * 16)
+    rows = (torch.arange(32.0) + 0.5) / 2 - 0.5
+    found = state["image_encoder.pos_embed"]
+    assert found.shape == (1, 32, 32, 8)
+    torch.testing.assert_close(found[0, 4:-4, 0, 0], rows[4:-4], atol=0.05, rtol=0)  # PyTorch's cubic bends a little
+    assert torch.equal(found, found[:, :, :1, :1].expand_as(found))
+    steps = (torch.arange(63.0) + 0.5) * 31 / 63 - 0.5
+    torch.testing.assert_close(state[name][2:-2, 0], steps[2:-2])
+
+
+@pytest.mark.parametrize(("old", "new"), [(256, 128), (128, 256)])
+def test_tables_of_windowed_blocks_stay_as_they_are(old, new) -> None:
+    encoders = {
+        size: build_vit(embed_dim=32, depth=2, num_heads=2, global_attention=(1,), window=3, image_size=size)
+        for size in (old, new)
+    }
+    state = {f"image_encoder.{name}": torch.randn_like(value) for name, value in encoders[old].state_dict().items()}
+    fitted = fit_positions(state, new)
+    windowed = [name for name in state if ".blocks.0." in name and "rel_pos" in name]
+    assert len(windowed) == 2
+    assert all(torch.equal(fitted[name], state[name]) for name in windowed)
+    encoders[new].load_state_dict({name.removeprefix("image_encoder."): value for name, value in fitted.items()})
