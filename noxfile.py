@@ -60,8 +60,9 @@ def wheel(session: nox.Session) -> None:
 def run_phase(session: nox.Session, folder: str, phase: str) -> None:
     """Run one phase of a copied bundle on `images`, small."""
     configs = f"{folder}/kdsam_deepgrow_2d/configs"
-    files = [] if phase == "inference" else [f"{configs}/train.json"]
-    files += [f"{configs}/{phase}.json", f"{folder}/configs/offline.yaml", f"{folder}/configs/smoke.yaml"]
+    phases = [phase] if phase in ("train", "inference") else ["train", phase]
+    files = [f"{configs}/{name}.json" for name in phases]
+    files += [f"{folder}/configs/{name}.yaml" for name in ("offline", "smoke")]
     data = "images/images" if phase == "inference" else "images"
     paths = ("--bundle_root", f"{folder}/kdsam_deepgrow_2d", "--dataset_dir", data)
     session.run("python", "-m", "monai.bundle", "run", "--config_file", str(files), *paths, *SMALL, silent=True)

@@ -5,8 +5,8 @@ A vit_b teacher and a ResNet-50 student at 1024 pixels, random weights, one rand
 
     python benchmarks/full_size_step.py [--image-size 1024] [--batch-size 1] [--repeats 3]
 
-Each phase runs in a process of its own, so that its peak memory is its own. The first step is a warm-up, the median of the
-others is printed.
+Each phase runs in a process of its own, so that its peak memory is its own. The first step is a warm-up, the median of
+the others is printed.
 """
 
 from __future__ import annotations

@@ -138,7 +138,8 @@ def _running_config() -> dict[str, Any] | None:
     while frame is not None:
         workflow = frame.f_locals.get("self")
         if isinstance(workflow, ConfigWorkflow):
-            return workflow.parser.config
+            config: Any = workflow.parser.config
+            return config
         frame = frame.f_back
     return None
 
@@ -181,10 +182,23 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
             break
         cause = following
         seen.add(id(cause))
-    if deliberate and not os.environ.get("KDSAM_TRACEBACK"):
-        sys.stderr.write(f"monai_kdsam: error: {cause}\n")
+    message = str(cause) if deliberate else _from_worker(cause)
+    if message and not os.environ.get("KDSAM_TRACEBACK"):
+        sys.stderr.write(f"monai_kdsam: error: {message}\n")
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def _from_worker(error: BaseException) -> str:
+    """The message of a deliberate error of ours in a DataLoader's worker, of which only the text comes through."""
+    text = str(error)
+    if not re.match(r"Caught \w+ in DataLoader worker", text):
+        return ""
+    for link in re.split(r"\n\n(?:The above exception|During handling)[^\n]*\n\n", text):
+        steps = re.findall(r'File "([^"]+)", line \d+, in \w+\n +(.+)', link)
+        if steps and Path(steps[-1][0]).is_relative_to(Path(__file__).parent) and steps[-1][1].startswith("raise"):
+            return re.sub(r"(?s)^.*\n(?:\w+\.)*\w*(?:Error|Exception): ", "", link).strip()
+    return ""
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -41,9 +41,9 @@ class _Runner:
     def run(self, *configs: str, **overrides: Any) -> None:
         """Run configs of the bundle (`x.json`) and overlays (`x.yaml`) together."""
         places = {".json": self.bundle / "configs", ".yaml": self.folder / "configs"}
-        overrides = {"dataset_dir": str(self.folder / "phantoms"), "bundle_root": str(self.bundle)} | overrides
         files = [str(places[Path(name).suffix] / name) for name in configs]
-        monai.bundle.run(config_file=files, logging_file=False, **overrides)
+        settings: dict[str, Any] = {"dataset_dir": str(self.folder / "phantoms"), "bundle_root": str(self.bundle)}
+        monai.bundle.run(config_file=files, **(settings | {"logging_file": False} | overrides))
 
     def train(self, *configs: str, epochs: int, **overrides: Any) -> None:
         """Run a training phase, validating at its middle and end."""

@@ -74,6 +74,7 @@ def test_the_license_is_the_projects():
 def test_the_version_is_the_packages_and_in_the_changelog():
     metadata = read("metadata.json")
     assert metadata["version"] == monai_kdsam.__version__
+    assert metadata["required_packages_version"]["monai_kdsam"] == monai_kdsam.__version__
     assert metadata["version"] in metadata["changelog"]
 
 

@@ -230,3 +230,21 @@ def test_any_other_error_keeps_its_traceback(function, text, wrap, capsys) -> No
 def test_a_traceback_can_be_asked_for(capsys, monkeypatch) -> None:
     monkeypatch.setenv("KDSAM_TRACEBACK", "1")
     assert "Traceback (most recent call last)" in reported(lambda: bundle_path("kdsam"), capsys)
+
+
+def test_an_error_of_ours_in_a_dataloaders_worker_is_told_in_one_line_too(capsys, tmp_path):
+    """Of an exception in a worker only the text of its traceback reaches the main process."""
+    from monai.data import DataLoader, Dataset
+    from monai.transforms import LoadImaged
+
+    from monai_kdsam.data import Image2DReader
+
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    data = Dataset([{"image": str(tmp_path / "broken.png")}], LoadImaged("image", reader=Image2DReader()))
+    with pytest.raises(RuntimeError) as error:
+        list(DataLoader(data, num_workers=1))
+    report_error(type(error.value), error.value, error.value.__traceback__)
+    told = capsys.readouterr().err
+    assert told.startswith("monai_kdsam: error: ")
+    assert "broken.png" in told
+    assert "Traceback" not in told

@@ -180,7 +180,7 @@ def test_an_entry_that_does_not_fit_is_named(tmp_path, change) -> None:
 
 def test_position_tables_of_the_same_size_pass_unchanged() -> None:
     state = teacher(image_size=64).state_dict()
-    assert equal(fit_positions(state, 64), state)
+    assert equal(fit_positions(state, state), state)
 
 
 def test_position_tables_are_interpolated_to_another_size_and_all_else_is_loaded_as_it_is(tmp_path) -> None:
@@ -204,7 +204,8 @@ def test_a_linear_position_table_stays_linear_where_interpolation_sees_both_neig
     table = ramp[None, :, None, None].expand(1, 16, 16, 8).clone()  # the row of each position
     relative = torch.arange(31.0)[:, None].expand(31, 4).clone()
     name = "image_encoder.blocks.0.attn.rel_pos_h"
-    state = fit_positions({"image_encoder.pos_embed": table, name: relative}, 32 * 16)
+    own = {"image_encoder.pos_embed": torch.zeros(1, 32, 32, 8), name: torch.zeros(63, 4)}
+    state = fit_positions({"image_encoder.pos_embed": table, name: relative}, own)
     rows = (torch.arange(32.0) + 0.5) / 2 - 0.5
     found = state["image_encoder.pos_embed"]
     assert found.shape == (1, 32, 32, 8)
@@ -214,14 +215,15 @@ def test_a_linear_position_table_stays_linear_where_interpolation_sees_both_neig
     torch.testing.assert_close(state[name][2:-2, 0], steps[2:-2])
 
 
-@pytest.mark.parametrize(("old", "new"), [(256, 128), (128, 256)])
-def test_tables_of_windowed_blocks_stay_as_they_are(old, new) -> None:
+@pytest.mark.parametrize(("old", "new", "window"), [(256, 128, 3), (128, 256, 3), (64, 128, 4)])
+def test_tables_of_windowed_blocks_stay_as_they_are(old, new, window) -> None:
     encoders = {
-        size: build_vit(embed_dim=32, depth=2, num_heads=2, global_attention=(1,), window=3, image_size=size)
+        size: build_vit(embed_dim=32, depth=2, num_heads=2, global_attention=(1,), window=window, image_size=size)
         for size in (old, new)
     }
     state = {f"image_encoder.{name}": torch.randn_like(value) for name, value in encoders[old].state_dict().items()}
-    fitted = fit_positions(state, new)
+    own = {f"image_encoder.{name}": value for name, value in encoders[new].state_dict().items()}
+    fitted = fit_positions(state, own)
     windowed = [name for name in state if ".blocks.0." in name and "rel_pos" in name]
     assert len(windowed) == 2
     assert all(torch.equal(fitted[name], state[name]) for name in windowed)

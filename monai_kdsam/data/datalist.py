@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from monai_kdsam.data.datasets import SPLITS, Item, read_dataset
 from monai_kdsam.data.split_file import (
     check_files,
@@ -138,7 +140,7 @@ def _create(
     write_text(split_file, json.dumps(content, indent=1))
 
 
-def _split(items: list[Item], groups: Sequence[int], settings: dict[str, Any]) -> Datalist:
+def _split(items: list[Item], groups: Sequence[int] | np.ndarray, settings: dict[str, Any]) -> Datalist:
     official = [settings["use_official_split"] and "official_split" in item for item in items]
     drawn = [number for number, is_official in enumerate(official) if not is_official]
     splits = split_items(

@@ -11,6 +11,7 @@ import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -28,7 +29,15 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES + DICOM_SUFFIXES
 
 FRAME = re.compile(r"#frame(\d+)(?=(\.[^.#]*)?(\.gz)?$)")
-DECODE_ERRORS = (OSError, EOFError, RuntimeError, SyntaxError, ValueError, struct.error, zlib.error)
+DECODE_ERRORS: tuple[type[BaseException], ...] = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 DECODE_ERRORS += (Image.DecompressionBombError, nibabel.filebasedimages.ImageFileError)
 
 
@@ -153,7 +162,7 @@ def _pillow_array(image: Image.Image, mask: bool) -> np.ndarray:
 
 
 def _decode_nifti(file: Path) -> Picture:
-    image = nibabel.load(file)
+    image: Any = nibabel.load(file)
     pixels = np.asanyarray(image.dataobj)
     if pixels.dtype.names:
         pixels = np.stack([pixels[name] for name in pixels.dtype.names], axis=-1)
@@ -164,5 +173,6 @@ def _decode_nifti(file: Path) -> Picture:
     affine = np.eye(3)
     affine[:2, :2], affine[:2, 2] = image.affine[:2, :2], image.affine[:2, 3]
     if abs(np.linalg.det(affine)) < 1e-6:  # a sagittal or coronal slice has no x or y in its plane
-        affine = no_geometry(tuple(float(zoom) for zoom in image.header.get_zooms()[:2]))
+        width, height = (float(zoom) for zoom in image.header.get_zooms()[:2])
+        affine = no_geometry((width, height))
     return Picture(np.swapaxes(pixels, 0, 1), affine=affine)

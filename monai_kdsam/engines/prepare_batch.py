@@ -19,18 +19,21 @@ class TeacherPrepareBatch(PrepareBatch):
 
     Args:
         teacher: stays frozen and in eval mode.
+        autocast: type to run the teacher in; MONAI's trainer prepares batches outside its own autocast. None: float32.
 
     Raises:
         ValueError: when called on a batch without `valid`, the map of the unpadded image.
     """
 
-    def __init__(self, teacher: KDSAM) -> None:
+    def __init__(self, teacher: KDSAM, *, autocast: torch.dtype | None = None) -> None:
+        self.autocast = autocast
         self.teacher = teacher.freeze("image_encoder", "prompt_encoder", "mask_decoder").eval()
 
     def get_target(self, image: Tensor, batchdata: dict[str, Any]) -> Tensor:
         """(B, 3, S, S) -> (B, 256, S/16, S/16)."""
-        with torch.no_grad():
-            return self.teacher.encode(image)
+        enabled = self.autocast is not None
+        with torch.no_grad(), torch.autocast(image.device.type, self.autocast, enabled=enabled):
+            return self.teacher.encode(image).float()
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ignite.engine import Engine, Events
 
@@ -42,17 +43,18 @@ class CaseReport:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def _collect(self, engine: Engine) -> None:
-        batch = engine.state.batch
+        batch: Any = engine.state.batch
         items = batch if isinstance(batch, list) else [batch]
         for item in items:
             names = item["image"].meta["filename_or_obj"]
             sources = item.get("source", "")
-            pairs = zip([names], [sources], strict=True) if isinstance(names, str) else zip(names, sources, strict=True)
-            self._cases.extend(pairs)
+            single = isinstance(names, str)
+            self._cases.extend([(names, sources)] if single else zip(names, sources, strict=True))
 
     def __call__(self, engine: Engine) -> None:
         """Write both tables."""
-        scores = engine.state.metric_details[self.metric].tolist()
+        state: Any = engine.state
+        scores = state.metric_details[self.metric].tolist()
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = [(name, source, *row) for (name, source), row in zip(self._cases, scores, strict=True)]
         self._write("cases.csv", ("image", "source", *self.prompts), rows)

@@ -89,9 +89,10 @@ class BestWeightsSaver:
 
     def __call__(self, engine: Engine) -> None:
         """Save if this epoch is the best one."""
-        if engine.state.best_metric_epoch == engine.state.epoch:
+        state: Any = engine.state  # MONAI's engines add to ignite's
+        if state.best_metric_epoch == state.epoch:
             save_atomically(self.network.state_dict(), self.path)
-            logger.info("Saved %s: %s %.4f.", self.path, engine.state.key_metric_name, engine.state.best_metric)
+            logger.info("Saved %s: %s %.4f.", self.path, state.key_metric_name, state.best_metric)
 
 
 class ResumeHandler:
@@ -120,6 +121,9 @@ class ResumeHandler:
 
     def attach(self, engine: Engine) -> None:
         """Load when the trainer starts, save when an epoch and its validation are complete."""
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None:  # mixed precision on CUDA: its scale is part of the state
+            self.objects["scaler"] = scaler
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)

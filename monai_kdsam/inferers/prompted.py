@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -46,10 +47,12 @@ class PromptedInferer(Inferer):
         if points is not None or labels is not None:
             kwargs.update(points=points, labels=labels)
         # The network sees a plain tensor: what it remembers must not carry one request's metadata to the next.
-        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+        image = inputs.as_subclass(Tensor)
+        # Entered only when asked for: a disabled autocast would switch off the one that MONAI's engine runs on CUDA.
+        precision = torch.autocast(inputs.device.type, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
+        with precision:
             if self.remember and hasattr(network, "embed") and not torch.is_grad_enabled():
-                logits = network.predict(network.embed(image), **kwargs).float()
+                logits = network.predict(network.embed(image), **kwargs).float()  # type: ignore[operator]
             else:
                 logits = network(image, **kwargs).float()
         # Invertd passes over a prediction that is a plain tensor, and the mask would keep the network's frame.

@@ -80,7 +80,7 @@ def build_student(
     Example:
         >>> network = build_student("resnet18", image_size=256)
         >>> sum(parameter.numel() for parameter in network.image_encoder.parameters())
-        13474368
+        13473088
     """
     if backbone not in BACKBONES:
         raise ValueError(f"Expected `backbone` to be one of {', '.join(BACKBONES)}, got {backbone!r}.")

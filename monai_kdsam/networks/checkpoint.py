@@ -36,11 +36,8 @@ def load_weights(network: Module, path: str | Path | None) -> Module:
     if path is None:
         logger.warning("%s starts from random weights: no checkpoint was given.", type(network).__name__)
         return network
-    state = read_state_dict(path)
-    size = getattr(network, "image_size", None)
-    if size is not None:
-        state = fit_positions(state, size)
     own = network.state_dict()
+    state = fit_positions(read_state_dict(path), own)
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in own]
     problems += [

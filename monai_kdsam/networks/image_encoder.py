@@ -104,6 +104,7 @@ class ResNetEncoder(nn.Module):
         neck: takes stage 4 and stage 5, see `build_neck`.
 
     Example:
+        >>> import torch
         >>> from torchvision.models import resnet18
         >>> encoder = ResNetEncoder(resnet18(), FPNNeck((256, 512)))
         >>> encoder(torch.zeros(1, 3, 64, 64)).shape

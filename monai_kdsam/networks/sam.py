@@ -6,6 +6,7 @@ The only file of this package that knows `segment_anything`. Parameter names sta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -32,7 +33,7 @@ class PromptEncoder(SamPromptEncoder):
     without a prompt. `forward` reproduces that for each row, so that padding never changes a result.
     """
 
-    def forward(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Embed prompts.
 
         Args:
@@ -85,7 +86,7 @@ class Attention(SamAttention):
 class TwoWayAttentionBlock(SamTwoWayAttentionBlock):
     """SAM's block of four layers, in which nothing attends to padding tokens."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, ignored: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Update tokens `queries` (B, N, C) and image `keys` (B, HW, C)."""
@@ -114,9 +115,7 @@ class TwoWayTransformer(SamTwoWayTransformer):
             elif type(module) is SamAttention:
                 module.__class__ = Attention
 
-    def forward(  # type: ignore[override]
-        self, image: Tensor, image_pe: Tensor, tokens: Tensor, ignored: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
         """Attend (B, C, H, W) image and (B, N, C) tokens to each other; returns (B, N, C) and (B, HW, C)."""
         keys = image.flatten(2).permute(0, 2, 1)
         key_pe = image_pe.flatten(2).permute(0, 2, 1)
@@ -130,7 +129,7 @@ class TwoWayTransformer(SamTwoWayTransformer):
 class MaskDecoder(SamMaskDecoder):
     """SAM's mask decoder with one prompt per row of the batch (SAM's own takes one image and many prompts)."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, embedding: Tensor, positions: Tensor, no_mask: Tensor, tokens: Tensor, ignored: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Predict all masks of every row.
@@ -198,25 +197,21 @@ def build_vit(
     )
 
 
-def fit_positions(state: dict[str, Tensor], image_size: int) -> dict[str, Tensor]:
+def fit_positions(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Interpolate a ViT checkpoint's position tables to another input size (SAM's are for 1024 pixels).
 
     Args:
-        state: a SAM state_dict; tables that already fit, and other entries, pass unchanged.
-        image_size: side of the square input in pixels.
+        state: a SAM state_dict; tables that already fit, and all other entries, pass unchanged.
+        own: the state_dict of the network that it is for. Its shapes tell which tables depend on the input's size:
+            those of windowed blocks do not.
     """
-    grid = image_size // 16
-    table = state.get("image_encoder.pos_embed")
-    if table is None or table.shape[1] == grid:
-        return state
-    old_grid = table.shape[1]
-    state = dict(state)
-    channels_first = table.permute(0, 3, 1, 2)
-    resized = F.interpolate(channels_first, size=(grid, grid), mode="bicubic", align_corners=False)
-    state["image_encoder.pos_embed"] = resized.permute(0, 2, 3, 1)
+    fitted = dict(state)
     for name, value in state.items():
-        # Windowed blocks keep the window's table; only the global blocks' (2 * grid - 1) tables depend on the input.
-        if ".rel_pos_" in name and value.shape[0] == 2 * old_grid - 1:
-            columns = F.interpolate(value.t()[None], size=2 * grid - 1, mode="linear", align_corners=False)
-            state[name] = columns[0].t()
-    return state
+        wanted = own[name].shape if name in own else value.shape
+        if name.endswith("pos_embed") and value.ndim == 4 and value.shape != wanted:
+            maps = F.interpolate(value.permute(0, 3, 1, 2), size=wanted[1:3], mode="bicubic", align_corners=False)
+            fitted[name] = maps.permute(0, 2, 3, 1)
+        elif ".rel_pos_" in name and value.ndim == 2 and value.shape != wanted:
+            columns = F.interpolate(value.t()[None], size=wanted[0], mode="linear", align_corners=False)
+            fitted[name] = columns[0].t()
+    return fitted

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -141,7 +141,7 @@ class CleanMaskd(MapTransform):
         self.kind_key = kind_key
         self.foreground_values = foreground_values
 
-    def __call__(self, data: Mapping[Hashable, np.ndarray | torch.Tensor]) -> dict:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Clean the masks of one item."""
         item = dict(data)
         for key in self.key_iterator(item):

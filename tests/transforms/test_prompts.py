@@ -127,6 +127,13 @@ def test_the_center_click_of_a_disk_is_its_center() -> None:
     assert center_click(DISK).tolist() == [[30, 20]]
 
 
+def test_the_images_border_counts_as_background_for_the_center_click() -> None:
+    strip = EMPTY.copy()
+    strip[:, :11] = True
+    assert center_click(strip)[0, 0] == 5
+    assert center_click(FULL)[0, 1] in (19, 20)
+
+
 def test_no_pixel_is_deeper_than_the_center_click() -> None:
     depth = ndimage.distance_transform_edt(np.pad(CRESCENT, 1))[1:-1, 1:-1]
     x, y = center_click(CRESCENT)[0].astype(int)
