@@ -26,7 +26,7 @@ from monai_kdsam.transforms import box_from_mask
 
 __all__ = ["run_demo"]
 
-EPOCHS = {"adapt": 16, "distill": 6, "train": 10}
+EPOCHS = {"adapt": 12, "distill": 4, "train": 5}
 PROMPTS = ("box", "center", "none")
 
 
@@ -64,7 +64,7 @@ class _Runner:
 
 
 def run_demo(
-    folder: str | Path = "kdsam_demo", *, per_kind: int = 60, image_size: int = 128, factor: float = 1.0
+    folder: str | Path = "kdsam_demo", *, per_kind: int = 100, image_size: int = 96, factor: float = 1.0
 ) -> str:
     """Run the demonstration.
 
