@@ -78,6 +78,12 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(trained, tmp_path, m
     assert same(weights(whole / "best.pt"), weights(halves / "best.pt"))
 
 
+def test_a_run_shorter_than_the_validation_interval_still_leaves_weights(trained):
+    best = trained.output / "short.pt"
+    trained.run("train.json", epochs=1, val_interval=5, best_checkpoint=str(best))
+    assert best.is_file()
+
+
 def test_mlflow_is_written_by_the_bundles_own_tracking(trained):
     trained.run("train.json", tracking="mlflow", phase="tracked")
     assert (trained.output / "mlruns.db").stat().st_size > 0
