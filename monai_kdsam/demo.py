@@ -148,7 +148,7 @@ def _report(rows: Sequence[tuple[str, Sequence[str]]], folder: Path, bundle: Pat
         "",
         f"{seconds:.0f} seconds. The trained bundle is in {here}, the pictures in {os.path.relpath(sheet)}.",
         "",
-        "This teacher has seen nothing but these pictures, so it has little to teach; SAM's weights are another matter.",
+        "This teacher has seen nothing but these pictures and has little to teach; SAM's weights are another matter.",
         "With your own images in DIR/images and masks of the same names in DIR/masks, and SAM's weights:",
         f"  python -m monai_kdsam download sam_vit_b --dir {here}/models",
         f"  python -m monai_kdsam download vgg16 --dir {here}/models",
