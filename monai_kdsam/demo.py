@@ -26,7 +26,7 @@ from monai_kdsam.transforms import box_from_mask
 
 __all__ = ["run_demo"]
 
-EPOCHS = {"adapt": 14, "distill": 6, "train": 6}
+EPOCHS = {"adapt": 11, "distill": 4, "train": 4}
 PROMPTS = ("box", "center", "none")
 
 
@@ -46,10 +46,10 @@ class _Runner:
         monai.bundle.run(config_file=files, **(settings | {"logging_file": False} | overrides))
 
     def train(self, *configs: str, epochs: int, **overrides: Any) -> None:
-        """Run a training phase, validating at its middle and end."""
+        """Run a training phase, validating at its end."""
         epochs = max(1, round(epochs * self.factor))
         overlays = ("offline.yaml", "demo.yaml")
-        self.run("train.json", *configs, *overlays, epochs=epochs, val_interval=max(1, epochs // 2), **overrides)
+        self.run("train.json", *configs, *overlays, epochs=epochs, val_interval=epochs, **overrides)
 
     def evaluate(self, name: str, *configs: str, **overrides: Any) -> list[str]:
         """Evaluate on the test split; returns the mean Dice for each prompt as text."""
@@ -64,7 +64,7 @@ class _Runner:
 
 
 def run_demo(
-    folder: str | Path = "kdsam_demo", *, per_kind: int = 60, image_size: int = 96, factor: float = 1.0
+    folder: str | Path = "kdsam_demo", *, per_kind: int = 50, image_size: int = 96, factor: float = 1.0
 ) -> str:
     """Run the demonstration.
 
