@@ -35,7 +35,7 @@ for set in "${@:-pooled}"; do
         kvasir) folder=$data/Kvasir-SEG adapt=3 distill=2 train=3 ;;
         isic2017) folder=$data adapt=3 distill=2 train=3 ;;
         hc18) folder=$data/HC18 adapt=6 distill=4 train=6 ;;
-        busi) folder=$data/Dataset_BUSI_with_GT adapt=8 distill=5 train=8 ;;
+        busi) folder=$data/Dataset_BUSI_with_GT adapt=4 distill=2 train=4 ;;
         *) echo "Expected pooled, kvasir, isic2017, hc18 or busi, got $set." >&2 && exit 2 ;;
     esac
     mkdir -p "$out/$set"
