@@ -23,7 +23,7 @@ PhantomKind = Literal["fetal_head", "breast_lesion", "polyp", "skin_lesion"]
 PHANTOM_KINDS: tuple[PhantomKind, ...] = get_args(PhantomKind)
 _SMALLEST = 48  # pixels; below it speckle and lesion are of one size
 
-_PAINTERS: dict[str, Callable[[np.random.Generator, tuple[int, int]], tuple[np.ndarray, np.ndarray]]] = {
+_PAINTERS: dict[str, Callable[[np.random.Generator, tuple[int, int], float], tuple[np.ndarray, np.ndarray]]] = {
     "fetal_head": paint_fetal_head,
     "breast_lesion": paint_breast_lesion,
     "polyp": paint_polyp,
@@ -31,19 +31,20 @@ _PAINTERS: dict[str, Callable[[np.random.Generator, tuple[int, int]], tuple[np.n
 }
 
 
-def make_phantom(kind: PhantomKind, *, size: int = 160, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def make_phantom(kind: PhantomKind, *, size: int = 160, seed: int, clutter: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Draw one phantom and its reference mask.
 
     Args:
         kind: one of ``PHANTOM_KINDS``.
         size: the longest that a side can be, in pixels, at least 48; the shortest is three quarters of it.
-        seed: not negative; the same kind, size and seed give the same picture.
+        seed: not negative; the same kind, size and seed give the same mask, and with the same clutter the same picture.
+        clutter: how plain to see what is not the target is, from 0 (not at all) to 1: shadows, folds, lobules, hairs.
 
     Returns:
         The image, uint8 (H, W, 3), RGB, and its mask, bool (H, W), which is never empty.
 
     Raises:
-        ValueError: if ``kind`` is unknown, ``size`` is too small or ``seed`` is negative.
+        ValueError: if ``kind`` is unknown, ``size`` too small, ``seed`` negative or ``clutter`` not in [0, 1].
 
     Example:
         >>> image, mask = make_phantom("polyp", seed=3)
@@ -56,15 +57,17 @@ def make_phantom(kind: PhantomKind, *, size: int = 160, seed: int) -> tuple[np.n
         raise ValueError(f"Expected `size` to be at least {_SMALLEST} pixels, got {size}.")
     if seed < 0:
         raise ValueError(f"Expected `seed` to be 0 or more, got {seed}.")
+    if not 0 <= clutter <= 1:
+        raise ValueError(f"Expected `clutter` to be between 0 and 1, got {clutter}.")
     rng = np.random.default_rng([seed, *kind.encode()])
     height, width = (int(n) for n in rng.integers(-(-3 * size // 4), size + 1, 2))
-    image, mask = _PAINTERS[kind](rng, (height, width))
+    image, mask = _PAINTERS[kind](rng, (height, width), clutter)
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), mask
 
 
-def write_phantoms(folder: str | Path, *, per_kind: int = 40, seed: int = 0, size: int = 160) -> Path:
+def write_phantoms(folder: str | Path, *, per_kind: int = 40, seed: int = 0, size: int = 160, clutter: float = 1.0) -> Path:
     """Write phantoms as a data set in the plain folder layout.
 
     The files are ``images/<kind>_<n>.png`` (RGB) and ``masks/<kind>_<n>.png`` (0 and 255). Existing ones are replaced.
@@ -74,6 +77,7 @@ def write_phantoms(folder: str | Path, *, per_kind: int = 40, seed: int = 0, siz
         per_kind: how many of each kind.
         seed: another seed gives another set, with no picture in common.
         size: as in ``make_phantom``.
+        clutter: as in ``make_phantom``.
 
     Returns:
         ``folder`` as a path.
@@ -92,7 +96,7 @@ def write_phantoms(folder: str | Path, *, per_kind: int = 40, seed: int = 0, siz
             (folder / part).mkdir(parents=True, exist_ok=True)
         for kind in PHANTOM_KINDS:
             for n in range(per_kind):
-                image, mask = make_phantom(kind, size=size, seed=100_000 * seed + n)
+                image, mask = make_phantom(kind, size=size, seed=100_000 * seed + n, clutter=clutter)
                 name = f"{kind}_{n:03d}.png"
                 Image.fromarray(image).save(folder / "images" / name)
                 Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / name)

@@ -85,6 +85,13 @@ def test_the_same_seed_gives_the_same_picture_and_another_seed_another(kind) -> 
     assert image.shape != other.shape or not np.array_equal(image, other)
 
 
+@pytest.mark.parametrize("kind", PHANTOM_KINDS)
+def test_clutter_changes_the_picture_and_not_the_mask(kind) -> None:
+    (full, mask), (plain, same_mask) = make_phantom(kind, seed=7), make_phantom(kind, seed=7, clutter=0.0)
+    assert np.array_equal(mask, same_mask)
+    assert not np.array_equal(full, plain)
+
+
 # Shape, area and sum of all pixels, computed with numpy 1.26.4 and scipy 1.13.1 on Python 3.10.
 @pytest.mark.parametrize(
     ("kind", "shape", "area", "total"),
@@ -137,6 +144,7 @@ def test_two_seeds_write_different_sets(tmp_path) -> None:
         ),
         ({"kind": "polyp", "seed": -1}, "`seed` to be 0 or more, got -1"),
         ({"kind": "polyp", "seed": 0, "size": 20}, "`size` to be at least 48 pixels, got 20"),
+        ({"kind": "polyp", "seed": 0, "clutter": 2}, "`clutter` to be between 0 and 1, got 2"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message) -> None:
