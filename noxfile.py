@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks that need an environment of their own: `nox -s wheel`, `nox -s numpy1`."""
+"""The checks that need an environment of their own, or more time than the plain tests: `nox -s wheel`, for one."""
 
 from __future__ import annotations
 
@@ -80,3 +80,35 @@ def numpy1(session: nox.Session) -> None:
     session.run("python", "-c", "import numpy; assert numpy.__version__.startswith('1.26'), numpy.__version__")
     folders = ("tests/transforms", "tests/data", "monai_kdsam/transforms", "monai_kdsam/data")
     session.run("python", "-m", "pytest", "-p", "no:cacheprovider", *folders)
+
+
+@nox.session
+def interruptions(session: nox.Session) -> None:
+    """Real runs, killed 50 times at random moments; the plain tests kill a few times."""
+    if borrow_dependencies(session):
+        install_own(session, "-e", ".")
+    else:
+        session.install("-e", ".[test]")
+    command = ("python", "-m", "pytest", "-p", "no:cacheprovider", "tests/test_interruptions.py")
+    session.run(*command, env={"KDSAM_KILLS": "50"})
+
+
+@nox.session
+def export(session: nox.Session) -> None:
+    """Exports of a small student in every format and precision, and the runtime without torch."""
+    extras = "export" if borrow_dependencies(session) else "export,test"
+    session.install("-e", f".[{extras}]")
+    session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "tests/export", "tests/runtime")
+
+
+@nox.session
+def label(session: nox.Session) -> None:
+    """MONAI Label's released server as a process, and all its clients, against direct calls of the bundle."""
+    if sys.version_info >= (3, 13):
+        session.skip("MONAI Label needs NumPy 1.26, which is not built for Python 3.13.")
+    borrow_dependencies(session)
+    # pip puts what the borrowed environment has in other versions, NumPy 2 and pydicom 3, before it.
+    session.install("-e", ".[label]", "pytest>=8")
+    session.run(
+        "python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "tests/integration", "tests/serving"
+    )

@@ -30,6 +30,8 @@ REQUIREMENTS = [
     "SimpleITK>=2.3",
     # MS-SSIM, the alternative structural loss
     "pytorch-msssim>=1.0",
+    # the files of the embedding cache
+    "safetensors>=0.4.3",
     # distance transforms and connected components of masks
     "scipy>=1.12",
     # PNG, JPEG, BMP and TIFF, and the picture sheets
@@ -72,6 +74,8 @@ EXTRAS = {
         "dicomweb-client<0.60",
         # provides itkimage2segimage, which the server would download at its start
         "dcmqi",
+        # the server imports distutils and pydicom 2 pkg_resources, both of which Python and setuptools have given up
+        "setuptools<81",
     ],
     # pipelines between DICOM and DICOM
     "deploy": [
@@ -81,16 +85,18 @@ EXTRAS = {
         # writes DICOM segmentations
         "highdicom>=0.23",
     ],
-    # other runtimes
+    # other runtimes; who only predicts with exported files needs onnxruntime or openvino alone
     "export": [
         # the format
-        "onnx>=1.16",
+        "onnx>=1.17",
         # torch's exporter to it
-        "onnxscript>=0.5",
-        # runs it, to compare with the network
-        "onnxruntime>=1.18",
-        # Intel CPUs
-        "openvino>=2024.3",
+        "onnxscript>=0.5.3",
+        # runs it, converts it to half precision, and tells whether the masks are still the network's
+        "onnxruntime>=1.20",
+        # the same for Intel's format, which is the fastest in 8 bits
+        "openvino>=2025.0",
+        # quantizes both to 8 bits, and finds the layers that must not be
+        "nncf>=3.0",
     ],
     # the tools of .ci/run, listed with their reasons
     "dev": [

@@ -24,12 +24,12 @@ from monai.losses import DiceLoss
 
 from monai_kdsam.engines import TeacherPrepareBatch
 from monai_kdsam.losses import EmbeddingMSELoss, PerceptualLoss, WeightedSumLoss, build_vgg16
-from monai_kdsam.networks import build_student, build_teacher
+from monai_kdsam.networks import TeacherEncoder, build_student, build_teacher
 
 
 def distill_step(size: int, batch: int):
     """The teacher's forward, the student encoder's forward and backward, MSE and perceptual loss, AdamW."""
-    prepare = TeacherPrepareBatch(build_teacher("vit_b", image_size=size))
+    prepare = TeacherPrepareBatch(TeacherEncoder(build_teacher("vit_b", image_size=size)))
     encoder = build_student("resnet50", image_size=size).image_encoder.train()
     loss = WeightedSumLoss({"mse": EmbeddingMSELoss(), "perceptual": PerceptualLoss(build_vgg16(None))})
     optimizer = torch.optim.AdamW(encoder.parameters())

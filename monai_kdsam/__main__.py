@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: python -m monai_kdsam {demo, download, bundle}. Training and inference are `monai.bundle run`."""
+"""The command line: python -m monai_kdsam {demo, download, bundle, export, label}; `monai.bundle run` does the rest."""
 
 from __future__ import annotations
 
@@ -27,6 +27,27 @@ def _bundle(arguments: argparse.Namespace) -> str:
     settings = dict(_setting(text) for text in arguments.set)
     path = copy_bundle(arguments.dir, arguments.name, settings=settings)
     return f"Wrote {path} and the overlays in {path.parent / 'configs'}."
+
+
+def _export(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.export import export_bundle
+
+    folder, parity = export_bundle(
+        arguments.bundle,
+        arguments.format,
+        precision=arguments.precision,
+        calibration=arguments.calibration,
+        images=arguments.images,
+        output=arguments.output,
+    )
+    return f"{arguments.format} {arguments.precision}: {parity}.\nWrote {folder}."
+
+
+def _label(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.serving.label import serve
+
+    place = {"host": arguments.host, "port": arguments.port, "folder": arguments.dir}
+    return serve(arguments.studies, arguments.model, **place)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -62,6 +83,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as backbone=resnet18 image_size=512"
     )
     bundle.set_defaults(run=_bundle)
+
+    export = commands.add_parser("export", help="to ONNX, OpenVINO or TorchScript, with a check of the masks")
+    export.add_argument("--bundle", required=True, help="folder of the bundle, with models/model.pt")
+    export.add_argument("--format", required=True, choices=["onnx", "openvino", "torchscript"])
+    export.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "int8"], help="default: %(default)s")
+    export.add_argument("--calibration", metavar="FOLDER", help="pictures to calibrate int8 with")
+    export.add_argument("--images", metavar="FOLDER", help="pictures to compare masks on (default: generated ones)")
+    export.add_argument("--output", metavar="DIR", help="folder to write (default: in the bundle's models)")
+    export.set_defaults(run=_export)
+
+    label = commands.add_parser("label", help="serve a trained bundle to 3D Slicer, OHIF and CVAT with MONAI Label")
+    label.add_argument("--studies", required=True, help="folder of images, or address of a DICOMweb server")
+    label.add_argument("--model", default="kdsam_deepgrow_2d", help="folder of the bundle (default: %(default)s)")
+    label.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    label.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
+    label.add_argument("--dir", default="kdsam_label", help="folder for the server's files (default: %(default)s)")
+    label.set_defaults(run=_label)
     return parser
 
 

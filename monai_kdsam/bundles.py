@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import dis
+import hashlib
 import inspect
 import json
 import logging
@@ -18,13 +19,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import ignite.distributed as idist
 import monai
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_kdsam
+from monai_kdsam.processes import check_launch, tell_torchrun
 
-__all__ = ["begin_run", "bundle_path", "config_path", "copy_bundle"]
+__all__ = ["begin_run", "bundle_path", "config_checksum", "config_path", "copy_bundle", "find_mistake"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,15 +108,20 @@ def _set_scalars(file: Path, settings: Mapping[str, Any]) -> None:
 def begin_run(recipe: str, seed: int, output_dir: str, bundle_root: str) -> None:
     """The first thing that a bundle's run does: check the config, log what is run, prepare the output folder.
 
+    Of several processes only the first one writes.
+
     Raises:
-        ValueError: when the config has a key that nothing knows.
+        ValueError: when the config has a key that nothing knows, or is for one process and there are several.
         OSError: when the output folder cannot be written.
     """
     if Path(sys.argv[0]).parts[-2:] == ("bundle", "__main__.py"):
         sys.excepthook = report_error
+    check_launch()
     config = _running_config()
     if config is not None:
         reject_unknown_keys(config, Path(bundle_root) / "configs")
+    if idist.get_rank() > 0:
+        return
     folder = Path(output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +150,13 @@ def _running_config() -> dict[str, Any] | None:
             return config
         frame = frame.f_back
     return None
+
+
+def config_checksum(*sections: str) -> str:
+    """Checksum of what sections of the running config say, for those who keep results that depend on them."""
+    config = _running_config() or {}
+    chosen = {name: config.get(name) for name in sections}
+    return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def reject_unknown_keys(config: Mapping[str, Any], folder: Path) -> None:
@@ -173,20 +188,29 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     Errors that this package raised on purpose come from its own code; anything else keeps its full traceback.
     `KDSAM_TRACEBACK=1` shows every traceback.
     """
-    cause = error
-    seen = {id(cause)}
-    while True:
-        following = cause.__cause__ or cause.__context__
-        deliberate = isinstance(cause, (ValueError, TypeError, OSError, ArithmeticError)) and _raised_here(cause)
-        if deliberate or following is None or id(following) in seen:
-            break
-        cause = following
-        seen.add(id(cause))
-    message = str(cause) if deliberate else _from_worker(cause)
+    mistake = find_mistake(error)
+    message = str(mistake) if mistake else _from_worker(_causes(error)[-1])
     if message and not os.environ.get("KDSAM_TRACEBACK"):
         sys.stderr.write(f"monai_kdsam: error: {message}\n")
+        tell_torchrun(message)
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def find_mistake(error: BaseException) -> BaseException | None:
+    """What a user can mend, among an error and its causes: the first that this package raised on purpose."""
+    kinds = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError)
+    return next((cause for cause in _causes(error) if isinstance(cause, kinds) and _raised_here(cause)), None)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, what it was raised from, and so on."""
+    causes = [error]
+    while (following := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        if any(following is cause for cause in causes):
+            break
+        causes.append(following)
+    return causes
 
 
 def _from_worker(error: BaseException) -> str:

@@ -25,6 +25,7 @@ SCHEMA = Path(os.environ.get("KDSAM_SCHEMA", ROOT.parent / "shared" / "reference
 PHASES = ("adapt", "distill", "train", "evaluate", "inference")
 LAYOUT = [
     *(f"configs/{phase}.json" for phase in PHASES),
+    "configs/multi_gpu_train.json",
     "configs/metadata.json",
     "configs/logging.conf",
     "docs/README.md",
@@ -32,7 +33,7 @@ LAYOUT = [
     "LICENSE",
 ]
 # Keys that rightly differ between training and inference.
-OWN_OF_A_PHASE = {"phase", "network", "output_dir", "num_workers", "inferer", "initialize", "run"}
+OWN_OF_A_PHASE = {"imports", "phase", "network", "output_dir", "num_workers", "inferer", "initialize", "run"}
 
 
 def read(name: str, folder: Path = BUNDLE) -> dict:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import ignite.distributed as idist
 import numpy as np
 
 from monai_kdsam.data.datasets import SPLITS, Item, read_dataset
@@ -85,10 +86,11 @@ def prepare_datalist(
         "foreground_values": None if foreground_values is None else [float(value) for value in foreground_values],
     }
     split_file, roots = Path(split_file), {name: _folder_of(root) for name, root in sources.items()}
-    if not split_file.exists():
-        # Before the hours of work, not after.
-        write_text(split_file.with_name(f".{split_file.name}.probe"), "").unlink()
-        _create(sources, split_file, settings, roots)
+    with idist.one_rank_first():  # of several processes the first one checks the images, the others read what it wrote
+        if not split_file.exists():
+            # Before the hours of work, not after.
+            write_text(split_file.with_name(f".{split_file.name}.probe"), "").unlink()
+            _create(sources, split_file, settings, roots)
     stored = load_split_file(split_file, settings, sources)
     datalist = {
         split: [with_absolute_paths(item, roots[item["source"]]) for item in stored[split] if item["source"] in sources]

@@ -42,7 +42,9 @@ def read_frame(reader: sitk.ImageFileReader, frame: int) -> np.ndarray:
     size = reader.GetSize()
     if len(size) == 3:
         reader.SetExtractIndex([0, 0, frame])
-        reader.SetExtractSize([size[0], size[1], 0])
+        # As a slice of depth 1: ITK refuses to take the third axis off a sagittal or coronal frame.
+        reader.SetExtractSize([size[0], size[1], 1])
+        return sitk.GetArrayFromImage(reader.Execute())[0]
     return sitk.GetArrayFromImage(reader.Execute())
 
 

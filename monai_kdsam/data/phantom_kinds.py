@@ -158,7 +158,8 @@ def paint_skin_lesion(rng: Rng, shape: tuple[int, int], clutter: float) -> tuple
     rash = soft_inside(lesion_distance(rng, shape, ("lobed", "slanted", "crescent"), reach=0.25, rough=3.0), 9)[
         ..., None
     ]
-    image = image * (1 - clutter * rash * rng.uniform(0.5, 1) * [0.12, 0.5, 0.45])  # red, as dark as some lesions, and not one
+    # Red, as dark as some lesions, and not one.
+    image = image * (1 - clutter * rash * rng.uniform(0.5, 1) * [0.12, 0.5, 0.45])
 
     brown = skin * rng.choice([[0.72, 0.55, 0.42], [0.55, 0.42, 0.36], [0.8, 0.58, 0.55]])
     patches = np.clip(0.6 + 0.5 * smooth_noise(rng, shape, 12) + 0.2 * smooth_noise(rng, shape, 3), 0, 1.4)[..., None]

@@ -31,7 +31,9 @@ _PAINTERS: dict[str, Callable[[np.random.Generator, tuple[int, int], float], tup
 }
 
 
-def make_phantom(kind: PhantomKind, *, size: int = 160, seed: int, clutter: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def make_phantom(
+    kind: PhantomKind, *, size: int = 160, seed: int, clutter: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw one phantom and its reference mask.
 
     Args:
@@ -67,7 +69,9 @@ def make_phantom(kind: PhantomKind, *, size: int = 160, seed: int, clutter: floa
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), mask
 
 
-def write_phantoms(folder: str | Path, *, per_kind: int = 40, seed: int = 0, size: int = 160, clutter: float = 1.0) -> Path:
+def write_phantoms(
+    folder: str | Path, *, per_kind: int = 40, seed: int = 0, size: int = 160, clutter: float = 1.0
+) -> Path:
     """Write phantoms as a data set in the plain folder layout.
 
     The files are ``images/<kind>_<n>.png`` (RGB) and ``masks/<kind>_<n>.png`` (0 and 255). Existing ones are replaced.

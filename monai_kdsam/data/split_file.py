@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from monai.utils import ensure_tuple
 
 from monai_kdsam.data.datasets import SPLITS, Item
 from monai_kdsam.data.decoding import split_frame
+from monai_kdsam.files import replacing
 
 __all__ = ["check_files", "load_split_file", "relative_to", "with_absolute_paths", "with_relative_paths", "write_text"]
 
@@ -74,14 +74,6 @@ def with_absolute_paths(item: Item, root: Path) -> Item:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a file at once or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
-        reason = error.strerror or error
-        raise OSError(f"Cannot write {path}: {reason}. Free some space or name a writable folder.") from error
+    with replacing(path, "Free some space or name a writable folder.") as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     return path

@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 from monai.engines import PrepareBatch
-from torch import Tensor
-
-from monai_kdsam.networks import KDSAM
+from torch import Tensor, nn
 
 __all__ = ["TeacherPrepareBatch"]
 
@@ -18,22 +16,16 @@ class TeacherPrepareBatch(PrepareBatch):
     """Pairs each image with what the teacher sees in it.
 
     Args:
-        teacher: stays frozen and in eval mode.
-        autocast: type to run the teacher in; MONAI's trainer prepares batches outside its own autocast. None: float32.
+        encoder: the teacher's, (B, 3, S, S) -> (B, 256, S/16, S/16), float32; None where batches bring the `embedding`
+            along, read from a cache.
 
     Raises:
-        ValueError: when called on a batch without `valid`, the map of the unpadded image.
+        ValueError: when called on a batch without `valid`, the map of the unpadded image, or without `embedding` where
+            there is no encoder.
     """
 
-    def __init__(self, teacher: KDSAM, *, autocast: torch.dtype | None = None) -> None:
-        self.autocast = autocast
-        self.teacher = teacher.freeze("image_encoder", "prompt_encoder", "mask_decoder").eval()
-
-    def get_target(self, image: Tensor, batchdata: dict[str, Any]) -> Tensor:
-        """(B, 3, S, S) -> (B, 256, S/16, S/16)."""
-        enabled = self.autocast is not None
-        with torch.no_grad(), torch.autocast(image.device.type, self.autocast, enabled=enabled):
-            return self.teacher.encode(image).float()
+    def __init__(self, encoder: nn.Module | None) -> None:
+        self.encoder = encoder
 
     def __call__(
         self,
@@ -45,9 +37,15 @@ class TeacherPrepareBatch(PrepareBatch):
         """A batch with `image` (B, 3, S, S) and `valid` (B, 1, S, S) -> (image, target of the embedding losses)."""
         if "valid" not in batchdata:
             raise ValueError("Expected the batch to hold `valid`, which ValidRegiond adds before the padding.")
+        if self.encoder is None and "embedding" not in batchdata:
+            raise ValueError("Expected the batch to hold `embedding`, which LoadEmbeddingd adds, or an `encoder`.")
         # Plain tensors: the embedding has another frame than the image, so its metadata would lie.
         image, valid = (
             torch.as_tensor(batchdata[key]).as_subclass(Tensor).to(device, non_blocking=non_blocking, **kwargs)
             for key in ("image", "valid")
         )
-        return image, {"embedding": self.get_target(image, batchdata), "valid": valid}
+        if self.encoder is None:
+            embedding = batchdata["embedding"].to(device, non_blocking=non_blocking, **kwargs)
+        else:
+            embedding = self.encoder(image)
+        return image, {"embedding": embedding, "valid": valid}

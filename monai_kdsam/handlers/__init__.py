@@ -2,6 +2,17 @@
 """Ignite handlers that MONAI lacks."""
 
 from monai_kdsam.handlers.case_report import CaseReport
+from monai_kdsam.handlers.embeddings import EmbeddingSaver
+from monai_kdsam.handlers.input_wait import InputWait
+from monai_kdsam.handlers.process_mean import ProcessMean
 from monai_kdsam.handlers.resume import BestWeightsSaver, EpochSeed, ResumeHandler
 
-__all__ = ["BestWeightsSaver", "CaseReport", "EpochSeed", "ResumeHandler"]
+__all__ = [
+    "BestWeightsSaver",
+    "CaseReport",
+    "EmbeddingSaver",
+    "EpochSeed",
+    "InputWait",
+    "ProcessMean",
+    "ResumeHandler",
+]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 __all__ = ["CaseReport"]
@@ -52,15 +53,20 @@ class CaseReport:
             self._cases.extend([(names, sources)] if single else zip(names, sources, strict=True))
 
     def __call__(self, engine: Engine) -> None:
-        """Write both tables."""
+        """Write both tables, in the first process."""
         state: Any = engine.state
+        # Metrics are gathered from all processes in the order of their ranks, and so are the names.
+        gathered: Any = idist.all_gather(self._cases)
+        if idist.get_rank() > 0:
+            return
+        cases = [case for share in gathered for case in share]
         scores = state.metric_details[self.metric].tolist()
         self.folder.mkdir(parents=True, exist_ok=True)
-        rows = [(name, source, *row) for (name, source), row in zip(self._cases, scores, strict=True)]
+        rows = [(name, source, *row) for (name, source), row in zip(cases, scores, strict=True)]
         self._write("cases.csv", ("image", "source", *self.prompts), rows)
 
         groups: dict[str, list[list[float]]] = defaultdict(list)
-        for (_, source), row in zip(self._cases, scores, strict=True):
+        for (_, source), row in zip(cases, scores, strict=True):
             groups[source].append(row)
         summary = [(source, *_summarize(group)) for source, group in sorted(groups.items())]
         if len(groups) > 1:

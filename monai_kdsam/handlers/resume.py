@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from monai.data.utils import set_rnd
 from monai.utils import set_determinism
 from torch import nn
 
+from monai_kdsam.data.seeding import SeededDataset
+from monai_kdsam.files import replacing
 from monai_kdsam.weights import load_tensors
 
 __all__ = ["BestWeightsSaver", "EpochSeed", "ResumeHandler"]
@@ -23,24 +23,10 @@ __all__ = ["BestWeightsSaver", "EpochSeed", "ResumeHandler"]
 logger = logging.getLogger(__name__)
 
 
-def save_atomically(content: Any, path: Path) -> None:
-    """`torch.save`, after which the file is either the old one or the whole new one.
-
-    Raises:
-        OSError: when the disk is full or the folder is not writable; the old file is kept.
-    """
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, unfinished)
-        os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise OSError(
-            f"Cannot save {path}: {error}. Free disk space, or choose another `ckpt_dir` or `output_dir`; "
-            "what was saved before is kept."
-        ) from error
+KEPT = (
+    "Free disk space, or choose another `ckpt_dir` or `output_dir`; what was saved before is kept. "
+    "After that, go on with `--resume True`."
+)
 
 
 class EpochSeed:
@@ -51,10 +37,10 @@ class EpochSeed:
 
     Args:
         seed: the run's.
-        dataset: its random transforms are seeded too.
+        dataset: is told the epoch. (The order of the items is a DistributedSampler's, which MONAI's trainer tells.)
     """
 
-    def __init__(self, seed: int, dataset: Any) -> None:
+    def __init__(self, seed: int, dataset: SeededDataset) -> None:
         self.seed = seed
         self.dataset = dataset
 
@@ -66,7 +52,7 @@ class EpochSeed:
         """Seed for `engine.state.epoch`."""
         seed = self.seed * 100_003 + engine.state.epoch  # apart for any two pairs of a run's length
         set_determinism(seed % 2**32)
-        set_rnd(self.dataset, seed=seed % 2**32)
+        self.dataset.set_epoch(engine.state.epoch)
 
 
 class BestWeightsSaver:
@@ -90,8 +76,9 @@ class BestWeightsSaver:
     def __call__(self, engine: Engine) -> None:
         """Save if this epoch is the best one."""
         state: Any = engine.state  # MONAI's engines add to ignite's
-        if state.best_metric_epoch == state.epoch:
-            save_atomically(self.network.state_dict(), self.path)
+        if state.best_metric_epoch == state.epoch and idist.get_rank() == 0:
+            with replacing(self.path, KEPT) as unfinished:
+                torch.save(self.network.state_dict(), unfinished)
             logger.info("Saved %s: %s %.4f.", self.path, state.key_metric_name, state.best_metric)
 
 
@@ -129,7 +116,9 @@ class ResumeHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
-        """Write the state."""
+        """Write the state, in the first process."""
+        if idist.get_rank() > 0:
+            return
         best = {key: getattr(self.evaluator.state, key, None) for key in ("best_metric", "best_metric_epoch")}
         state = {
             "epoch": engine.state.epoch,
@@ -138,7 +127,8 @@ class ResumeHandler:
             "best": best,
             "objects": {name: item.state_dict() for name, item in self.objects.items()},
         }
-        save_atomically(state, self.path)
+        with replacing(self.path, KEPT) as unfinished:
+            torch.save(state, unfinished)
 
     def load(self, engine: Engine) -> None:
         """Restore the state."""

@@ -63,5 +63,10 @@ class PromptedInferer(Inferer):
         found = [getattr(inputs, "meta", {}).get(key) for key in ("points", "labels")]
         if found[0] is None or found[1] is None:
             return None, None
-        points, labels = (torch.as_tensor(value).to(inputs.device) for value in found)
-        return (points[None], labels[None]) if points.ndim == 2 else (points, labels)
+        points, labels = (torch.as_tensor(value) for value in found)
+        if points.ndim == 2:
+            points, labels = points[None], labels[None]
+        # Metadata have a fixed length, and every column of padding would cost the decoder time.
+        used = (labels >= 0).flatten(0, -2).any(dim=0)
+        used[0] = True
+        return points[..., used, :].to(inputs.device), labels[..., used].to(inputs.device)

@@ -2,7 +2,8 @@
 """Losses between a student's and a teacher's embedding, blind to the padding of the image.
 
 Each takes the student's embedding (B, 256, h, w) and a target dictionary: `embedding`, the teacher's (B, 256, h, w),
-and `valid` (B, 1, S, S), 1 on the image and 0 on its padding.
+and `valid` (B, 1, S, S), 1 on the image and 0 on its padding. Each is a mean over images of a loss of the single image,
+so that the mean of the losses of equal shares of a batch, one for each process, is the loss of the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def valid_positions(valid: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def masked_mse(pred: Tensor, target: Tensor, positions: Tensor) -> Tensor:
-    """Mean squared error over the channels of the positions that count.
+    """Mean squared error over the channels of the positions that count, and then over the images.
 
     Args:
         pred: (B, C, h, w).
@@ -35,8 +36,8 @@ def masked_mse(pred: Tensor, target: Tensor, positions: Tensor) -> Tensor:
         >>> masked_mse(a, b, torch.tensor([[[[1.0, 0.0]]]])).item()
         5.0
     """
-    squared = (pred - target).square().sum(dim=1, keepdim=True) * positions
-    return squared.sum() / (positions.sum() * pred.shape[1])
+    squared = (pred - target).square().mean(dim=1, keepdim=True) * positions
+    return (squared.sum(dim=(1, 2, 3)) / positions.sum(dim=(1, 2, 3)).clamp_min(1)).mean()
 
 
 def check_embeddings(pred: Tensor, target: Tensor) -> None:
@@ -62,7 +63,8 @@ class MSSSIMLoss(nn.Module):
     """1 - MS-SSIM between embeddings: a structural alternative to the perceptual loss that needs no weights.
 
     Each channel is an image. Three scales with a window of 3 fit SAM's 64 x 64 grid; smaller grids are enlarged to
-    that size first. Padding is set to zero in both.
+    that size first. Padding is set to zero in both. The range of the values is that of the teacher's embedding of the
+    image.
     """
 
     def forward(self, pred: Tensor, target: Mapping[str, Tensor]) -> Tensor:
@@ -70,8 +72,9 @@ class MSSSIMLoss(nn.Module):
         check_embeddings(pred, target["embedding"])
         positions = valid_positions(target["valid"], (pred.shape[2], pred.shape[3]))
         ours, theirs = (enlarge(x.float() * positions) for x in (pred, target["embedding"]))
-        span = (theirs.max() - theirs.min()).clamp_min(1e-6).item()
-        return 1 - ms_ssim(ours, theirs, data_range=span, win_size=3, weights=[1 / 3] * 3)
+        # SSIM of both divided by a range is SSIM with that range, which pytorch_msssim takes for a whole batch only.
+        span = (theirs.amax(dim=(1, 2, 3)) - theirs.amin(dim=(1, 2, 3))).clamp_min(1e-6)[:, None, None, None]
+        return 1 - ms_ssim(ours / span, theirs / span, data_range=1.0, win_size=3, weights=[1 / 3] * 3)
 
 
 def enlarge(maps: Tensor, at_least: int = 64) -> Tensor:

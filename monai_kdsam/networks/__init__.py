@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network, its parts and its builders."""
 
+from monai_kdsam.networks.batch_norm import SharedBatchNorm2d, synchronize_batch_norm
 from monai_kdsam.networks.build import build_kdsam, build_student, build_teacher
 from monai_kdsam.networks.checkpoint import load_weights
 from monai_kdsam.networks.embedding_cache import EmbeddingCache
@@ -8,6 +9,7 @@ from monai_kdsam.networks.fill_box import FillBox
 from monai_kdsam.networks.image_encoder import DeconvNeck, FPNNeck, ResNetEncoder, SamNeck
 from monai_kdsam.networks.kdsam import KDSAM
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
+from monai_kdsam.networks.teacher import TeacherEncoder, weights_checksum
 
 __all__ = [
     "KDSAM",
@@ -19,8 +21,12 @@ __all__ = [
     "PromptEncoder",
     "ResNetEncoder",
     "SamNeck",
+    "SharedBatchNorm2d",
+    "TeacherEncoder",
     "build_kdsam",
     "build_student",
     "build_teacher",
     "load_weights",
+    "synchronize_batch_norm",
+    "weights_checksum",
 ]

@@ -11,12 +11,14 @@ from monai_kdsam.transforms.prompts import (
     jitter_box,
     simulate_prompts,
 )
+from monai_kdsam.transforms.variants import RandVariantd
 
 __all__ = [
     "CleanMaskd",
     "FixedPromptd",
     "HostPromptsd",
     "RandPromptd",
+    "RandVariantd",
     "ValidRegiond",
     "box_from_mask",
     "center_click",

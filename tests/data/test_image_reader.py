@@ -207,6 +207,20 @@ def test_monochrome1_is_the_negative_of_monochrome2_and_its_mask_is_raw(tmp_path
     np.testing.assert_array_equal(read(path, mask=True)[0][..., 0], values + window.get("RescaleIntercept", 0))
 
 
+@pytest.mark.parametrize(
+    "turn", [(0, 0, -1, 1, 0, 0, 0, -1, 0), (1, 0, 0, 0, 0, 1, 0, -1, 0)], ids=["sagittal", "coronal"]
+)
+def test_a_dicom_frame_may_lie_in_any_plane(tmp_path: Path, turn: tuple) -> None:
+    pixels = RANDOM.randint(0, 255, (1, 9, 12)).astype(np.uint8)
+    image = sitk.GetImageFromArray(pixels)
+    image.SetDirection(turn)
+    axes = np.reshape(turn, (3, 3)).T[:2].ravel()
+    image.SetMetaData("0020|0037", "\\".join(str(number) for number in axes))
+    sitk.WriteImage(image, str(tmp_path / "a.dcm"))
+    assert sitk.ReadImage(str(tmp_path / "a.dcm")).GetDirection() == pytest.approx(turn)
+    np.testing.assert_array_equal(read(tmp_path / "a.dcm", mask=True)[0][..., 0], pixels[0])
+
+
 def test_a_frame_is_named_in_the_stem_and_a_bare_cine_is_an_error(tmp_path: Path) -> None:
     cine = RANDOM.randint(0, 256, (3, 8, 6), dtype=np.uint8)
     path = write_dicom(tmp_path / "cine.dcm", cine, NumberOfFrames=3)

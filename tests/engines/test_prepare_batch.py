@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from monai_kdsam.engines import TeacherPrepareBatch
 from monai_kdsam.losses import EmbeddingMSELoss
-from monai_kdsam.networks import KDSAM, build_kdsam, build_teacher
+from monai_kdsam.networks import KDSAM, TeacherEncoder, build_teacher
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def batch(**changes) -> dict[str, Tensor]:
 
 def test_the_target_is_what_the_teacher_sees(teacher) -> None:
     data = batch()
-    image, target = TeacherPrepareBatch(teacher)(data, "cpu")
+    image, target = TeacherPrepareBatch(TeacherEncoder(teacher))(data, "cpu")
     with torch.no_grad():
         expected = teacher.encode(data["image"])
     assert torch.equal(image, data["image"])
@@ -38,50 +38,29 @@ def test_the_target_is_what_the_teacher_sees(teacher) -> None:
 
 def test_image_and_target_are_plain_tensors_without_the_files_metadata(teacher) -> None:
     data = {key: MetaTensor(value, meta={"filename_or_obj": "a.png"}) for key, value in batch().items()}
-    image, target = TeacherPrepareBatch(teacher)(data, "cpu")
+    image, target = TeacherPrepareBatch(TeacherEncoder(teacher))(data, "cpu")
     assert all(type(value) is Tensor for value in (image, *target.values()))
 
 
-def test_the_batch_goes_to_the_device_that_the_engine_names(teacher) -> None:
-    prepare = TeacherPrepareBatch(teacher)
-    prepare.get_target = lambda image, batchdata: image
-    image, target = prepare(batch(), "meta")
+def test_the_batch_goes_to_the_device_that_the_engine_names() -> None:
+    image, target = TeacherPrepareBatch(nn.Identity())(batch(), "meta")
     assert {value.device.type for value in (image, *target.values())} == {"meta"}
 
 
-class DropoutEncoder(nn.Module):
-    """An encoder that answers differently in training mode, and counts in its batch norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 256, 16, stride=16), nn.BatchNorm2d(256), nn.Dropout(0.5))
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.layers(image)
+def test_an_embedding_that_comes_along_is_the_target(teacher) -> None:
+    stored = torch.rand(2, 256, 4, 4)
+    _, target = TeacherPrepareBatch(None)(batch(embedding=stored), "cpu")
+    assert torch.equal(target["embedding"], stored)
 
 
-def test_a_teacher_in_training_mode_is_frozen_and_put_into_eval_mode() -> None:
-    teacher = build_kdsam(DropoutEncoder(), image_size=64).train()
-    prepare = TeacherPrepareBatch(teacher)
-    counted = teacher.image_encoder.layers[1].running_mean.clone()
-    first, second = (prepare(batch(), "cpu")[1]["embedding"] for _ in range(2))
-    assert torch.equal(first, second)
-    assert torch.equal(teacher.image_encoder.layers[1].running_mean, counted)
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())
-
-
-def test_a_teacher_told_to_train_still_answers_in_eval_mode() -> None:
-    teacher = build_kdsam(DropoutEncoder(), image_size=64)
-    prepare = TeacherPrepareBatch(teacher)
-    expected = prepare(batch(), "cpu")[1]["embedding"]
-    teacher.train()
-    assert not any(part.training for part in teacher.image_encoder.modules())
-    assert torch.equal(prepare(batch(), "cpu")[1]["embedding"], expected)
+def test_neither_a_teacher_nor_an_embedding_is_refused() -> None:
+    with pytest.raises(ValueError, match="Expected the batch to hold `embedding`, which LoadEmbeddingd adds"):
+        TeacherPrepareBatch(None)(batch(), "cpu")
 
 
 def test_a_batch_without_the_valid_region_is_refused(teacher) -> None:
     with pytest.raises(ValueError, match="Expected the batch to hold `valid`, which ValidRegiond adds before"):
-        TeacherPrepareBatch(teacher)({"image": batch()["image"]}, "cpu")
+        TeacherPrepareBatch(TeacherEncoder(teacher))({"image": batch()["image"]}, "cpu")
 
 
 def test_the_stock_trainer_distills_with_it_and_a_teacher_learns_nothing_from_itself(teacher) -> None:
@@ -98,7 +77,7 @@ def test_the_stock_trainer_distills_with_it_and_a_teacher_learns_nothing_from_it
             network=network,
             optimizer=torch.optim.SGD(network.parameters(), lr=1e-3),
             loss_function=EmbeddingMSELoss(),
-            prepare_batch=TeacherPrepareBatch(teacher),
+            prepare_batch=TeacherPrepareBatch(TeacherEncoder(teacher)),
             decollate=False,
         )
         trainer.add_event_handler(

@@ -12,8 +12,8 @@ from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 from torch import nn
 
+from monai_kdsam.data import SeededDataset
 from monai_kdsam.handlers import BestWeightsSaver, EpochSeed, ResumeHandler
-from monai_kdsam.handlers.resume import save_atomically
 
 
 class PowerFailureError(Exception):
@@ -34,7 +34,7 @@ class Run:
         generator = torch.Generator().manual_seed(0)
         data = [{"image": torch.randn(1, 8, generator=generator)} for _ in range(10)]
         augmentation = Compose([RandFlipd("image", prob=0.5), RandGaussianNoised("image", prob=0.7, std=0.5)])
-        dataset = Dataset(data, augmentation)
+        dataset = SeededDataset(Dataset(data, augmentation), seed=11)
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.05)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
         self.losses: list[float] = []
@@ -128,10 +128,10 @@ def test_a_run_without_resume_starts_anew_and_replaces_the_state(tmp_path) -> No
 
 def test_an_epoch_of_another_seed_or_number_draws_other_numbers() -> None:
     transform = RandGaussianNoised("image", prob=1.0)
-    dataset = Dataset([{"image": torch.zeros(1, 4)}], transform)
     engine = Engine(lambda *_: None)
 
     def drawn(seed: int, epoch: int) -> tuple[float, ...]:
+        dataset = SeededDataset(Dataset([{"image": torch.zeros(1, 4)}], transform), seed=seed)
         engine.state.epoch = epoch
         EpochSeed(seed, dataset)(engine)
         return (*dataset[0]["image"].flatten().tolist(), torch.rand(1).item())
@@ -205,47 +205,3 @@ def test_a_state_of_another_network_is_told(tmp_path) -> None:
     Run(tmp_path).until(2)
     with pytest.raises(ValueError, match=r"Cannot resume from .*another network"):
         Run(tmp_path, resume=True, width=7).to_the_end()
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
-def test_a_save_that_fails_halfway_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, monkeypatch, error) -> None:
-    path = tmp_path / "model.pt"
-    save_atomically({"weight": torch.ones(3)}, path)
-
-    def save(content: object, file: Path) -> None:
-        Path(file).write_bytes(b"half of it")
-        raise error
-
-    monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(OSError, match=r"Cannot save .*model\.pt: .*Free disk space, or choose another"):
-        save_atomically({"weight": torch.zeros(3)}, path)
-    monkeypatch.undo()
-    assert torch.equal(torch.load(path, weights_only=True)["weight"], torch.ones(3))
-    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
-
-
-def test_a_save_that_is_killed_halfway_keeps_the_old_file(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "model.pt"
-    save_atomically({"weight": torch.ones(3)}, path)
-
-    def save(content: object, file: Path) -> None:
-        Path(file).write_bytes(b"half of it")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(KeyboardInterrupt):
-        save_atomically({"weight": torch.zeros(3)}, path)
-    assert torch.equal(torch.load(path, weights_only=True)["weight"], torch.ones(3))
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path) -> None:
-    (tmp_path / "models").write_text("a file where the folder should be")
-    with pytest.raises(OSError, match=r"Cannot save .*model\.pt: "):
-        save_atomically({"weight": torch.ones(3)}, tmp_path / "models" / "model.pt")
-
-
-def test_a_save_makes_its_folder_and_replaces_what_was_there(tmp_path) -> None:
-    path = tmp_path / "new" / "models" / "model.pt"
-    for value in (1.0, 2.0):
-        save_atomically({"weight": torch.tensor(value)}, path)
-    assert torch.load(path, weights_only=True)["weight"].item() == 2.0

@@ -88,11 +88,19 @@ def test_with_padding_it_is_the_mse_of_torch_on_what_is_left() -> None:
     torch.testing.assert_close(ours, F.mse_loss(student[:1, :, :, :4], teacher[:1, :, :, :4]))
 
 
-def test_every_position_of_a_batch_weighs_the_same_however_much_its_image_is_padded() -> None:
+def test_every_image_weighs_the_same_however_much_it_is_padded() -> None:
     error = torch.zeros(2, 256, 8, 8)
     error[0, :, :, :4] = 1.0  # all 32 positions of the first image, none of the second one's 64
     value = EmbeddingMSELoss()(error, target(torch.zeros_like(error), image_on_the_left()))
-    assert value.item() == pytest.approx(32 / 96)
+    assert value.item() == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_images(loss) -> None:
+    (student, teacher), valid = embeddings(), image_on_the_left()
+    teacher[1] *= 7  # of another range
+    each = [loss()(student[[n]], target(teacher[[n]], valid[[n]])) for n in range(2)]
+    torch.testing.assert_close(loss()(student, target(teacher, valid)), torch.stack(each).mean())
 
 
 def test_an_error_grows_with_its_square() -> None:

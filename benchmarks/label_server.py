@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m monai_kdsam label` as a process, for the measurements here and for the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+import torch
+
+from monai_kdsam.bundles import copy_bundle
+from monai_kdsam.networks import build_student
+
+MODEL = "kdsam_deepgrow_2d"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class LabelServer:
+    """A server that runs; `post` is the request that every client makes."""
+
+    address: str
+    bundle: Path
+    studies: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def post(
+        self, image: str = "", params: Any = None, file: tuple[str, bytes] | None = None, **query: str
+    ) -> requests.Response:
+        return requests.post(
+            f"{self.address}/infer/{MODEL}",
+            params={"image": image, **query},
+            data={"params": params if isinstance(params, str) else json.dumps(params or {})},
+            files={"file": file} if file else None,
+            timeout=120,
+        )
+
+    def memory(self) -> int:
+        """Resident bytes of the process, on Linux."""
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def random_bundle(folder: Path, backbone: str, image_size: int, seed: int = 0) -> Path:
+    """A copy of the bundle with random weights, which answer each prompt with a mask of its own."""
+    bundle = copy_bundle(folder, MODEL, settings={"backbone": backbone, "image_size": image_size})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.save(build_student(backbone, image_size=image_size).state_dict(), bundle / "models" / "model.pt")
+    return bundle
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def label_command(given: dict[str, object]) -> dict[str, Any]:
+    """Arguments of `subprocess` for the command of this checkout."""
+    words = [str(word) for pair in given.items() for word in pair]
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "monai_kdsam", "label", *words]
+    return {"args": command, "env": os.environ | {"PYTHONPATH": paths}}
+
+
+@contextmanager
+def running_server(bundle: Path, studies: Path, folder: Path) -> Iterator[LabelServer]:
+    """Start the server, wait until it answers, and stop it at the end."""
+    port, log = free_port(), folder / "server.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {"--studies": studies, "--model": bundle, "--port": port, "--dir": folder / "label"}
+    with log.open("wb") as stream:
+        process = subprocess.Popen(**label_command(given), stdout=stream, stderr=subprocess.STDOUT, cwd=folder)
+    server = LabelServer(f"http://127.0.0.1:{port}", bundle, studies, process, log)
+    try:
+        _wait(server)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _wait(server: LabelServer, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.process.poll() is None:
+        try:
+            if requests.get(f"{server.address}/info/", timeout=30).ok:
+                return
+        except requests.ConnectionError:
+            time.sleep(0.2)
+    raise RuntimeError(f"The server did not start:\n{server.log.read_text(errors='replace')[-4000:]}")

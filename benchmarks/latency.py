@@ -1,0 +1,455 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Latency of our students' encoders and of the peers', form by form, and of a click, on this machine's CPU.
+
+    pip install -e ".[export]" timm matplotlib
+    python benchmarks/latency.py --work /tmp/latency [--rounds 7] [--vit-h] [--docs docs]
+
+All weights are random: time does not depend on them. Every case is loaded, warmed up and timed once a round, in turn,
+so that what else the machine does falls on all alike, and never more than one model is in memory; medians are compared.
+Start-up (imports, loading, first image) and peak memory come from a process of each case's own. Models are built once
+and kept in `--work`. The peers are timm's trunks with necks of the shape that their repositories have, written here:
+MobileSAM's TinyViT-5M (last stage at stride 16), EdgeSAM's RepViT-M1 (reparameterized), NanoSAM's ResNet-18. INT8 is
+calibrated on generated pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+FORMS = {
+    "torch": "PyTorch fp32",
+    "ort": "ONNX Runtime fp32",
+    "ov": "OpenVINO fp32",
+    "ov_bf16": "OpenVINO bf16",
+    "ort_int8": "ONNX Runtime INT8",
+    "ov_int8": "OpenVINO INT8",
+}
+FLOAT = ("torch", "ort", "ov", "ov_bf16")
+INT8 = ("ort_int8", "ov_int8")
+# name: (title, side in pixels, forms)
+ENCODERS = {
+    "resnet50_1024": ("ours, ResNet-50, 1024 px", 1024, tuple(FORMS)),
+    "resnet50_512": ("ours, ResNet-50, 512 px", 512, tuple(FORMS)),
+    "resnet18_1024": ("ours, ResNet-18, 1024 px", 1024, tuple(FORMS)),
+    "resnet50_1024_sam": ("ours, ResNet-50, 1024 px, neck `sam`", 1024, ("ov_int8",)),
+    "resnet50_1024_deconv": ("ours, ResNet-50, 1024 px, neck `deconv`", 1024, ("ov_int8",)),
+    "mobilesam": ("MobileSAM, TinyViT-5M", 1024, tuple(FORMS)),
+    "edgesam": ("EdgeSAM, RepViT-M1", 1024, tuple(FORMS)),
+    "nanosam": ("NanoSAM, ResNet-18", 1024, tuple(FORMS)),
+    "vit_b": ("SAM, ViT-B", 1024, ("torch",)),
+}
+DECODERS = {
+    f"decoder_{size}_{count}": (f"click at {size} px, {count} prompt{'s' if count > 1 else ''}", size, count)
+    for size, count in ((1024, 1), (1024, 8), (512, 1))
+}
+
+
+def build_encoder(name: str):
+    import torch
+
+    torch.manual_seed(0)
+    if name.startswith("resnet"):
+        from monai_kdsam.networks import build_student
+
+        backbone, size, *neck = name.split("_")
+        return build_student(backbone, image_size=int(size), neck=neck[0] if neck else "fpn").eval().image_encoder
+    if name.startswith("vit"):
+        from monai_kdsam.networks import build_teacher
+
+        return build_teacher(name, image_size=1024).eval().image_encoder
+    return {"mobilesam": mobilesam, "edgesam": edgesam, "nanosam": nanosam}[name]().eval()
+
+
+def sam_neck(channels: int):
+    """The neck that SAM, MobileSAM and EdgeSAM end with."""
+    from torch import nn
+
+    from monai_kdsam.networks.sam import LayerNorm2d
+
+    convolutions = nn.Conv2d(channels, 256, 1, bias=False), nn.Conv2d(256, 256, 3, padding=1, bias=False)
+    return nn.Sequential(convolutions[0], LayerNorm2d(256), convolutions[1], LayerNorm2d(256))
+
+
+def mobilesam():
+    import timm
+    from torch import nn
+
+    trunk = timm.create_model("tiny_vit_5m_224", pretrained=False, features_only=True, out_indices=(3,))
+    # MobileSAM keeps the last stage at stride 16.
+    trunk.stages_3.downsample.conv2.conv.stride = (1, 1)
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.neck = trunk, sam_neck(320)
+
+        def forward(self, image):
+            return self.neck(self.trunk(image)[0])
+
+    return Encoder()
+
+
+def edgesam():
+    import timm
+    import torch.nn.functional as F
+    from timm.utils.model import reparameterize_model
+    from torch import nn
+
+    trunk = timm.create_model("repvit_m1", pretrained=False, features_only=True, out_indices=(2, 3))
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk = reparameterize_model(trunk.eval())
+            self.lateral = nn.ModuleList(nn.Conv2d(width, 256, 1, bias=False) for width in (192, 384))
+            self.neck = sam_neck(256)
+
+        def forward(self, image):
+            fine, coarse = (lateral(x) for lateral, x in zip(self.lateral, self.trunk(image), strict=True))
+            return self.neck(fine + F.interpolate(coarse, scale_factor=2, mode="bilinear"))
+
+    return Encoder()
+
+
+def nanosam():
+    import timm
+    import torch
+    from torch import nn
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk = timm.create_model("resnet18", pretrained=False, features_only=True, out_indices=(4,))
+            layers = [nn.Conv2d(512, 256, 3, padding=1), nn.GELU()]
+            for _ in range(2):
+                layers += [nn.Conv2d(256, 256, 3, padding=1), nn.GELU()]
+            layers += [nn.ConvTranspose2d(256, 256, 3, stride=2, padding=1, output_padding=1), nn.GELU()]
+            self.neck = nn.Sequential(*layers, nn.Conv2d(256, 256, 1))
+            self.positions = nn.Parameter(1e-5 * torch.randn(1, 256, 64, 64))
+
+        def forward(self, image):
+            return self.neck(self.trunk(image)[0]) + self.positions
+
+    return Encoder()
+
+
+def pictures(size: int, count: int = 4) -> list[np.ndarray]:
+    """Normalized inputs (1, 3, S, S) of generated pictures."""
+    from monai_kdsam.data.phantoms import PHANTOM_KINDS, make_phantom
+    from monai_kdsam.runtime.resampling import fit_longest, resampling_matrix, resize
+
+    inputs = []
+    for kind in PHANTOM_KINDS[:count]:
+        planes = make_phantom(kind, size=320, seed=0)[0].transpose(2, 0, 1).astype(np.float32)
+        lengths = zip(planes.shape[1:], fit_longest(*planes.shape[1:], size), strict=True)
+        resized = resize(planes, *(resampling_matrix(a, b, smooth=True) for a, b in lengths))
+        padded = np.zeros((1, 3, size, size), dtype=np.float32)
+        padded[0, :, : resized.shape[1], : resized.shape[2]] = (resized - 110) / 58
+        inputs.append(padded)
+    return inputs
+
+
+def prompts(size: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings, boxes and their labels."""
+    rng = np.random.default_rng(0)
+    embedding = rng.standard_normal((count, 256, size // 16, size // 16)).astype(np.float32)
+    box = np.array([[[0.2 * size, 0.2 * size], [0.7 * size, 0.6 * size]]], dtype=np.float32)
+    return embedding, np.repeat(box, count, axis=0), np.repeat(np.array([[2, 3]]), count, axis=0)
+
+
+def prepare(work: Path) -> None:
+    """Write what is missing of every model file; each model in a process of its own, to give its memory back."""
+    for name in [*ENCODERS, "decoder_1024", "decoder_512"]:
+        if not (work / name / "done").exists():
+            subprocess.run([sys.executable, __file__, "--work", str(work), "--build", name], check=True)
+
+
+def build(work: Path, name: str) -> None:
+    import onnx
+    import openvino
+    import torch
+
+    folder = work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "fp32.onnx"
+    if name.startswith("decoder"):
+        from monai_kdsam.export.onnx import to_graphs
+        from monai_kdsam.networks import build_student
+
+        size = int(name.rpartition("_")[2])
+        network = build_student("resnet18", image_size=size).eval()
+        torch.save(network.state_dict(), folder / "torch.pt")
+        onnx.save(to_graphs(network)["decoder"], str(file))
+        openvino.save_model(openvino.convert_model(str(file)), folder / "fp32.xml", compress_to_fp16=False)
+    else:
+        _, size, forms = ENCODERS[name]
+        encoder = build_encoder(name)
+        torch.save(encoder.state_dict(), folder / "torch.pt")
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            example = torch.zeros(1, 3, size, size)
+            program = torch.onnx.export(
+                encoder, (example,), input_names=["image"], output_names=["embedding"], dynamo=True, verbose=False
+            )
+        onnx.save(program.model_proto, str(file))
+        model = openvino.convert_model(str(file))
+        openvino.save_model(model, folder / "fp32.xml", compress_to_fp16=False)
+        build_int8(folder, onnx.load(str(file)), model, size, forms)
+    (folder / "done").touch()
+    print(f"built {name}", flush=True)
+
+
+def build_int8(folder: Path, graph, model, size: int, forms: tuple[str, ...]) -> None:
+    """As the export does it, with few pictures."""
+    if not set(forms) & set(INT8):
+        return
+    import nncf
+    import onnx
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    # Attention keeps its softmax in float, convolutions need no such rules.
+    settings = {"subset_size": 4, "preset": nncf.QuantizationPreset.MIXED}
+    if folder.name == "mobilesam":
+        settings["model_type"] = nncf.ModelType.TRANSFORMER
+    if "ort_int8" in forms:
+        data = nncf.Dataset([{"image": image} for image in pictures(size)])
+        onnx.save(nncf.quantize(graph, data, **settings), str(folder / "int8.onnx"))
+    if "ov_int8" in forms:
+        openvino.save_model(
+            nncf.quantize(model, nncf.Dataset(pictures(size)), **settings), folder / "int8.xml", compress_to_fp16=False
+        )
+
+
+def file_of(folder: Path, form: str) -> Path:
+    precision = "int8" if form.endswith("int8") else "fp32"
+    return folder / ("torch.pt" if form == "torch" else f"{precision}.{'onnx' if form.startswith('ort') else 'xml'}")
+
+
+def load(folder: Path, form: str):
+    """A function of arrays."""
+    if form == "torch":
+        return load_torch(folder.name)
+    if form != "ov_bf16":
+        from monai_kdsam.runtime.sessions import open_part
+
+        return open_part(file_of(folder, form), "onnx" if form.startswith("ort") else "openvino")
+    import openvino
+
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16"}
+    request = openvino.Core().compile_model(str(file_of(folder, form)), "CPU", settings).create_infer_request()
+    return lambda *arrays: request.infer(list(arrays))
+
+
+def load_torch(name: str):
+    import torch
+
+    if name.startswith("decoder"):
+        from monai_kdsam.networks import build_student
+
+        network = build_student("resnet18", image_size=int(name.rpartition("_")[2])).eval()
+        call = network.decode
+    else:
+        call = build_encoder(name).to(memory_format=torch.channels_last)
+
+    def run(*arrays):
+        with torch.no_grad():
+            return call(*(torch.from_numpy(array) for array in arrays))
+
+    return run
+
+
+def cases(work: Path) -> list[tuple[str, str, Path, tuple[np.ndarray, ...]]]:
+    """(name, form, folder, inputs) of every case."""
+    found = []
+    for name, (_, size, forms) in ENCODERS.items():
+        image = pictures(size, 1)[0]
+        found += [(name, form, work / name, (image,)) for form in forms]
+    for name, (_, size, count) in DECODERS.items():
+        found += [(name, form, work / f"decoder_{size}", prompts(size, count)) for form in ("torch", "ort", "ov")]
+    return found
+
+
+def interleaved(work: Path, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of every case, one value a round."""
+    measured: dict[str, list[float]] = {}
+    for round_ in range(rounds):
+        for name, form, folder, inputs in cases(work):
+            if name.startswith("vit") and round_ > 2:
+                continue  # ten times as slow as the others; three values are enough
+            run = load(folder, form)
+            run(*inputs)
+            begin = time.perf_counter()
+            run(*inputs)
+            measured.setdefault(f"{name}/{form}", []).append(1000 * (time.perf_counter() - begin))
+            del run
+            gc.collect()
+        (work / "rounds.json").write_text(json.dumps(measured), encoding="utf-8")
+        print(f"round {round_ + 1} of {rounds}", flush=True)
+    return measured
+
+
+def alone(work: Path, name: str, form: str) -> None:
+    """Start-up and peak memory of this process, to stdout as JSON."""
+    begin = time.perf_counter()
+    if name == "vit_h":
+        run, inputs = load_torch("vit_h"), (np.zeros((1, 3, 1024, 1024), dtype=np.float32),)
+    else:
+        run = load(work / name, form)
+        inputs = (np.zeros((1, 3, ENCODERS[name][1], ENCODERS[name][1]), dtype=np.float32),)
+    loaded = time.perf_counter()
+    run(*inputs)
+    first = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(json.dumps({"start": loaded - begin, "first": first - loaded, "peak": peak}))
+
+
+def measure_alone(work: Path, name: str, form: str) -> dict[str, float]:
+    command = [sys.executable, "-W", "ignore", __file__, "--work", str(work), "--alone", name, form]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def megabytes(folder: Path, form: str) -> float:
+    file = file_of(folder, form)
+    return sum(f.stat().st_size for f in {file, file.with_suffix(".bin")} if f.exists()) / 1e6
+
+
+def report(work: Path, results: dict) -> str:
+    """The markdown page."""
+    times, own = results["milliseconds"], results["alone"]
+    lines = [results["about"], "", "| encoder | " + " | ".join(FORMS.values()) + " |", "|---" * (len(FORMS) + 1) + "|"]
+    for name, (title, _, _) in ENCODERS.items():
+        row = [f"{times[f'{name}/{form}']:.0f}" if f"{name}/{form}" in times else "-" for form in FORMS]
+        lines.append(f"| {title} | " + " | ".join(row) + " |")
+    lines += [
+        "",
+        "Milliseconds an image, medians.",
+        "",
+        "| a click | PyTorch | ONNX Runtime | OpenVINO |",
+        "|---|---|---|---|",
+    ]
+    for name, (title, _, _) in DECODERS.items():
+        lines.append(f"| {title} | " + " | ".join(f"{times[f'{name}/{f}']:.1f}" for f in ("torch", "ort", "ov")) + " |")
+    lines += [
+        "",
+        "| encoder | form | file, MB | start-up, s | first image, s | peak memory, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, values in own.items():
+        name, form = key.split("/")
+        title = ENCODERS[name][0] if name in ENCODERS else "SAM, ViT-H (one run)"
+        size = f"{megabytes(work / name, form):.0f}" if name in ENCODERS else "-"
+        lines.append(
+            f"| {title} | {FORMS[form]} | {size} | {values['start']:.1f} "
+            f"| {values['first']:.1f} | {values['peak']:.0f} |"
+        )
+    return "\n".join([*lines, "", *targets(times), ""])
+
+
+def targets(times: dict[str, float]) -> list[str]:
+    """What was aimed at, and what came out."""
+
+    def best(name: str, forms: tuple[str, ...]) -> tuple[float, str]:
+        return min((times[f"{name}/{form}"], FORMS[form]) for form in forms if f"{name}/{form}" in times)
+
+    peer, form = best("mobilesam", FLOAT)
+    large, small = best("resnet50_1024", INT8)[0], best("resnet50_512", INT8)[0]
+    click = min(times[f"decoder_1024_1/{form}"] for form in ("ort", "ov"))
+    click_small = min(times[f"decoder_512_1/{form}"] for form in ("ort", "ov"))
+    ours, which = min((best(name, INT8)[0], name) for name in ("resnet50_1024", "resnet18_1024"))
+    edge = best("edgesam", INT8)[0]
+    return [
+        "| ratio of medians | aim | measured |",
+        "|---|---|---|",
+        f"| MobileSAM's best float form ({form}) over our ResNet-50 INT8 | at least 3 | {peer / large:.1f} |",
+        f"| the same over ours at 512 px | at least 10 | {peer / small:.1f} |",
+        f"| a click over the INT8 encoder, ResNet-50, 1024 px | below 0.1 | {click / large:.3f} |",
+        f"| a click over the INT8 encoder, ResNet-50, 512 px | below 0.1 | {click_small / small:.3f} |",
+        f"| ours at 1024 px ({ENCODERS[which][0]}, INT8) over EdgeSAM's INT8 | at most 1 | {ours / edge:.2f} |",
+        f"| ours, ResNet-50, 1024 px, INT8, over EdgeSAM's INT8 | - | {large / edge:.2f} |",
+    ]
+
+
+def plot(times: dict[str, float], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [name for name, (_, _, forms) in ENCODERS.items() if len(forms) == len(FORMS)]
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    height = 0.8 / len(FORMS)
+    for index, (form, label) in enumerate(FORMS.items()):
+        positions = [row + index * height for row in range(len(names))]
+        axes.barh(positions, [times[f"{name}/{form}"] for name in names], height, label=label)
+    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(names))], [ENCODERS[name][0] for name in names])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("ms an image (log scale), image encoder, two CPU cores")
+    axes.grid(axis="x", which="both", alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the models and the raw numbers")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--vit-h", action="store_true", help="one image through SAM's ViT-H in PyTorch as well")
+    parser.add_argument("--docs", type=Path, help="folder to write latency.md's tables and latency.png to")
+    parser.add_argument("--build", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.build:
+        build(arguments.work, arguments.build)
+    elif arguments.alone:
+        alone(arguments.work, *arguments.alone)
+    else:
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import onnxruntime
+    import openvino
+    import torch
+
+    work: Path = arguments.work
+    prepare(work)
+    times = {key: statistics.median(values) for key, values in interleaved(work, arguments.rounds).items()}
+    own = {
+        f"{n}/{f}": measure_alone(work, n, f) for n, (_, _, forms) in ENCODERS.items() for f in forms if len(forms) > 2
+    }
+    own["vit_b/torch"] = measure_alone(work, "vit_b", "torch")
+    if arguments.vit_h:
+        own["vit_h/torch"] = measure_alone(work, "vit_h", "torch")
+    about = (
+        f"`python benchmarks/latency.py --rounds {arguments.rounds}`, {date.today()}, "
+        f"{torch.get_num_threads()} threads, Python {platform.python_version()}, PyTorch {torch.__version__}, "
+        f"ONNX Runtime {onnxruntime.__version__}, OpenVINO {openvino.__version__.split('-')[0]}."
+    )
+    results = {"about": about, "milliseconds": times, "alone": own}
+    (work / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    tables = report(work, results)
+    print(tables)
+    if arguments.docs:
+        (arguments.docs / "latency_tables.md").write_text(tables, encoding="utf-8")
+        plot(times, arguments.docs / "latency.png")
+
+
+if __name__ == "__main__":
+    main()

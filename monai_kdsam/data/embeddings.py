@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The teacher's embeddings on disk: written once by `embed`, read by `distill` instead of running the teacher.
+
+A cache is a folder of safetensors files ("shards"). Each shard says in its header what its embeddings were made from,
+and of which images, so there is no index beside them that could disagree with them. A shard appears under its name when
+it is whole; a checksum of each embedding tells damage later on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from monai.transforms import Transform
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from monai_kdsam.data.datasets import Item
+from monai_kdsam.data.decoding import split_frame
+from monai_kdsam.files import replacing
+
+__all__ = ["EmbeddingStore", "EmbeddingWriter", "LoadEmbeddingd", "embedding_key", "image_checksum", "read_header"]
+
+logger = logging.getLogger(__name__)
+Precision = Literal["float32", "float16", "int8"]
+FORMAT = 1
+REDO = "Run the phase `embed` with `--verify True`, which names what is damaged and makes it anew."
+
+
+class _Place(NamedTuple):
+    shard: Path
+    name: str
+    crc32: int
+    image: str
+
+
+def image_checksum(path: str | Path) -> str:
+    """Checksum of an image's file, with the frame where the path names one."""
+    file, frame = split_frame(path)
+    digest = hashlib.blake2b(digest_size=16)
+    with open(file, "rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest() if frame is None else f"{digest.hexdigest()}#{frame}"
+
+
+def embedding_key(item: Mapping[Any, Any]) -> str:
+    """Under which an item's embedding is kept: its image's content and the number of its variant."""
+    return f"{item['checksum']}/{item['variant']}"
+
+
+class EmbeddingStore:
+    """A folder of embeddings that one teacher made under one preprocessing.
+
+    Args:
+        folder: of the shards.
+        made_from: what the embeddings depend on besides the image, by name: the teacher's checksum, the input size,
+            the preprocessing. Values are what JSON can hold.
+        variants: how many augmented variants of each image it shall hold, the image as it is among them.
+        precision: of embeddings that are written. float16 loses nothing that a teacher under mixed precision had, int8
+            has one scale for each channel of each image; both are measured in docs/embedding_cache.md.
+
+    Raises:
+        ValueError: when a shard is damaged, or made from something else, which is named.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        made_from: Mapping[str, Any],
+        *,
+        variants: int = 1,
+        precision: Precision = "float16",
+    ) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(
+                f"Expected `embedding_precision` to be one of {', '.join(get_args(Precision))}, got {precision!r}."
+            )
+        if variants < 1:
+            raise ValueError(f"Expected `embedding_variants` to be at least 1, got {variants}.")
+        self.folder = Path(folder)
+        self.made_from: dict[str, Any] = json.loads(json.dumps(dict(made_from)))
+        self.variants = variants
+        self.precision = precision
+        self._places: dict[str, _Place] = {}
+        self._damaged: dict[Path, str] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the shards anew."""
+        self._places, self._damaged = {}, {}
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            try:
+                header = read_header(shard)
+            except ValueError as error:
+                self._damaged[shard] = str(error)
+                continue
+            self._check_origin(shard, header["made_from"])
+            for name, entry in header["entries"].items():
+                self._places[entry["key"]] = _Place(shard, name, entry["crc32"], entry["image"])
+
+    def _check_origin(self, shard: Path, theirs: Mapping[str, Any]) -> None:
+        differing = [
+            f"{name} {theirs.get(name)} (now {self.made_from.get(name)})"
+            for name in sorted(theirs.keys() | self.made_from.keys())
+            if theirs.get(name) != self.made_from.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"The embeddings in {shard.parent} were made from something else: {', '.join(differing)}. "
+                "Set that back, name another `embedding_dir`, or delete the folder and run the phase `embed` again."
+            )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        """The keys of all embeddings that are there."""
+        return iter(self._places)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def read(self, key: str) -> Tensor:
+        """The embedding (256, h, w) under a key, float32.
+
+        Raises:
+            KeyError: when there is none.
+            ValueError: when it is damaged.
+        """
+        place = self._places[key]
+        try:
+            file = _opened(place.shard, place.shard.stat().st_ino)
+            stored = file.get_tensor(place.name)
+            scale = file.get_tensor(f"{place.name}.scale") if stored.dtype == torch.int8 else None
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"Cannot read the embedding of {place.image} from {place.shard}: {error}. {REDO}"
+            ) from error
+        if _crc32(stored, scale) != place.crc32:
+            raise ValueError(f"The embedding of {place.image} in {place.shard} is damaged. {REDO}")
+        return stored.float() if scale is None else stored.float() * scale
+
+    def require(self, items: Sequence[Item]) -> list[Item]:
+        """The items with the checksums of their images, all of which have their embeddings.
+
+        Raises:
+            ValueError: when embeddings are missing or a shard is damaged.
+        """
+        if self._damaged:
+            raise ValueError(f"Damaged: {'; '.join(self._damaged.values())}. {REDO}")
+        items = _with_checksums(items)
+        missing = [item for item in self._expand(items) if embedding_key(item) not in self]
+        if missing:
+            raise ValueError(
+                f"{self.folder} lacks {len(missing)} of {len(items) * self.variants} embeddings, the first of them "
+                f"variant {missing[0]['variant']} of {missing[0]['image']}. Run the phase `embed` with the same "
+                "settings; it makes what is missing."
+            )
+        return items
+
+    def missing(self, items: Sequence[Item]) -> list[Item]:
+        """What is to be embedded: the items, each content once in each variant that is lacking, with its `file`."""
+        wanted: dict[str, Item] = {}
+        for item in self._expand(_with_checksums(items)):
+            wanted.setdefault(embedding_key(item), {**item, "file": item["image"]})
+        return [item for key, item in wanted.items() if key not in self]
+
+    def _expand(self, items: Sequence[Item]) -> list[Item]:
+        return [{**item, "variant": variant} for variant in range(self.variants) for item in items]
+
+    def verify(self) -> list[str]:
+        """Read everything, name what is damaged, and remove it, so that `embed` makes it anew.
+
+        Returns:
+            a line for each damaged shard.
+        """
+        found = dict(self._damaged)
+        for key, place in self._places.items():
+            if place.shard in found:
+                continue
+            try:
+                self.read(key)
+            except ValueError as error:
+                found[place.shard] = str(error).removesuffix(f" {REDO}")
+        for shard, message in found.items():
+            logger.warning("%s It is deleted and made anew.", message)
+            shard.unlink()
+        logger.info("%d embeddings verified, %d damaged shards.", len(self), len(found))
+        self.refresh()
+        return list(found.values())
+
+
+class EmbeddingWriter:
+    """Adds embeddings to a store, in shards.
+
+    A shard is written when it is full, and when `seconds` have passed since the last one: that is the most work that
+    an interruption costs.
+
+    Args:
+        store: to add to; shards that are damaged are removed first, because they are being made anew.
+        expected: how many embeddings will come; what they need is compared with the free disk before the first one.
+        rank: of the process, part of the shards' names.
+        size: embeddings in a shard.
+        seconds: between shards at the most.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        store: EmbeddingStore,
+        *,
+        expected: int,
+        rank: int = 0,
+        size: int = 32,
+        seconds: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store = store
+        self.expected = expected
+        self.rank = rank
+        self.size = size
+        self.seconds = seconds
+        self.clock = clock
+        self.last = clock()
+        self.pending: dict[str, Tensor] = {}
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.is_checked = False
+
+    def add(self, key: str, image: str, embedding: Tensor) -> None:
+        """Keep an embedding (256, h, w); it is on the disk after the next `flush`.
+
+        Raises:
+            ValueError: when it is not finite.
+            OSError: when the disk has no room for all that are expected.
+        """
+        if not bool(torch.isfinite(embedding).all()):
+            raise ValueError(f"The teacher's embedding of {image} is not finite.")
+        stored, scale = _quantize(embedding.detach().cpu(), self.store.precision)
+        if not self.is_checked:
+            self._check_disk(stored.nbytes)
+        name = str(len(self.entries))
+        self.pending[name] = stored
+        if scale is not None:
+            self.pending[f"{name}.scale"] = scale
+        self.entries[name] = {"key": key, "image": image, "crc32": _crc32(stored, scale)}
+        if len(self.entries) >= self.size or self.clock() - self.last >= self.seconds:
+            self.flush()
+
+    def _check_disk(self, nbytes: int) -> None:
+        self.is_checked = True
+        self.store.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.store.folder.glob(f".r{self.rank}-*.part"):  # of a run that was killed
+            leftover.unlink()
+        needed, free = self.expected * nbytes, shutil.disk_usage(self.store.folder).free
+        logger.info("%d embeddings need %.2f GiB; %.2f GiB are free.", self.expected, needed / 2**30, free / 2**30)
+        if needed > free:
+            raise OSError(
+                f"{self.expected} embeddings of {nbytes / 2**20:.2f} MiB need {needed / 2**30:.2f} GiB, and "
+                f"{self.store.folder} has {free / 2**30:.2f} GiB. Free disk space, name another `embedding_dir`, "
+                "lower `embedding_variants`, or set `embedding_precision` to int8, which takes half of float16."
+            )
+
+    def flush(self) -> None:
+        """Write what is pending as a shard.
+
+        Raises:
+            OSError: when the disk is full; the shards before are kept, and the next run goes on after them.
+        """
+        self.last = self.clock()
+        if not self.entries:
+            return
+        # Named by its content: no two runs or processes can want one name for different content.
+        named = hashlib.blake2b(",".join(e["key"] for e in self.entries.values()).encode(), digest_size=8).hexdigest()
+        path = self.store.folder / f"r{self.rank}-{named}.safetensors"
+        header = {"format": FORMAT, "made_from": self.store.made_from, "entries": self.entries}
+        with replacing(
+            path, "Free disk space and run the phase `embed` again; it goes on after the last shard."
+        ) as part:
+            # Not save_file, whose files only their owner can read.
+            part.write_bytes(save(self.pending, {"monai_kdsam": json.dumps(header)}))
+        self.pending, self.entries = {}, {}
+
+
+class LoadEmbeddingd(Transform):
+    """Adds the stored `embedding` (256, h, w), float32, of an item that has a `checksum` and a `variant`."""
+
+    def __init__(self, store: EmbeddingStore) -> None:
+        self.store = store
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the embedding to `data`."""
+        return {**data, "embedding": self.store.read(embedding_key(data))}
+
+
+@lru_cache(maxsize=256)
+def _opened(shard: Path, inode: int) -> Any:
+    """A memory-mapped shard; the inode tells it from a later one of the same name."""
+    return safe_open(shard, "pt")
+
+
+def read_header(shard: Path) -> dict[str, Any]:
+    """What a shard says of itself: `made_from`, and `entries`, name -> key, image and crc32.
+
+    Raises:
+        ValueError: when it is not whole, or of another version.
+    """
+    try:
+        with safe_open(shard, "pt") as file:
+            header: dict[str, Any] = json.loads(file.metadata()["monai_kdsam"])
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{shard} is no whole shard of embeddings ({error}).") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{shard} has format {header.get('format')}, and this version reads {FORMAT}.")
+    return header
+
+
+def _with_checksums(items: Sequence[Item]) -> list[Item]:
+    with ThreadPoolExecutor() as pool:
+        checksums = list(pool.map(image_checksum, [item["image"] for item in items]))
+    return [{**item, "checksum": checksum} for item, checksum in zip(items, checksums, strict=True)]
+
+
+def _quantize(embedding: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:
+    if precision != "int8":
+        return embedding.to(getattr(torch, precision)).contiguous(), None
+    scale = embedding.float().abs().amax(dim=(1, 2), keepdim=True).clamp_min(1e-12) / 127
+    return (embedding.float() / scale).round().to(torch.int8), scale
+
+
+def _crc32(*tensors: Tensor | None) -> int:
+    checksum = 0
+    for tensor in tensors:
+        if tensor is not None:
+            checksum = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, checksum)
+    return checksum

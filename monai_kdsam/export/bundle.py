@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained bundle to a folder of models that run without torch, and the proof that their masks are the same."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import logging
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import monai_kdsam
+from monai_kdsam.data.image_reader import list_images
+from monai_kdsam.data.phantoms import write_phantoms
+from monai_kdsam.export.parity import LEAST_IOU, Parity, check_parity, draw_prompts
+from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.runtime.manifest import FORMATS, MANIFEST, Manifest, sha256_of
+
+__all__ = ["export_bundle"]
+
+logger = logging.getLogger(__name__)
+Format = Literal["onnx", "openvino", "torchscript"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+_MOST_CALIBRATION = 100  # each costs a second or two at full size
+_MOST_CHECKED = 12
+_MOST_JUDGED = 6  # while looking for layers that 8 bits hurt: each layer takes all of them
+_PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "torchscript": (),
+}
+
+
+def export_bundle(
+    bundle: str | Path,
+    form: Format,
+    *,
+    precision: Precision = "fp32",
+    calibration: str | Path | None = None,
+    images: str | Path | None = None,
+    output: str | Path | None = None,
+) -> tuple[Path, Parity]:
+    """Export image encoder, prompt and mask decoder, and an image-only model, and compare their masks with PyTorch's.
+
+    Args:
+        bundle: folder of the bundle, with `models/model.pt`.
+        form: onnx, openvino or torchscript.
+        precision: of the image encoder; the decoder is always float32. int8 is for onnx and openvino.
+        calibration: folder of pictures like those that the model will see; needed for int8.
+        images: folder of pictures to compare masks on; None takes pictures of `calibration` that are not calibrated
+            with, or else generated ones.
+        output: folder to write; None is `models/<form>_<precision>` in the bundle. An earlier export is replaced.
+
+    Returns:
+        The folder, and how well the masks agree.
+
+    Raises:
+        ValueError: on an unknown or impossible choice, a package that is not installed, or masks that differ too much;
+            nothing is written then.
+        FileNotFoundError: when bundle, weights or pictures are missing.
+        FileExistsError: when `output` holds something else than an export.
+    """
+    bundle = Path(bundle)
+    _check_choice(form, precision, calibration)
+    target = bundle / "models" / f"{form}_{precision}" if output is None else Path(output)
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
+        raise FileExistsError(f"Expected `output` to be new, empty or an earlier export, got {target}.")
+    predictor = BundlePredictor(bundle, device="$torch.device('cpu')", progress=False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export") as scratch:
+        built = Path(scratch) / "built"
+        built.mkdir()
+        calibrated, checked = _pictures(calibration, images, Path(scratch))
+        files = _write(predictor, bundle, built, form, precision, calibrated if precision == "int8" else [])
+        manifest = _describe(bundle, predictor, built, form, precision, files)
+        manifest.write(built)
+        if form == "torchscript" and precision == "fp16":  # its encoder was converted in place
+            predictor = BundlePredictor(bundle, device="$torch.device('cpu')", progress=False)
+        parity = check_parity(built, predictor, checked)
+        if not parity.holds:
+            raise ValueError(f"The masks of {form} {precision} differ too much. {parity}. {_ADVICE[precision]}")
+        manifest.parity.update(parity.summary())
+        manifest.write(built)
+        if target.exists():
+            shutil.rmtree(target)
+        built.rename(target)
+    return target, parity
+
+
+_ADVICE = {
+    "fp32": "Was the bundle's preprocessing or postprocessing edited? The runtime knows the stock one.",
+    "fp16": "Export fp32.",
+    "int8": "Calibrate with more pictures like those that the model will see, or export fp16.",
+}
+
+
+def _check_choice(form: str, precision: str, calibration: str | Path | None) -> None:
+    if form not in FORMATS:
+        raise ValueError(f"Expected `format` to be one of {', '.join(FORMATS)}, got {form!r}.")
+    if precision not in LEAST_IOU:
+        raise ValueError(f"Expected `precision` to be one of {', '.join(LEAST_IOU)}, got {precision!r}.")
+    if precision == "int8" and form == "torchscript":
+        raise ValueError("Expected `precision` fp32 or fp16 for torchscript, got 'int8': export onnx or openvino.")
+    if precision == "int8" and calibration is None:
+        raise ValueError("Expected `calibration`, a folder of pictures like those that the model will see, for int8.")
+    needed = _PACKAGES[form] + (("nncf",) if precision == "int8" else ())
+    for package in needed:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ValueError(
+                f"`format` {form} needs the package {package}, which cannot be imported ({error}): "
+                "pip install 'monai_kdsam[export]'"
+            ) from error
+
+
+def _pictures(calibration: str | Path | None, images: str | Path | None, scratch: Path) -> tuple[list[str], list[str]]:
+    """Paths to calibrate with, and others to compare masks on."""
+    found = [] if calibration is None else [item["image"] for item in list_images(calibration)]
+    if images is not None:
+        return _spread(found, _MOST_CALIBRATION), _spread(
+            [item["image"] for item in list_images(images)], _MOST_CHECKED
+        )
+    if len(found) >= 5:
+        held_out = _spread(found, min(len(found) // 5, _MOST_CHECKED))
+        return _spread([path for path in found if path not in held_out], _MOST_CALIBRATION), held_out
+    generated = write_phantoms(scratch / "phantoms", per_kind=2, size=320)
+    return found, [item["image"] for item in list_images(generated / "images")]
+
+
+def _spread(paths: list[str], most: int) -> list[str]:
+    """At most so many of the paths, evenly."""
+    return [paths[index * len(paths) // most] for index in range(most)] if len(paths) > most else paths
+
+
+def _write(
+    predictor: BundlePredictor, bundle: Path, folder: Path, form: str, precision: str, calibrated: Sequence[str]
+) -> dict[str, str]:
+    if form == "torchscript":
+        from monai_kdsam.export.torchscript import write_torchscript
+
+        return write_torchscript(predictor.network, bundle, folder, half=precision == "fp16")
+    from monai_kdsam.export.onnx import to_graphs, to_half, write_onnx
+
+    graphs = to_graphs(predictor.network)
+    if form == "onnx":
+        if precision == "fp16":
+            graphs["encoder"] = to_half(graphs["encoder"])
+        elif precision == "int8":
+            graphs["encoder"] = _quantize(graphs["encoder"], predictor, calibrated)
+        return write_onnx(graphs, folder)
+    from monai_kdsam.export.openvino import to_models, write_openvino
+
+    models = to_models(graphs, folder)
+    if precision == "int8":
+        models["encoder"] = _quantize(models["encoder"], predictor, calibrated)
+    return write_openvino(models, folder, half=precision == "fp16")
+
+
+def _quantize(encoder: Any, predictor: BundlePredictor, paths: Sequence[str]) -> Any:
+    from monai_kdsam.export.int8 import MaskAgreement, quantize
+
+    tensors = [predictor.preprocessing({"image": path})["image"].as_tensor()[None] for path in paths]
+    judged = tensors[:_MOST_JUDGED]
+    prompts = []
+    for seed, image in enumerate(judged):
+        with torch.no_grad():
+            points, labels = draw_prompts(predictor.network(image)[0, 0].numpy(), seed, ("none", "box", "center"))
+        prompts.append((torch.from_numpy(points)[None], torch.from_numpy(labels)[None]))
+    arrays: list[NDArray[np.float32]] = [image.numpy() for image in tensors]
+    agreement = MaskAgreement(predictor.network, arrays[: len(judged)], prompts)
+    logger.info("Calibrating with %d pictures.", len(arrays))
+    # A margin, because these pictures are calibrated with and those of the check are not.
+    return quantize(encoder, arrays, agreement, least=1 - 0.8 * (1 - LEAST_IOU["int8"]))
+
+
+def _describe(
+    bundle: Path, predictor: BundlePredictor, folder: Path, form: str, precision: str, files: dict[str, str]
+) -> Manifest:
+    config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
+    missing = [key for key in ("pixel_mean", "pixel_std") if key not in config]
+    if missing:
+        raise ValueError(f"Expected `{missing[0]}` at the top of {bundle / 'configs' / 'inference.json'}, found none.")
+    packages = ("torch", "monai", *_PACKAGES[form], *(("nncf",) if precision == "int8" else ()))
+    versions = {"monai_kdsam": monai_kdsam.__version__, "python": platform.python_version()}
+    versions |= {package: importlib.metadata.version(package) for package in packages}
+    return Manifest(
+        format=form,
+        precision=precision,
+        image_size=predictor.network.image_size,
+        pixel_mean=config["pixel_mean"],
+        pixel_std=config["pixel_std"],
+        files=files,
+        sha256={file.name: sha256_of(file) for file in sorted(folder.iterdir())},
+        weights_sha256=sha256_of(bundle / "models" / "model.pt"),
+        versions=versions,
+    )

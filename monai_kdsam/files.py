@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are the old ones or the whole new ones, whatever interrupts the writing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["replacing"]
+
+
+@contextlib.contextmanager
+def replacing(path: Path, remedy: str) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` once the block has ended well.
+
+    Its content is on the disk before it does, so that a power cut does not leave a file of the right name and wrong
+    content. The name is hidden and has the process's number: two processes never write to one file.
+
+    Args:
+        path: of the file; its folder is created.
+        remedy: a sentence for the error message: what the user can do.
+
+    Raises:
+        OSError: when the disk is full or the folder is not writable; the old file is kept.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        with open(unfinished, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        # torch reports a full disk as a RuntimeError, safetensors as an error of its own.
+        if isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError":
+            reason = getattr(error, "strerror", None) or error
+            raise OSError(f"Cannot write {path}: {reason}. {remedy}") from error
+        raise

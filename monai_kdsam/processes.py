@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run of several processes: how they find each other, and which share of the work is whose."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+__all__ = ["batch_share", "check_launch", "item_share", "join_processes", "tell_torchrun", "torchrun_number"]
+
+# While rank 0 checks every image before the first epoch, the others wait. torchrun ends them all when one fails.
+PATIENCE = datetime.timedelta(days=1)
+
+
+def torchrun_number(name: Literal["RANK", "LOCAL_RANK", "WORLD_SIZE"]) -> int:
+    """A number that torchrun gives to each process.
+
+    Raises:
+        ValueError: when the process was not started by torchrun.
+    """
+    if name not in os.environ:
+        raise ValueError(
+            f"Expected the environment variable {name}, which torchrun sets. Start a run with multi_gpu_train.json by "
+            "`torchrun --nproc_per_node 2 -m monai.bundle run ...`, or leave that config out."
+        )
+    return int(os.environ[name])
+
+
+def join_processes(device: torch.device) -> None:
+    """Meet the other processes: over nccl on GPUs, over gloo on CPUs. Only rank 0 logs from here on, but for errors."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    if torch.distributed.get_rank() > 0:
+        logging.disable(logging.WARNING)
+
+
+def check_launch() -> None:
+    """Raise a `ValueError` if torchrun started several processes that do not know of each other.
+
+    Each would train on all images and overwrite the others' weights.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1")) if torch.distributed.is_torchelastic_launched() else 1
+    if started > 1 and not torch.distributed.is_initialized():
+        raise ValueError(
+            f"torchrun started {started} processes, but the config is for one: "
+            "put the bundle's configs/multi_gpu_train.json behind the configs of the phase."
+        )
+
+
+def tell_torchrun(message: str) -> None:
+    """Leave the reason of this process's end where torchrun looks for it, to close its own report with.
+
+    The other processes fail as well, at their next meeting, and have much to say about it.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        content = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(file).write_text(json.dumps({"message": content}), encoding="utf-8")
+
+
+def batch_share(batch_size: int, items: int, world_size: int) -> int:
+    """Images of a batch for each of `world_size` processes.
+
+    A batch is never larger than the data set, so that a small one still has a batch. Of such a small set up to
+    `world_size` - 1 images sit out an epoch, other ones each time: shares must be equal, or the mean of the processes'
+    gradients would not be the batch's gradient.
+
+    Args:
+        batch_size: of all processes together.
+        items: in the data set.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: when the batch cannot be shared equally, or there are fewer items than processes.
+
+    Example:
+        >>> batch_share(8, 1000, 2), batch_share(8, 5, 2), batch_share(8, 5, 1)
+        (4, 2, 5)
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise ValueError(
+            "Expected `batch_size`, the images of all processes together, to be a multiple of their number "
+            f"{world_size}, got {batch_size}."
+        )
+    _check_items(items, world_size)
+    return max(1, min(batch_size, items) // world_size)
+
+
+def item_share(items: int, rank: int, world_size: int) -> range:
+    """Indices of one process's share, for work that is done once for each item, in order.
+
+    Shares are neighbors and not interleaved, so that what is gathered from all processes has the order of the items;
+    the DistributedSamplers of torch and MONAI interleave, and torch's doubles items where shares are unequal.
+
+    Args:
+        items: in the data set.
+        rank: of the process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: when there are fewer items than processes.
+
+    Example:
+        >>> [list(item_share(5, rank, 2)) for rank in range(2)]
+        [[0, 1], [2, 3, 4]]
+    """
+    _check_items(items, world_size)
+    return range(items * rank // world_size, items * (rank + 1) // world_size)
+
+
+def _check_items(items: int, world_size: int) -> None:
+    if world_size > 1 and items < world_size:
+        raise ValueError(f"Expected at least one image for each of the {world_size} processes, got {items} images.")

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The JSON file beside exported models: what they are, and what an image must look like for them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FORMATS", "MANIFEST", "PARTS", "Manifest", "sha256_of"]
+
+MANIFEST = "kdsam.json"
+FORMATS = ("onnx", "openvino", "torchscript")
+PARTS = ("encoder", "decoder", "model")
+LAYOUT = 1  # of the files, their inputs and their outputs; raised when an older runtime could not use them
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A folder of exported models.
+
+    Args:
+        format: onnx, openvino or torchscript.
+        precision: of the image encoder: fp32, fp16 or int8.
+        image_size: side S of the models' square input in pixels.
+        pixel_mean: of each channel, subtracted from values in [0, 255].
+        pixel_std: of each channel; the difference is divided by it.
+        files: part to file name: encoder (image -> embedding), decoder (embedding, points, labels -> masks, iou) and
+            model (image -> pred).
+        sha256: of every file in the folder, by name.
+        weights_sha256: of the checkpoint that was exported.
+        versions: of the packages that took part.
+        parity: what the comparison with PyTorch gave.
+        layout: of the files; another number cannot be read.
+    """
+
+    format: str
+    precision: str
+    image_size: int
+    pixel_mean: list[float]
+    pixel_std: list[float]
+    files: dict[str, str]
+    sha256: dict[str, str]
+    weights_sha256: str
+    versions: dict[str, str]
+    parity: dict[str, Any] = field(default_factory=dict)
+    layout: int = LAYOUT
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Manifest:
+        """Read the manifest of a folder, and check that it and the files beside it belong together.
+
+        Raises:
+            FileNotFoundError: when the folder holds no manifest, or a file that it names is missing.
+            ValueError: when it is damaged or of another version, or a file has other content.
+        """
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"Expected `folder` with {MANIFEST}, as `python -m monai_kdsam export` writes it.")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            layout = content["layout"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged or no manifest of exported models. Export again.") from error
+        if layout != LAYOUT:
+            writer = content.get("versions", {}).get("monai_kdsam", "of another version")
+            raise ValueError(
+                f"Expected exported files of layout {LAYOUT}, got {layout!r} in {path}: they were written by "
+                f"monai_kdsam {writer}. Export again, or install that version."
+            )
+        missing = sorted({each.name for each in fields(cls)} - content.keys())
+        if missing:
+            raise ValueError(f"{path} is damaged: it has no {', '.join(missing)}. Export again.")
+        manifest = cls(**{each.name: content[each.name] for each in fields(cls)})
+        manifest.check_files(path.parent)
+        return manifest
+
+    def check_files(self, folder: Path) -> None:
+        """Raise unless every file has the content that it was exported with; see `read`."""
+        for name, expected in self.sha256.items():
+            file = folder / name
+            if not file.is_file():
+                raise FileNotFoundError(f"Expected {name} beside {MANIFEST} in {folder}. Copy the whole folder.")
+            if sha256_of(file) != expected:
+                raise ValueError(f"{file} is damaged or of another export than {MANIFEST} beside it. Copy it again.")
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into the folder of its files."""
+        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=4) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

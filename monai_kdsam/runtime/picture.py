@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any picture as the RGB that the models expect, by the rules of the bundle's own reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["read_picture", "to_rgb"]
+
+
+def read_picture(path: str | Path) -> NDArray[np.uint8]:
+    """Read a PNG, JPEG, BMP or TIFF file as (H, W, 3) RGB in [0, 255]; an EXIF orientation is not applied.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is damaged, has several frames, or is of a format that Pillow does not decode in full.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected `image` to be an image file or an array, but there is no file {path}.")
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"it has {getattr(image, 'n_frames', 1)} frames; give one of them as an array")
+            if image.tile and ";16" in str(image.tile[0][3]) and image.mode in ("RGB", "RGBA", "LA"):
+                raise ValueError("it has 16-bit colors, of which Pillow drops half; give it as an array")
+            image.load()
+            return to_rgb(_pixels(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"Cannot read {path} as a picture: {error}.") from error
+
+
+def _pixels(image: Image.Image) -> NDArray[Any]:
+    if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+        return np.asarray(image.convert("RGBA"))
+    if image.mode == "1":
+        return np.asarray(image.convert("L"))
+    if image.mode in ("L", "LA", "RGB", "RGBA", "I", "F") or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    return np.asarray(image.convert("RGB"))
+
+
+def to_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Turn an array into (H, W, 3) uint8.
+
+    Gray is repeated, transparent pixels are composited over black, and what is not 8-bit is mapped from its 0.5 to
+    99.5 percentiles to 0..255.
+
+    Args:
+        pixels: (H, W) or (H, W, C) with C from 1 to 4; an even number of channels ends with alpha.
+
+    Raises:
+        ValueError: when the shape is another one, or there are NaN or infinite values.
+
+    Example:
+        >>> to_rgb(np.array([[0, 255]], dtype=np.uint8)).shape
+        (1, 2, 3)
+    """
+    if pixels.dtype.kind not in "uif" or pixels.ndim not in (2, 3) or 0 in pixels.shape or pixels.shape[2:] > (4,):
+        raise ValueError(f"Expected `image` of shape (H, W) or (H, W, 1 to 4), got {pixels.dtype} {pixels.shape}.")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise ValueError("Expected `image` of finite values, got NaN or infinity among them.")
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape[2] in (2, 4):
+        full = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
+        pixels = (pixels[..., :-1] * (pixels[..., -1:] / full)).round().astype(pixels.dtype)
+    if pixels.dtype != np.uint8:
+        low, high = np.percentile(pixels, [0.5, 99.5])
+        stretched = (pixels.astype(np.float64) - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
+        pixels = np.floor(np.clip(stretched, 0, 255) + 0.5).astype(np.uint8)
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Set an image once, predict per click."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from monai_kdsam.runtime.manifest import Manifest
+from monai_kdsam.runtime.picture import read_picture, to_rgb
+from monai_kdsam.runtime.resampling import fit_longest, resampling_matrix, resize
+from monai_kdsam.runtime.sessions import open_part
+
+__all__ = ["Predictor"]
+
+
+class _Image(NamedTuple):
+    """What is kept of the current image."""
+
+    height: int
+    width: int
+    scale: NDArray[np.float64]  # (2,), x and y, from the picture to the models' input
+    embedding: NDArray[np.float32]
+    rows: NDArray[np.float32]  # (height, S / 4), from the decoder's masks to the picture
+    columns: NDArray[np.float32]  # (width, S / 4)
+
+
+class Predictor:
+    """Segments pictures with exported models, as the network and the bundle they came from do.
+
+    Args:
+        folder: what `python -m monai_kdsam export` wrote.
+        threads: to compute with; None takes every physical core.
+
+    Raises:
+        FileNotFoundError: when the folder is no export, or files are missing.
+        ValueError: when they are damaged or of another version.
+        ImportError: naming the package that runs them, and how to install it.
+    """
+
+    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+        folder = Path(folder)
+        self.manifest = Manifest.read(folder)
+        files, form = self.manifest.files, self.manifest.format
+        self._encoder = open_part(folder / files["encoder"], form, threads=threads)
+        self._decoder = open_part(folder / files["decoder"], form, threads=threads)
+        self._image: _Image | None = None
+
+    def set_image(self, image: str | Path | NDArray[Any]) -> None:
+        """Encode a picture; the predictions that follow are about it.
+
+        Args:
+            image: a PNG, JPEG, BMP or TIFF file, or an array (H, W) or (H, W, 3) of RGB. What is not 8-bit is mapped
+                from its 0.5 to 99.5 percentiles.
+
+        Raises:
+            FileNotFoundError: when there is no such file.
+            ValueError: when the file is damaged, or the array has another shape or holds NaN.
+        """
+        self._image = None  # a picture that cannot be read must not leave the one before in its place
+        pixels = to_rgb(image) if isinstance(image, np.ndarray) else read_picture(image)
+        height, width = pixels.shape[:2]
+        size = self.manifest.image_size
+        inner = fit_longest(height, width, size)
+        (embedding,) = self._encoder(self.prepare(pixels)[None])
+        rows, columns = (
+            # The network's own doubling to full size, cut to what is not padding, then back to the picture.
+            resampling_matrix(cut, full, smooth=False) @ resampling_matrix(size // 4, size, smooth=False)[:cut]
+            for cut, full in zip(inner, (height, width), strict=True)
+        )
+        scale = np.array([inner[1] / width, inner[0] / height])
+        self._image = _Image(height, width, scale, embedding, rows, columns)
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The models' input (3, S, S) of an RGB picture (H, W, 3): resized, normalized, padded at the end."""
+        size = self.manifest.image_size
+        height, width = fit_longest(pixels.shape[0], pixels.shape[1], size)
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+        rows, columns = (
+            resampling_matrix(before, after, smooth=True)
+            for before, after in zip(pixels.shape[:2], (height, width), strict=True)
+        )
+        padded = np.zeros((3, size, size), dtype=np.float32)
+        std = np.array(self.manifest.pixel_std, dtype=np.float32)[:, None, None]
+        mean = np.array(self.manifest.pixel_mean, dtype=np.float32)[:, None, None]
+        inner = padded[:, :height, :width]
+        np.subtract(resize(planes, rows, columns), mean, out=inner)
+        inner /= std
+        return padded
+
+    def predict(
+        self, points: ArrayLike | None = None, labels: ArrayLike | None = None, box: ArrayLike | None = None
+    ) -> tuple[NDArray[np.uint8], Any]:
+        """Segment the current image; without any prompt the network segments on its own.
+
+        Args:
+            points: clicks (N, 2), XY pixels of the picture; (K, N, 2) for K prompts in one call.
+            labels: (N,) or (K, N): 1 foreground, 0 background, -1 padding; None means that all are foreground.
+            box: [x1, y1, x2, y2] or (K, 4), corners in either order; with points, both count.
+
+        Returns:
+            mask: (H, W) of 0 and 1, or (K, H, W).
+            iou: the IoU that the network expects, a float, or (K,).
+
+        Raises:
+            RuntimeError: when no image is set.
+            ValueError: when a prompt is not on the image, is no number, has another shape, or a box has no area.
+        """
+        if self._image is None:
+            raise RuntimeError("An image must be set with `set_image` before `predict`.")
+        image = self._image
+        xy, kinds, single = _prompts(points, labels, box, image.width, image.height)
+        xy = ((xy + 0.5) * image.scale - 0.5).astype(np.float32)  # pixel centers lie at halves
+        embedding = np.repeat(image.embedding, len(xy), axis=0)
+        logits, iou = self._decoder(embedding, xy, kinds)
+        masks = (image.rows @ logits[:, 0] @ image.columns.T > 0).astype(np.uint8)
+        return (masks[0], float(iou[0, 0])) if single else (masks, iou[:, 0])
+
+
+def _prompts(
+    points: ArrayLike | None, labels: ArrayLike | None, box: ArrayLike | None, width: int, height: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], bool]:
+    """Points (K, N, 2) and labels (K, N) of all prompts, and whether they were given as one."""
+    if labels is not None and points is None:
+        raise ValueError("Expected `points` with `labels`, got labels alone.")
+    clicks = None if points is None else _numbers("points", points, (2, 3), 2)
+    boxes = None if box is None else _numbers("box", box, (1, 2), 4)
+    ranks = {array.ndim - least for array, least in ((clicks, 2), (boxes, 1)) if array is not None}
+    counts = {len(array) for array, least in ((clicks, 3), (boxes, 2)) if array is not None and array.ndim == least}
+    if len(ranks) > 1 or len(counts) > 1:
+        raise ValueError("Expected `points` and `box` of equally many prompts, got different numbers.")
+    single = ranks != {1}
+    xy = np.zeros((1 if single else counts.pop(), int(clicks is None and boxes is None), 2))
+    kinds = np.full(xy.shape[:2], -1, dtype=np.int64)  # without a prompt, one point of padding
+    if clicks is not None:
+        xy = clicks[None] if single else clicks
+        kinds = _labels(labels, xy.shape[:2], single)
+    if boxes is not None:
+        corners = np.sort(boxes.reshape(-1, 2, 2), axis=1)
+        if (corners[:, 0] == corners[:, 1]).any():
+            raise ValueError(f"Expected `box` to have an area, got {np.asarray(box).tolist()}.")
+        xy = np.concatenate([xy, corners], axis=1)
+        kinds = np.concatenate([kinds, np.tile([2, 3], (len(xy), 1))], axis=1)
+    used = xy[kinds >= 0]
+    if (used < 0).any() or (used > (width, height)).any():
+        raise ValueError(
+            f"Expected `points` and `box` within the image of {width} x {height} pixels, got {used.tolist()}."
+        )
+    return np.minimum(xy, (width - 1, height - 1)), kinds, single  # a box may end on the far edge of the last pixel
+
+
+def _numbers(name: str, value: ArrayLike, ranks: tuple[int, int], last: int) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Expected numbers in `{name}`, got {value!r}.") from error
+    if array.ndim not in ranks or array.shape[-1] != last or 0 in array.shape:
+        shape = "(N, 2) or (K, N, 2)" if last == 2 else "(4,) or (K, 4)"
+        raise ValueError(f"Expected `{name}` of shape {shape}, got {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"Expected finite numbers in `{name}`, got {array.tolist()}.")
+    return array
+
+
+def _labels(labels: ArrayLike | None, shape: tuple[int, ...], single: bool) -> NDArray[np.int64]:
+    if labels is None:
+        return np.ones(shape, dtype=np.int64)
+    array = np.asarray(labels)
+    if array.shape != (shape[1:] if single else shape):
+        raise ValueError(f"Expected `labels` of shape {shape[1:] if single else shape}, got {array.shape}.")
+    if not np.isin(array, (-1, 0, 1)).all():
+        raise ValueError(f"Expected `labels` among 1, 0 and -1, got {array.tolist()}; a box goes into `box`.")
+    return array.astype(np.int64).reshape(shape)

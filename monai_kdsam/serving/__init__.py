@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the hosts of a bundle need beside it."""
+
+from monai_kdsam.serving.remembered_image import RememberedImaged
+from monai_kdsam.serving.result_geometry import ResultGeometryd
+
+__all__ = ["RememberedImaged", "ResultGeometryd"]

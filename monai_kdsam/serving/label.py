@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start MONAI Label's server on a trained bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+__all__ = ["prepare_app", "serve"]
+
+APP = "monaibundle"
+# pydicom-seg, which the server imports, works with these versions and no later ones.
+PACKAGES = 'monailabel==0.8.5 "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" dcmqi "setuptools<81"'
+# The server's own list knows neither DICOM files nor BMP, nor the long names of JPEG and TIFF.
+SUFFIXES = ("*.nii.gz", "*.nii", "*.png", "*.jpg", "*.jpeg", "*.bmp", "*.tif", "*.tiff", "*.dcm")
+
+WELCOME = """Serving {model} on {address}
+
+  3D Slicer  Module MONAI Label: server {address}, Next Sample; then points or a box under SmartEdit.
+  OHIF       {address}/ohif/ when --studies is a DICOMweb address.
+  CVAT       MONAI Label's interactor with MONAI_LABEL_SERVER={address} and MONAI_LABEL_MODEL={model}.
+  REST       curl -o mask.png -F 'params={{"foreground": [[120, 90]]}}' \\
+                 '{address}/infer/{model}?image=NAME&output=image'
+
+Ready when "Application startup complete" appears. Ctrl-C stops it.
+"""
+
+
+def serve(
+    studies: str,
+    model: str | Path = "kdsam_deepgrow_2d",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    folder: str = "kdsam_label",
+) -> str:
+    """Serve a trained bundle to annotators until the process is stopped.
+
+    Args:
+        studies: folder of images, or the address of a DICOMweb server.
+        model: folder of a trained bundle.
+        host: address to listen on; "0.0.0.0" for other machines too.
+        port: to listen on.
+        folder: where the server's application and its log are put.
+
+    Returns:
+        What to tell the user at the end.
+
+    Raises:
+        RuntimeError: when MONAI Label is not installed, with the command that does.
+        FileNotFoundError: when there are no studies, no bundle, or no weights in it.
+        OSError: when the port is taken.
+    """
+    if importlib.util.find_spec("monailabel") is None:
+        raise RuntimeError(f"MONAI Label is not installed here. In an environment of its own: pip install {PACKAGES}")
+    is_address = studies.startswith(("http://", "https://"))
+    if not is_address and not Path(studies).is_dir():
+        raise FileNotFoundError(f"Expected `--studies` to be a folder of images, got {studies}.")
+    _check_bundle(Path(model))
+    _check_port(host, port)
+    # The server reads its settings when it is first imported.
+    os.environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps(SUFFIXES))
+    app, name = prepare_app(folder, model)
+    _use_own_temporary_folder(app.parent / "tmp")
+    sys.stdout.write(WELCOME.format(model=name, address=f"http://{host}:{port}"))
+    sys.stdout.flush()
+    settings = {"models": name, "zoo_source": "local", "sam2": "false", "preload": "true"}
+    arguments = ["--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
+    for key, value in settings.items():
+        arguments += ["--conf", key, value]
+    quiet = ("--verbose", "WARNING")
+    _monailabel("start_server", *arguments, *quiet, "--uvicorn_app", "monai_kdsam.serving.label_app:app")
+    return "The server has stopped."
+
+
+def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
+    """Copy MONAI Label's `monaibundle` app, as it is, and put a bundle into it.
+
+    The bundle's files are links: weights that are trained while the server runs are served from the next request on.
+
+    Args:
+        folder: where the app goes; one that is there is used again.
+        model: folder of the bundle.
+
+    Returns:
+        The app's folder, and the name by which clients know the model.
+    """
+    model, app = Path(model).resolve(), Path(folder).resolve() / APP
+    if not (app / "main.py").is_file():
+        with contextlib.redirect_stdout(io.StringIO()):
+            _monailabel("apps", "--download", "--name", APP, "--output", str(app.parent))
+    # From this word in the name the server concludes that a model takes clicks.
+    name = model.name if "deepgrow" in model.name.lower() else f"{model.name}_deepgrow"
+    served = app / "model" / name
+    shutil.rmtree(served, ignore_errors=True)
+    # Of the weights only model.pt: the server would offer its clients each .pt file, a teacher's too, for this network.
+    (served / "models").mkdir(parents=True)
+    for part in ("configs", "models/model.pt"):
+        _link(model / part, served / part)
+    return app, name
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source, target_is_directory=source.is_dir())
+    except OSError:  # Windows wants a privilege for links
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy2(source, target)
+
+
+def _check_bundle(model: Path) -> None:
+    if not (model / "configs" / "inference.json").is_file():
+        raise FileNotFoundError(
+            f"Expected a bundle with configs/inference.json at `--model`, got {model}. "
+            "`python -m monai_kdsam bundle DIR` copies one out, to be trained."
+        )
+    if not (model / "models" / "model.pt").is_file():
+        raise FileNotFoundError(
+            f"Expected weights at {model / 'models' / 'model.pt'}. The phase `train` writes them (train.json), "
+            "best after `distill` (train.json with distill.json); README.md has both commands."
+        )
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As the server binds: connections of its predecessor that are still closing do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OSError(f"Cannot listen on {host}, port {port}: {reason}. Choose another with `--port`.") from error
+
+
+def _use_own_temporary_folder(folder: Path) -> None:
+    """Uploads and masks get a place of their own, emptied at each start.
+
+    The server deletes a mask after it was sent, and a client on the same machine saves it under the same name: in a
+    common folder for temporary files the client would lose it. Uploads whose request fails are left behind.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tempfile.tempdir = str(folder)
+
+
+def _monailabel(*arguments: str) -> None:
+    """The command `monailabel` in this process, so that it takes this process's signals and its Python."""
+    from monailabel.main import Main
+
+    before, sys.argv = sys.argv, ["monailabel", *arguments]
+    try:
+        Main(loglevel=logging.WARNING).run()
+    finally:
+        sys.argv = before

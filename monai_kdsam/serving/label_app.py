@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI Label's own web application, with answers that tell a client what was wrong.
+
+For `monailabel start_server --uvicorn_app monai_kdsam.serving.label_app:app`. Without it the server answers every
+mistake with "Internal Server Error", and the reason stands in its log alone.
+"""
+
+from __future__ import annotations
+
+import json
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from monailabel.app import app
+from monailabel.interfaces.exception import MONAILabelException
+
+from monai_kdsam.bundles import find_mistake
+
+__all__ = ["app"]
+
+
+def _answer(status: int, detail: str) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status_code=status)
+
+
+async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
+    """400 for what the client can mend, 404 for an image that is not there; a defect is raised again."""
+    mistake = find_mistake(error)
+    if isinstance(mistake, FileNotFoundError):
+        image = request.query_params.get("image")
+        return _answer(404, f"There is no image {image!r} among the studies." if image else str(mistake))
+    if mistake is not None:
+        return _answer(400, str(mistake))
+    if isinstance(error, json.JSONDecodeError):
+        return _answer(400, f"Expected `params` to be JSON, got something else: {error}.")
+    if isinstance(error, MONAILabelException):
+        return _answer(400, str(error.msg))
+    raise error
+
+
+async def answer_defect(request: Request, error: Exception) -> JSONResponse:
+    """500 with the error's own text; its traceback is in the server's log."""
+    return _answer(500, f"The server could not do this: {type(error).__name__}: {error}")
+
+
+for kind in (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, MONAILabelException):
+    app.add_exception_handler(kind, answer_mistake)
+app.add_exception_handler(Exception, answer_defect)

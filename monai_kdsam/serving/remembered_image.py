@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bounded memory of preprocessed images, so that a second click does not decode and resize the file again."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from monai_kdsam.bounded_cache import BoundedCache
+from monai_kdsam.data.decoding import split_frame, suffix_of
+
+__all__ = ["RememberedImaged"]
+
+
+class RememberedImaged(MapTransform):
+    """Preprocesses a file once, and recalls the result as long as a file of the same content is asked for.
+
+    MONAI Label calls the preprocessing at every click. MONAI's caching datasets keep items of a known list, its own
+    `CacheTransformDatad` keeps an image by its path without a bound, which gives a replaced file its predecessor's
+    image and an uploaded one none.
+
+    Args:
+        keys: of the paths of the images.
+        transform: from {key: path} to {key: MetaTensor}; deterministic.
+        max_bytes: what all kept images together may occupy; an image of 1024 x 1024 pixels has 12 MiB.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        *,
+        transform: Callable[[dict[Hashable, Any]], Mapping[Hashable, Any]],
+        max_bytes: int = 256 * 2**20,
+    ) -> None:
+        super().__init__(keys)
+        self.transform = transform
+        self.images: BoundedCache[MetaTensor] = BoundedCache(max_bytes)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace paths by preprocessed images; metadata are each call's own, pixels must not be changed in place.
+
+        Raises:
+            FileNotFoundError: when there is no such file.
+        """
+        result = dict(data)
+        for key in self.key_iterator(result):
+            path = str(result[key])
+            kept = self.images.recall(self._identity(path), partial(self._prepare, key, path))
+            meta = copy.deepcopy(kept.meta) | {"filename_or_obj": path}
+            operations = copy.deepcopy(kept.applied_operations)
+            result[key] = MetaTensor(kept.as_tensor(), meta=meta, applied_operations=operations)
+        return result
+
+    def _prepare(self, key: Hashable, path: str) -> MetaTensor:
+        image: MetaTensor = self.transform({key: path})[key]
+        return image
+
+    @staticmethod
+    def _identity(path: str) -> tuple[str, str, int | None]:
+        """What decides how a file is decoded: its content, its suffix, and which of its frames is meant."""
+        file, frame = split_frame(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"There is no image file {path!r}." if path else "There is no such image.")
+        return _digest(file), suffix_of(file), frame
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

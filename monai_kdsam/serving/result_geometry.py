@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks in the geometry of the file that was segmented, for MONAI Label's writer."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from numpy.typing import NDArray
+
+from monai_kdsam.data.decoding import NIFTI_SUFFIXES, PICTURE_SUFFIXES, is_dicom, split_frame, suffix_of
+
+__all__ = ["ResultGeometryd", "file_affine"]
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def file_affine(path: str) -> NDArray[np.float64]:
+    """Where a picture lies, as ITK and with it 3D Slicer places it: (4, 4), voxel to RAS millimetres.
+
+    Picture formats without geometry lie at the origin, x to the left and y to the back, with the spacing that their
+    resolution stands for.
+    """
+    file, _ = split_frame(path)
+    if suffix_of(file) in NIFTI_SUFFIXES:
+        header: Any = nibabel.load(file)
+        return _with_normal(np.array(header.affine, dtype=np.float64))
+    reader = sitk.ImageFileReader()
+    if is_dicom(file):
+        reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    dimension = reader.GetDimension()
+    rotation = np.reshape(reader.GetDirection(), (dimension, dimension)) * np.array(reader.GetSpacing())
+    affine = np.eye(4)
+    in_space = min(dimension, 3)
+    affine[:in_space, :in_space] = rotation[:in_space, :in_space]
+    affine[:in_space, 3] = reader.GetOrigin()[:in_space]
+    return LPS_TO_RAS @ _with_normal(affine)
+
+
+def _with_normal(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give a plane without a third axis, as some writers leave it, its normal."""
+    if abs(np.linalg.det(affine)) < 1e-9:
+        normal = np.cross(affine[:3, 0], affine[:3, 1])
+        affine[:3, 2] = normal / np.linalg.norm(normal)
+    return affine
+
+
+class ResultGeometryd(MapTransform):
+    """The last postprocessing step: gives MONAI Label's writer a mask that lies where the image does.
+
+    That writer drops the affine of a 2-D array, and takes its format from the image's name, which would compress a
+    mask as JPEG or make it a DICOM file without a patient. So the mask becomes a slice of a volume with the file's
+    affine where the format has a geometry, and the default formats are PNG for pictures, NIfTI for NIfTI, NRRD for
+    DICOM. Anywhere but in MONAI Label, which is known by its `image_path`, nothing changes.
+
+    Args:
+        keys: of the mask, (W, H).
+        image: key of the image, a MetaTensor whose metadata the server reads.
+    """
+
+    def __init__(self, keys: KeysCollection = "pred", *, image: str = "image") -> None:
+        super().__init__(keys)
+        self.image = image
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Reshape masks to (1, W, H, 1) and tell the image's metadata, unless the result is a PNG or the like."""
+        result = dict(data)
+        path = result.get("image_path")
+        if path is None:
+            return result
+        result["result_extension"] = result.get("result_extension") or self._default_extension(path)
+        if result["result_extension"].lower() in PICTURE_SUFFIXES:
+            return result
+        for key in self.key_iterator(result):
+            result[key] = result[key][None, ..., None]
+            shape = tuple(result[key].shape[1:])
+            result[self.image].meta.update(spatial_shape=shape, original_affine=file_affine(path))
+        return result
+
+    @staticmethod
+    def _default_extension(path: str) -> str:
+        suffix = suffix_of(split_frame(path)[0])
+        if suffix in PICTURE_SUFFIXES:
+            return ".png"
+        return suffix if suffix in NIFTI_SUFFIXES else ".nrrd"

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every format and precision is exported, run by the light runtime, and compared with PyTorch."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from monai_kdsam.__main__ import main
+from monai_kdsam.export import export_bundle
+from monai_kdsam.export import onnx as to_onnx
+from monai_kdsam.export.int8 import MaskAgreement, quantize, runner
+from monai_kdsam.export.openvino import to_models
+from monai_kdsam.export.parity import LEAST_IOU
+from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.networks import build_kdsam
+from monai_kdsam.runtime import Predictor
+from monai_kdsam.runtime.sessions import open_part
+
+for package in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
+    pytest.importorskip(package, reason=f"needs the extra `export`: {package} is not installed; `nox -s export` has it")
+
+CHOICES = [(form, precision) for form in ("onnx", "openvino") for precision in LEAST_IOU]
+CHOICES += [("torchscript", "fp32"), ("torchscript", "fp16")]
+
+
+@pytest.fixture(scope="session")
+def graphs(bundle):
+    """The float32 graphs, which PyTorch's exporter takes half a minute for."""
+    return to_onnx.to_graphs(BundlePredictor(bundle).network)
+
+
+@pytest.fixture(scope="session")
+def exported(bundle, graphs, tmp_path_factory):
+    """Folder of each (format, precision)."""
+    pictures = bundle.parent / "phantoms" / "images"
+    folders = {}
+    with pytest.MonkeyPatch.context() as patch:
+        # A copy, because the graph is changed by what follows.
+        patch.setattr(to_onnx, "to_graphs", lambda network: {name: copy(graph) for name, graph in graphs.items()})
+        for form, precision in CHOICES:
+            folder = tmp_path_factory.mktemp("exported") / f"{form}_{precision}"
+            calibration = pictures if precision == "int8" else None
+            folders[form, precision] = export_bundle(
+                bundle, form, precision=precision, calibration=calibration, output=folder
+            )
+    return folders
+
+
+def copy(graph):
+    other = type(graph)()
+    other.CopyFrom(graph)
+    return other
+
+
+@pytest.fixture
+def picture(bundle):
+    return str(bundle.parent / "phantoms" / "images" / "polyp_001.png")
+
+
+def iou(a, b):
+    return (a & b).sum() / max((a | b).sum(), 1)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids="-".join)
+def test_the_masks_are_those_of_the_bundle(choice, exported, bundle, picture):
+    predictor, network = Predictor(exported[choice][0]), BundlePredictor(bundle)
+    predictor.set_image(picture)
+    width, height = Image.open(picture).size
+    box, click = [0.2 * width, 0.3 * height, 0.9 * width, 0.8 * height], [0.5 * width, 0.5 * height]
+    for ours, theirs in (
+        ({}, {}),
+        ({"box": box}, {"roi": box}),
+        ({"points": [click]}, {"foreground": [click]}),
+        (
+            {"points": [click, [3, 4]], "labels": [1, 0], "box": box},
+            {"foreground": [click], "background": [[3, 4]], "roi": box},
+        ),
+    ):
+        mask, quality = predictor.predict(**ours)
+        expected = network(picture, **theirs)
+        assert mask.shape == expected.shape == (height, width)
+        assert expected.any()
+        assert iou(mask, expected) >= 1 - 3 * (1 - LEAST_IOU[choice[1]])
+        assert np.isfinite(quality)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids="-".join)
+def test_the_manifest_tells_what_was_measured(choice, exported):
+    folder, parity = exported[choice]
+    content = json.loads((folder / "kdsam.json").read_text())
+    assert (content["format"], content["precision"], content["image_size"]) == (*choice, 128)
+    assert content["parity"]["prompted_mean"] == pytest.approx(np.mean(parity.prompted), abs=1e-5)
+    assert content["parity"]["prompted_masks"] >= 6
+    assert {file.name for file in folder.iterdir()} == {*content["sha256"], "kdsam.json"}
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids="-".join)
+def test_batch_and_number_of_points_are_free(choice, exported, bundle):
+    folder, _ = exported[choice]
+    encoder, decoder, model = (
+        open_part(folder / Predictor(folder).manifest.files[part], choice[0])
+        for part in ("encoder", "decoder", "model")
+    )
+    network = BundlePredictor(bundle).network
+    rng = np.random.default_rng(0)
+    for batch, count in ((1, 1), (1, 5), (3, 2)):
+        image = rng.standard_normal((batch, 3, 128, 128)).astype(np.float32)
+        points = rng.uniform(0, 128, (batch, count, 2)).astype(np.float32)
+        labels = rng.integers(-1, 4, (batch, count))
+        (embedding,) = encoder(image)
+        assert embedding.shape == (batch, 256, 8, 8)
+        assert model(image)[0].shape == (batch, 1, 128, 128)
+        masks, quality = decoder(embedding, points, labels)
+        with torch.no_grad():
+            expected = network.decode(*map(torch.from_numpy, (embedding, points, labels)))
+        assert np.allclose(masks, expected[0], atol=1e-3 * expected[0].abs().max().item())
+        assert np.allclose(quality, expected[1], atol=1e-3)
+
+
+def test_several_prompts_in_one_call_are_the_single_ones(exported, picture):
+    predictor = Predictor(exported["onnx", "fp32"][0])
+    predictor.set_image(picture)
+    boxes = [[5, 6, 60, 70], [30, 20, 100, 90]]
+    masks, quality = predictor.predict(box=boxes)
+    singles = [predictor.predict(box=box) for box in boxes]
+    assert np.array_equal(masks, [mask for mask, _ in singles])
+    assert np.allclose(quality, [value for _, value in singles], atol=1e-5)
+
+
+def test_int8_is_a_quarter_and_fp16_half_of_the_encoder(exported):
+    def size(form, precision):
+        return sum(file.stat().st_size for file in exported[form, precision][0].glob("encoder*"))
+
+    for form in ("onnx", "openvino"):
+        assert size(form, "fp16") < 0.55 * size(form, "fp32")
+        assert size(form, "int8") < 0.35 * size(form, "fp32")
+    assert size("torchscript", "fp16") < 0.55 * size("torchscript", "fp32")
+
+
+def test_the_torchscript_model_carries_the_configs_that_hosts_read(exported):
+    for precision in ("fp32", "fp16"):
+        extra = {"metadata.json": "", "inference.json": ""}
+        torch.jit.load(str(exported["torchscript", precision][0] / "model.ts"), _extra_files=extra)
+        assert json.loads(extra["inference.json"])["image_size"] == 128
+        assert "network_data_format" in json.loads(extra["metadata.json"])
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_a_layer_that_8_bits_hurt_stays_in_float32(form, tmp_path):
+    """One channel is a thousand times as large as the others: rounded to 8 bits with it, they vanish."""
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Conv2d(8, 256, 4, stride=4))
+    with torch.no_grad():
+        encoder[0].weight[0] *= 1000
+        encoder[0].bias[0] *= 1000
+        encoder[2].weight[:, 0] /= 1000
+        encoder[2].weight *= 30  # so that the masks depend on the picture
+    network = build_kdsam(encoder, image_size=64).eval()
+    images = [np.random.default_rng(seed).standard_normal((1, 3, 64, 64)).astype(np.float32) for seed in range(3)]
+    box = torch.tensor([[[[10.0, 10.0], [50.0, 40.0]]]])
+    agreement = MaskAgreement(network, images, [(box, torch.tensor([[[2, 3]]]))] * 3)
+    assert agreement(lambda image: encoder(torch.from_numpy(image)).detach().numpy()) == 1
+
+    batch = torch.export.Dim("batch")
+    graph = to_onnx.trace(encoder, (torch.zeros(2, 3, 64, 64),), ["image"], ["embedding"], [{0: batch}])
+    model = graph if form == "onnx" else to_models({"encoder": graph}, tmp_path)["encoder"]
+    assert agreement(runner(quantize(model, images, agreement, least=0.0))) < 0.95
+    assert agreement(runner(quantize(model, images, agreement, least=0.98))) >= 0.98
+
+
+def test_masks_that_differ_fail_the_export_and_leave_nothing(bundle, tmp_path, monkeypatch):
+    """A bundle whose preprocessing is not the runtime's: the mean is edited in one place only."""
+    edited = tmp_path / "kdsam_deepgrow_2d"
+    shutil.copytree(bundle, edited)
+    config = json.loads((edited / "configs" / "inference.json").read_text())
+    config["preprocessing"]["transforms"][4]["subtrahend"] = [0.0, 0.0, 0.0]
+    (edited / "configs" / "inference.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"The masks of torchscript fp32 differ too much.*preprocessing"):
+        export_bundle(edited, "torchscript")
+    assert [file.name for file in (edited / "models").iterdir()] == ["model.pt"]
+
+
+def test_the_command_writes_beside_the_weights_and_tells_the_numbers(bundle, tmp_path, capsys):
+    copied = tmp_path / "kdsam_deepgrow_2d"
+    shutil.copytree(bundle, copied)
+    pictures = str(bundle.parent / "phantoms" / "images")
+    command = ["export", "--bundle", str(copied), "--format", "torchscript", "--images", pictures]
+    assert main(command) == 0
+    assert "torchscript fp32: IoU with PyTorch: prompted masks mean 1.0000" in capsys.readouterr().out
+    assert main(command) == 0  # again, over the first
+    assert (copied / "models" / "torchscript_fp32" / "kdsam.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "onnx", "--precision", "int8"], "Expected `calibration`, a folder of pictures"),
+        (["--format", "torchscript", "--precision", "int8", "--calibration", "."], "fp32 or fp16 for torchscript"),
+        (["--format", "onnx", "--precision", "int8", "--calibration", "nowhere"], "no.* nowhere|none at nowhere"),
+        (["--format", "torchscript", "--output", "."], "Expected `output` to be new, empty or an earlier export"),
+        (["--format", "torchscript", "--bundle", "nowhere"], "Expected a bundle with configs/inference.json"),
+    ],
+)
+def test_a_mistake_on_the_command_line_gets_one_line(arguments, message, bundle, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
+    assert main(["export", "--bundle", str(bundle), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_the_runtime_predicts_without_torch(exported, picture):
+    code = f"""
+import sys
+for name in ("torch", "monai", "scipy", "torchvision"):
+    sys.modules[name] = None  # an import of it raises
+from monai_kdsam.runtime import Predictor
+for folder in {[str(exported[form, "fp32"][0]) for form in ("onnx", "openvino")]!r}:
+    predictor = Predictor(folder)
+    predictor.set_image({picture!r})
+    mask, quality = predictor.predict(points=[[60, 50]])
+    print(int(mask.sum()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    sizes = [int(line) for line in done.stdout.split()]
+    predictor = Predictor(exported["torchscript", "fp32"][0])
+    predictor.set_image(picture)
+    assert sizes == pytest.approx([predictor.predict(points=[[60, 50]])[0].sum()] * 2, rel=1e-3)
+
+
+def test_the_python_of_the_documentation_runs(exported, picture, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported["openvino", "int8"][0], "openvino_int8")
+    Image.open(picture).resize((256, 256)).save("image.png")
+    names: dict = {}
+    exec(code, names)
+    assert names["masks"].shape == (2, 256, 256)
+    assert names["ious"].shape == (2,)

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The predictor around two tiny models whose answer is known: TorchScript, because torch is there anyway."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from monai_kdsam.runtime import Predictor
+from monai_kdsam.runtime.manifest import Manifest, sha256_of
+from monai_kdsam.runtime.sessions import open_part
+
+SIZE = 64
+
+
+class Encoder(nn.Module):
+    """Brightness at the decoder's resolution."""
+
+    def forward(self, image):
+        return nn.functional.avg_pool2d(image.mean(dim=1, keepdim=True), 4)
+
+
+class Decoder(nn.Module):
+    """Bright where the image is; the "IoU" gives away where the first point lies."""
+
+    def forward(self, embedding, points, labels):
+        return embedding - 0.5, points[:, :1].sum(dim=2) + 0 * labels[:, :1]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    example = torch.zeros(2, 3, SIZE, SIZE)
+    embedding = Encoder()(example)
+    points, labels = torch.zeros(2, 3, 2), torch.zeros(2, 3, dtype=torch.int64)
+    torch.jit.trace(Encoder(), example).save(str(tmp_path / "encoder.ts"))
+    torch.jit.trace(Decoder(), (embedding, points, labels)).save(str(tmp_path / "decoder.ts"))
+    Manifest(
+        format="torchscript",
+        precision="fp32",
+        image_size=SIZE,
+        pixel_mean=[0.0] * 3,
+        pixel_std=[255.0] * 3,
+        files={"encoder": "encoder.ts", "decoder": "decoder.ts"},
+        sha256={name: sha256_of(tmp_path / name) for name in ("encoder.ts", "decoder.ts")},
+        weights_sha256="",
+        versions={"monai_kdsam": "9.9"},
+    ).write(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def predictor(folder):
+    predictor = Predictor(folder, threads=1)
+    predictor.set_image(half_bright(60, 30))
+    return predictor
+
+
+def half_bright(height, width):
+    image = np.zeros((height, width), dtype=np.uint8)
+    image[: height // 2] = 255
+    return image
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 30), (128, 256), (64, 64), (300, 200)])
+def test_the_mask_lies_on_the_picture(folder, height, width):
+    predictor = Predictor(folder)
+    predictor.set_image(half_bright(height, width))
+    mask, _ = predictor.predict()
+    assert mask.shape == (height, width)
+    assert mask.dtype == np.uint8
+    assert (mask != (half_bright(height, width) > 0)).mean() < 0.05
+
+
+def test_points_move_to_the_frame_of_the_models(predictor):
+    # 60 x 30 becomes 64 x 32; pixel centers lie at halves.
+    assert predictor.predict(points=[[10, 20]])[1] == pytest.approx((10.5 + 20.5) * 64 / 60 - 1, abs=1e-4)
+    assert predictor.predict(box=[20, 30, 4, 2])[1] == pytest.approx((4.5 + 2.5) * 64 / 60 - 1, abs=1e-4)
+    masks, quality = predictor.predict(
+        points=np.array([[[1, 1]], [[2, 2]]]), labels=[[1], [0]], box=[[0, 0, 30, 60]] * 2
+    )
+    assert masks.shape == (2, 60, 30)
+    assert quality == pytest.approx([3 * 64 / 60 - 1, 5 * 64 / 60 - 1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"points": [[31, 5]]}, "Expected `points` and `box` within the image of 30 x 60 pixels, got .*31"),
+        ({"points": [[-1, 5]]}, "within the image of 30 x 60"),
+        ({"points": [[float("nan"), 5]]}, "Expected finite numbers in `points`"),
+        ({"points": [1, 2]}, r"Expected `points` of shape \(N, 2\) or \(K, N, 2\), got \(2,\)"),
+        ({"points": [[1, 2, 3]]}, "Expected `points` of shape"),
+        ({"points": [["a", "b"]]}, "Expected numbers in `points`"),
+        ({"points": [[1, 2]], "labels": [1, 0]}, r"Expected `labels` of shape \(1,\), got \(2,\)"),
+        ({"points": [[1, 2]], "labels": [2]}, "Expected `labels` among 1, 0 and -1, got .2.; a box goes into `box`"),
+        ({"labels": [1]}, "Expected `points` with `labels`"),
+        ({"box": [1, 2, 1, 9]}, "Expected `box` to have an area"),
+        ({"box": [1, 2, 3]}, r"Expected `box` of shape \(4,\) or \(K, 4\), got \(3,\)"),
+        ({"box": [1, 2, 3, 99]}, "within the image of 30 x 60"),
+        ({"box": [[1, 2, 3, 9]], "points": [[1, 2]]}, "equally many prompts"),
+        ({"box": [[1, 2, 3, 9]] * 2, "points": [[[1, 2]]]}, "equally many prompts"),
+    ],
+)
+def test_a_prompt_that_makes_no_sense_is_refused(predictor, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(**prompt)
+
+
+def test_without_an_image_it_says_so(folder, predictor):
+    with pytest.raises(RuntimeError, match="An image must be set with `set_image` before `predict`"):
+        Predictor(folder).predict()
+    with pytest.raises(ValueError, match="finite"):
+        predictor.set_image(np.array([[np.nan]]))
+    with pytest.raises(RuntimeError, match="An image must be set"):  # not the mask of the image before
+        predictor.predict()
+
+
+def change(folder, **values):
+    file = folder / "kdsam.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def test_files_of_another_version_are_refused(folder):
+    change(folder, layout=7)
+    with pytest.raises(ValueError, match=r"Expected exported files of layout 1, got 7 .* written by monai_kdsam 9.9"):
+        Predictor(folder)
+
+
+def test_files_that_do_not_belong_together_are_refused(folder):
+    with pytest.raises(FileNotFoundError, match=r"Expected `folder` with kdsam.json"):
+        Predictor(folder / "nowhere")
+    encoder = (folder / "encoder.ts").read_bytes()
+    (folder / "encoder.ts").write_bytes(encoder[:-10])
+    with pytest.raises(ValueError, match=r"encoder.ts is damaged or of another export"):
+        Predictor(folder)
+    (folder / "encoder.ts").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Expected encoder.ts beside kdsam.json"):
+        Predictor(folder)
+    (folder / "kdsam.json").write_text('{"layout": 1}')
+    with pytest.raises(ValueError, match=r"is damaged: it has no files, format"):
+        Predictor(folder)
+    (folder / "kdsam.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged or no manifest"):
+        Predictor(folder)
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "openvino", "torch"])
+def test_a_missing_package_is_named_with_its_command(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    form = {"onnxruntime": "onnx", "openvino": "openvino", "torch": "torchscript"}[package]
+    with pytest.raises(ImportError, match=f"needs the package {package}: pip install {package}"):
+        open_part(tmp_path / "encoder", form)
+
+
+def test_a_file_that_the_package_cannot_load_is_named(tmp_path):
+    (tmp_path / "encoder.ts").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"torch .* cannot load .*encoder.ts"):
+        open_part(tmp_path / "encoder.ts", "torchscript")
+    with pytest.raises(ValueError, match="Expected `threads` to be at least 1, got 0"):
+        open_part(tmp_path / "encoder.ts", "torchscript", threads=0)
+
+
+def test_importing_it_imports_neither_torch_nor_monai():
+    code = "import sys, monai_kdsam.runtime; print([m for m in ('torch', 'monai', 'scipy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

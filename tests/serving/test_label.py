@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import importlib.util
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from monai_kdsam.__main__ import main
+from monai_kdsam.serving import label
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Path:
+    """What the command looks for in a trained bundle."""
+    folder = tmp_path / "trained"
+    for file in ("configs/inference.json", "models/model.pt", "models/teacher.pt"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(file)
+    return folder
+
+
+@pytest.fixture
+def studies(tmp_path) -> Path:
+    (tmp_path / "studies").mkdir()
+    return tmp_path / "studies"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """MONAI Label's command line as a list of what it was called with; it writes an app as the real one does."""
+    calls = []
+
+    def command(*words):
+        calls.append(words)
+        if words[0] == "apps":
+            app = Path(words[words.index("--output") + 1]) / "monaibundle"
+            app.mkdir(parents=True)
+            (app / "main.py").touch()
+
+    monkeypatch.setattr(label, "_monailabel", command)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(label.tempfile, "tempdir", None)
+    return calls
+
+
+def run(**given) -> int:
+    return main(["label", *(str(word) for name, value in given.items() for word in (f"--{name}", value))])
+
+
+def test_the_server_is_started_with_what_a_local_bundle_needs(server, bundle, studies, tmp_path, capsys):
+    assert run(studies=studies, model=bundle, dir=tmp_path / "label", port=0) == 0
+    assert [words[0] for words in server] == ["apps", "start_server"]
+    words = " ".join(server[1])
+    for part in (
+        "--conf models trained_deepgrow",
+        "--conf zoo_source local",
+        "--conf sam2 false",
+        f"--studies {studies}",
+    ):
+        assert part in words
+    told = capsys.readouterr().out
+    for client in ("3D Slicer", "OHIF", "CVAT", "curl", "http://127.0.0.1:0"):
+        assert client in told
+
+
+def test_the_app_serves_the_bundles_own_files_and_no_teacher(server, bundle, tmp_path):
+    app, name = label.prepare_app(tmp_path / "label", bundle)
+    served = app / "model" / name
+    assert name == "trained_deepgrow"
+    assert (served / "configs" / "inference.json").read_text() == "configs/inference.json"
+    assert [file.name for file in (served / "models").iterdir()] == ["model.pt"]
+    (bundle / "models" / "model.pt").write_text("trained on")
+    assert (served / "models" / "model.pt").read_text() == "trained on"
+
+
+def test_a_second_start_uses_the_app_again_with_another_bundle(server, bundle, tmp_path):
+    label.prepare_app(tmp_path / "label", bundle)
+    other = bundle.rename(tmp_path / "my_deepgrow")
+    app, name = label.prepare_app(tmp_path / "label", other)
+    assert name == "my_deepgrow"
+    assert (app / "model" / name / "models" / "model.pt").read_text() == "models/model.pt"
+    assert len(server) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"studies": "nowhere"}, "Expected `--studies` to be a folder of images, got nowhere"),
+        ({"model": "nowhere"}, "Expected a bundle with configs/inference.json at `--model`, got nowhere"),
+        ({"port": 70000}, "Cannot listen on 127.0.0.1, port 70000"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(server, bundle, studies, capsys, given, message):
+    assert run(**({"studies": studies, "model": bundle, "port": 0} | given)) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not server
+
+
+def test_a_bundle_without_weights_names_the_phases_that_write_them(server, bundle, studies, capsys):
+    (bundle / "models" / "model.pt").unlink()
+    assert run(studies=studies, model=bundle, port=0) == 1
+    error = capsys.readouterr().err
+    assert all(word in error for word in ("models/model.pt", "train.json", "distill.json"))
+
+
+def test_a_port_in_use_is_told(server, bundle, studies, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run(studies=studies, model=bundle, port=port) == 1
+    assert f"Cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().err
+
+
+def test_without_monai_label_the_pip_command_is_told(monkeypatch, bundle, studies, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run(studies=studies, model=bundle) == 1
+    error = capsys.readouterr().err
+    assert f"pip install {label.PACKAGES}" in error
+    assert error.count("\n") == 1
+
+
+def test_the_pip_command_is_that_of_the_extra():
+    setup = (Path(__file__).resolve().parents[2] / "setup.py").read_text(encoding="utf-8")
+    extra = re.findall(r'^ +"(.+)",$', re.search(r'"label": \[(.*?)\]', setup, re.DOTALL)[1], re.MULTILINE)
+    assert sorted(extra) == sorted(label.PACKAGES.replace('"', "").split())

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event
+
+import pytest
+import torch
+
+from monai_kdsam.bounded_cache import BoundedCache
+
+
+def value(number: int, bytes_: int = 8) -> torch.Tensor:
+    return torch.full((bytes_ // 4,), float(number))
+
+
+def test_the_least_recently_used_go_first():
+    cache = BoundedCache(max_bytes=16)
+    for number in (0, 1):
+        cache.recall(number, lambda number=number: value(number))
+    cache.recall(0, pytest.fail)
+    cache.recall(2, lambda: value(2))
+    cache.recall(0, pytest.fail)
+    assert cache.recall(1, lambda: value(7))[0] == 7
+    assert (len(cache), cache.nbytes) == (2, 16)
+
+
+@pytest.mark.parametrize("max_bytes", [0, 7])
+def test_what_is_larger_than_the_bound_is_given_but_not_kept(max_bytes):
+    cache = BoundedCache(max_bytes)
+    assert cache.recall("a", lambda: value(1))[0] == 1
+    assert (len(cache), cache.nbytes) == (0, 0)
+
+
+def test_threads_that_ask_together_share_the_work():
+    cache, together, made = BoundedCache(max_bytes=64), Barrier(4), []
+
+    def make(key):
+        made.append(key)
+        Event().wait(0.05)
+        return value(key)
+
+    def ask(key):
+        together.wait()
+        return cache.recall(key, lambda: make(key))
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [int(v[0]) for v in pool.map(ask, [1, 2, 1, 2])]
+    assert found == [1, 2, 1, 2]
+    assert sorted(made) == [1, 2]
+
+
+def test_a_failure_reaches_all_who_wait_and_is_not_kept():
+    cache, begun, go_on = BoundedCache(max_bytes=64), Event(), Event()
+
+    def fail():
+        begun.set()
+        go_on.wait(5)
+        raise ValueError("no such image")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.recall, "a", fail)
+        begun.wait(5)
+        second = pool.submit(cache.recall, "a", fail)
+        go_on.set()
+        for asked in (first, second):
+            with pytest.raises(ValueError, match="no such image"):
+                asked.result()
+    assert cache.recall("a", lambda: value(3))[0] == 3
+
+
+def test_what_was_begun_before_a_clear_is_not_kept():
+    cache = BoundedCache(max_bytes=64)
+
+    def make():
+        cache.clear()  # as when the weights change meanwhile
+        return value(1)
+
+    assert cache.recall("a", make)[0] == 1
+    assert len(cache) == 0
+    assert cache.recall("a", lambda: value(2))[0] == 2

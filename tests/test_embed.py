@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The phase `embed`, and distillation from what it wrote, run as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+
+import pytest
+import torch
+
+from monai_kdsam.data import EmbeddingWriter
+from monai_kdsam.data.embeddings import read_header
+
+EMBED = ("train.json", "distill.json", "embed.json")
+DISTILL = ("train.json", "distill.json")
+
+
+def reason(error: BaseException) -> str:
+    causes, cause = [], error
+    while cause is not None:
+        causes.append(str(cause))
+        cause = cause.__cause__
+    return "\n".join(causes)
+
+
+def shards(workspace):
+    return sorted((workspace.output / "embeddings").glob("*.safetensors"))
+
+
+def images(workspace):
+    return len(json.loads((workspace.output / "split.json").read_text())["training"])
+
+
+def distill(workspace, caplog, **overrides):
+    """Losses of all steps, and the weights."""
+    caplog.clear()
+    path = workspace.output / "student.pt"
+    with caplog.at_level(logging.INFO):
+        settings = {"batch_size": 4, "learning_rate": 1e-4, "epochs": 3, "log_interval": 1, "logging_file": False}
+        workspace.run(*DISTILL, best_checkpoint=str(path), **settings, **overrides)
+    losses = [float(text) for text in re.findall(r"Iter: .* loss: ([\d.]+)", caplog.text)]
+    return losses, torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_distilling_from_the_cache_equals_distilling_live(trained, caplog, precision):
+    trained.run(*EMBED, augment=False, embedding_variants=1, embedding_precision=precision)
+    cached, student = distill(trained, caplog, augment=False, embedding_variants=1, cached_embeddings=True)
+    live, same_student = distill(trained, caplog, augment=False)
+    assert len(live) > 2
+    assert cached == pytest.approx(live, rel=1e-3)
+    for name, value in student.items():
+        torch.testing.assert_close(value, same_student[name], rtol=0, atol=1e-2, msg=name)
+
+
+def test_every_variant_is_stored_and_the_student_is_trained_on_all(trained, caplog):
+    trained.run(*EMBED, augment=True, embedding_variants=3)
+    stored = sum(len(read_header(shard)["entries"]) for shard in shards(trained))
+    assert stored == 3 * images(trained)
+    losses, _ = distill(trained, caplog, augment=True, embedding_variants=3, cached_embeddings=True)
+    assert losses
+
+
+def test_an_interrupted_run_goes_on_after_its_last_shard(trained, monkeypatch):
+    written = []
+
+    def flush(self, save=EmbeddingWriter.flush):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(len(self.entries))
+        save(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingWriter, "flush", flush)
+        with pytest.raises(KeyboardInterrupt):
+            trained.run(*EMBED, embedding_shard_size=2)
+    kept = {shard: shard.read_bytes() for shard in shards(trained)}
+    assert len(kept) == 2
+    trained.run(*EMBED, embedding_shard_size=2)
+    assert all(shard.read_bytes() == content for shard, content in kept.items())
+    assert len(shards(trained)) == -(-4 * images(trained) // 2)
+    before = {shard: shard.stat().st_mtime_ns for shard in shards(trained)}
+    trained.run(*EMBED, embedding_shard_size=2)  # nothing is left to do
+    assert {shard: shard.stat().st_mtime_ns for shard in shards(trained)} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"teacher_checkpoint": "models/other.pt"}, "teacher"),
+        ({"pixel_mean": [1.0, 2.0, 3.0]}, "pixel_mean"),
+        ({"embedding_seed": 7}, "embedding_seed"),
+        ({"to_network_frame#1#mode": ["bicubic", "nearest-exact"]}, "preprocessing"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused_by_name(trained, change, name):
+    trained.run(*EMBED)
+    if name == "teacher":
+        weights = torch.load(trained.models / "teacher.pt", weights_only=True)
+        first = next(key for key in weights if key.startswith("image_encoder"))
+        weights[first] = weights[first] + 1
+        change = {"teacher_checkpoint": str(trained.models / "other.pt")}
+        torch.save(weights, trained.models / "other.pt")
+    with pytest.raises(RuntimeError) as error:
+        trained.run(*DISTILL, cached_embeddings=True, **change)
+    assert f"were made from something else: {name} " in reason(error.value)
+
+
+def test_without_a_cache_the_command_to_run_is_named(trained):
+    with pytest.raises(RuntimeError) as error:
+        trained.run(*DISTILL, cached_embeddings=True)
+    assert "Run the phase `embed` with the same settings" in reason(error.value)
+
+
+def test_verify_redoes_what_is_damaged(trained, caplog):
+    trained.run(*EMBED, embedding_shard_size=8, logging_file=False)
+    victim = shards(trained)[0]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RuntimeError) as error:
+        trained.run(*DISTILL, cached_embeddings=True, logging_file=False)
+    assert victim.name in reason(error.value)
+    with caplog.at_level(logging.WARNING):
+        trained.run(*EMBED, embedding_shard_size=8, verify=True, logging_file=False)
+    assert victim.name in caplog.text
+    assert len(shards(trained)) == -(-4 * images(trained) // 8)
+    trained.run(*DISTILL, cached_embeddings=True)

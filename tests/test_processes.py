@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of two processes on CPUs, against the same runs of one: the same losses, weights, metrics and reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import monai.bundle
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import BatchSampler, DistributedSampler
+
+from monai_kdsam.handlers import ResumeHandler
+from monai_kdsam.processes import batch_share, check_launch, item_share, torchrun_number
+
+STEPS = 2 * 2  # two epochs of eleven images in batches of four
+TRAINED = {"adapt": "teacher.pt", "distill": "distilled.pt", "train": "model.pt"}
+PHASES = {
+    "adapt": ("train.json", "adapt.json"),
+    "distill": ("train.json", "distill.json"),
+    "train": ("train.json",),
+    "evaluate": ("train.json", "evaluate.json"),
+}
+# Adam moves a weight by the learning rate even where the gradient is nothing but rounding; so it must be small here.
+LEARNING_RATE = {"adapt": 1e-5, "distill": 1e-5, "train": 1e-4}
+# All phases in one start of Python, which takes longer than they do. The processes meet once, in the first phase, and
+# part after the last one: gloo cannot meet again under one torchrun.
+SCRIPT = """
+import json, sys
+import monai.bundle
+
+first, *between, last = json.loads(sys.argv[1])
+monai.bundle.run(**first, finalize="$None")
+for run in between:
+    monai.bundle.run(**run, process_group="$None", finalize="$None")
+monai.bundle.run(**last, process_group="$None")
+"""
+
+
+def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
+
+
+def configs(workspace, names: Sequence[str]) -> list[str]:
+    folders = {".json": workspace.bundle / "configs", ".yaml": workspace.folder / "configs"}
+    return [str(folders[Path(name).suffix] / name) for name in names]
+
+
+def run_of(workspace, phase: str, output: Path, *overlays: str, **overrides: object) -> dict[str, object]:
+    """The arguments of `monai.bundle.run`."""
+    learning: dict[str, object] = {}
+    if phase in TRAINED:
+        learning = {"best_checkpoint": str(output / TRAINED[phase]), "learning_rate": LEARNING_RATE[phase], "epochs": 2}
+    return {
+        "config_file": configs(workspace, [*PHASES[phase], "offline.yaml", "smoke.yaml", *overlays]),
+        "bundle_root": str(workspace.bundle),
+        "dataset_dir": str(workspace.folder / "phantoms"),
+        "split_file": str(workspace.output / "split.json"),
+        "output_dir": str(output),
+        "progress": False,
+        "batch_size": 4,
+        **learning,
+        **overrides,
+    }
+
+
+@dataclass
+class Runs:
+    """The folders of the runs of one process and of two, and of two that go on where one broke off."""
+
+    one: Path
+    two: Path
+    resumed: Path
+
+    def losses(self, phase: str) -> list[dict[str, list[float]]]:
+        """What one process and two logged in each step."""
+        logged = []
+        for folder in (self.one, self.two):
+            events = EventAccumulator(str(folder / "tensorboard" / phase)).Reload()
+            logged.append({tag: [entry.value for entry in events.Scalars(tag)] for tag in events.Tags()["scalars"]})
+        return logged
+
+
+def network(folder: Path, phase: str) -> dict[str, torch.Tensor]:
+    """The weights at the end of a run."""
+    return torch.load(folder / f"{phase}_state.pt", weights_only=True)["objects"]["network"]
+
+
+@pytest.fixture(scope="module")
+def runs(trained_once, tmp_path_factory) -> Runs:
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "phases.py").write_text(SCRIPT)
+    runs = Runs(folder / "one", folder / "two", folder / "resumed")
+    runs.resumed.mkdir()
+
+    def save_and_keep_the_first(self, engine, save=ResumeHandler.save):
+        save(self, engine)
+        if engine.state.epoch == 1 and self.path.name == "train_state.pt":
+            shutil.copy(self.path, runs.resumed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResumeHandler, "save", save_and_keep_the_first)
+        for phase in PHASES:
+            # Workers in one phase, so that these are shown to change nothing as well.
+            monai.bundle.run(**run_of(trained_once, phase, runs.one, num_workers=2 * (phase == "train")))
+    overlay = "multi_gpu_train.json"
+    together = [run_of(trained_once, phase, runs.two, overlay) for phase in PHASES]
+    together.append(run_of(trained_once, "train", runs.resumed, overlay, resume=True))
+    done = torchrun(str(folder / "phases.py"), json.dumps(together))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return runs
+
+
+@pytest.mark.parametrize("phase", TRAINED)
+def test_two_processes_log_the_losses_and_metrics_of_one(runs, phase):
+    one, two = runs.losses(phase)
+    assert one.keys() == two.keys() >= {"loss", "val_mean_dice"}
+    assert len(one["loss"]) == STEPS
+    for tag, values in one.items():
+        assert two[tag] == pytest.approx(values, rel=0, abs=1e-5), tag
+
+
+@pytest.mark.parametrize("phase", TRAINED)
+def test_two_processes_end_at_the_weights_of_one_batch_norms_statistics_included(runs, phase):
+    one, two = network(runs.one, phase), network(runs.two, phase)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=2 * LEARNING_RATE[phase], rtol=1e-4)
+
+
+def test_two_processes_resume_what_one_began(runs):
+    one, resumed = network(runs.one, "train"), network(runs.resumed, "train")
+    for name, value in one.items():
+        torch.testing.assert_close(resumed[name], value, atol=2 * LEARNING_RATE["train"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("table", ["cases.csv", "summary.csv"])
+def test_two_processes_report_what_one_does_though_three_images_cannot_be_shared_equally(runs, table):
+    one, two = ((folder / "evaluate" / table).read_text() for folder in (runs.one, runs.two))
+    assert one == two
+    assert len((runs.two / "evaluate" / "cases.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_only_the_first_process_writes(runs):
+    for phase in TRAINED:
+        writers = {file.name.split(".")[-2] for file in (runs.two / "tensorboard" / phase).glob("events*")}
+        assert len(writers) == 1  # the number of the process, which the file's name has
+
+
+def test_an_error_in_one_process_ends_all_with_its_message(workspace, tmp_path):
+    names = configs(workspace, ["train.json", "adapt.json", "offline.yaml", "smoke.yaml", "multi_gpu_train.json"])
+    only_there = "$'nowhere.pth' if @rank == 1 else None"
+    command = ["-m", "monai.bundle", "run", "--config_file", str(names), "--bundle_root", str(workspace.bundle)]
+    command += ["--dataset_dir", str(workspace.folder / "phantoms"), "--sam_checkpoint", only_there]
+    done = torchrun(*command)
+    assert done.returncode != 0
+    assert "monai_kdsam: error: No weights at nowhere.pth" in done.stderr
+    assert "No weights at nowhere.pth" in done.stderr.partition("Root Cause")[2]
+
+
+def test_a_config_for_one_process_under_torchrun_is_told_of_the_overlay(monkeypatch):
+    check_launch()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"torchrun started 2 processes, .* put the bundle's .*multi_gpu_train\.json"):
+        check_launch()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    check_launch()
+
+
+def test_the_overlay_without_torchrun_is_told_how_to_start(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match=r"Expected the environment variable RANK, which torchrun sets\. Start"):
+        torchrun_number("RANK")
+    monkeypatch.setenv("RANK", "3")
+    assert torchrun_number("RANK") == 3
+
+
+@pytest.mark.parametrize("items", [4, 5, 7, 100])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_shares_of_items_are_each_item_once_in_order_and_almost_equal(items, world_size):
+    shares = [item_share(items, rank, world_size) for rank in range(world_size)]
+    assert [index for share in shares for index in share] == list(range(items))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("items", [5, 8, 9, 11, 100])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_the_batches_of_several_processes_together_are_those_of_one(items, epoch):
+    def batches(world_size):
+        shares = []
+        for rank in range(world_size):
+            sampler = DistributedSampler(range(items), world_size, rank, seed=3, drop_last=True)
+            sampler.set_epoch(epoch)
+            shares.append(list(BatchSampler(sampler, batch_share(8, items, world_size), drop_last=True)))
+        return [[index for share in step for index in share] for step in zip(*shares, strict=True)]
+
+    one, two = batches(1), batches(2)
+    assert len(one) == len(two) == max(1, items // 8)
+    for step, expected in zip(two, one, strict=True):
+        assert set(step) <= set(expected)
+        assert len(step) == len(set(step)) == (8 if items >= 8 else items // 2 * 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((3, 100, 2), r"a multiple of their number 2, got 3\."), ((4, 1, 2), r"each of the 2 processes, got 1 images")],
+)
+def test_a_batch_that_cannot_be_shared_is_told(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        batch_share(*arguments)
