@@ -139,7 +139,7 @@ def test_a_prompt_reaches_the_network_and_changes_the_mask(trained):
     predictor.network.prompt_encoder.register_forward_hook(lambda _, inputs, __: calls.append(inputs))
     predictor(image, foreground=[[20, 30]], background=[[3, 4]], roi=[10, 12, 40, 44])
     points, labels = calls[0]
-    assert labels[0, :5].tolist() == [1, 0, 2, 3, -1]
+    assert labels[0, :4].tolist() == [1, 0, 2, 3]
     height, width = np.asarray(Image.open(image)).shape[:2]
     scale = 64 / max(height, width)
     np.testing.assert_allclose(points[0, 0], (np.array([20, 30]) + 0.5) * scale - 0.5, atol=0.3)

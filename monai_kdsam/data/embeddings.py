@@ -170,12 +170,14 @@ class EmbeddingStore:
             )
         return items
 
-    def missing(self, items: Sequence[Item]) -> list[Item]:
+    def missing(self, items: Sequence[Item], *, rank: int = 0, world_size: int = 1) -> list[Item]:
         """What is to be embedded: the items, each content once in each variant that is lacking, with its `file`."""
         wanted: dict[str, Item] = {}
         for item in self._expand(_with_checksums(items)):
             wanted.setdefault(embedding_key(item), {**item, "file": item["image"]})
-        return [item for key, item in wanted.items() if key not in self]
+        # Shared out before what is there is left out: another process may have written meanwhile.
+        share = list(wanted.items())[rank::world_size]
+        return [item for key, item in share if key not in self]
 
     def _expand(self, items: Sequence[Item]) -> list[Item]:
         return [{**item, "variant": variant} for variant in range(self.variants) for item in items]

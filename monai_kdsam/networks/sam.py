@@ -116,7 +116,10 @@ class TwoWayTransformer(SamTwoWayTransformer):
                 module.__class__ = Attention
 
     def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend (B, C, H, W) image and (B, N, C) tokens to each other; returns (B, N, C) and (B, HW, C)."""
+        """Attend (B, C, H, W) image and (B, N, C) tokens to each other; returns (B, N, C) and (B, HW, C).
+
+        `image_pe` may be a single row (1, C, H, W).
+        """
         keys = image.flatten(2).permute(0, 2, 1)
         key_pe = image_pe.flatten(2).permute(0, 2, 1)
         queries = tokens
@@ -149,14 +152,17 @@ class MaskDecoder(SamMaskDecoder):
         output = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).unsqueeze(0).expand(batch, -1, -1)
         tokens = torch.cat([output, tokens], dim=1)
         ignored = F.pad(ignored, (output.shape[1], 0), value=False)
-        tokens, image = self.transformer(embedding + no_mask, positions.expand(batch, -1, -1, -1), tokens, ignored)
+        # `positions` stay one row for all: a constant that exporters transform and project in advance.
+        tokens, image = self.transformer(embedding + no_mask, positions, tokens, ignored)
 
         upscaled = self.output_upscaling(image.transpose(1, 2).reshape(batch, channels, height, width))
         mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
         weights = torch.stack(
             [mlp(mask_tokens[:, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )
-        return torch.einsum("bmc,bchw->bmhw", weights, upscaled), self.iou_prediction_head(tokens[:, 0])
+        # SAM's einsum as a product of matrices, which exporters do not surround with transpositions.
+        masks = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+        return masks, self.iou_prediction_head(tokens[:, 0])
 
 
 def build_prompt_encoder(image_size: int) -> PromptEncoder:

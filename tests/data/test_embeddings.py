@@ -214,3 +214,15 @@ def test_an_embedding_that_is_not_finite_is_not_kept(tmp_path) -> None:
     writer = EmbeddingWriter(EmbeddingStore(tmp_path, MADE_FROM), expected=1)
     with pytest.raises(ValueError, match=r"embedding of 0\.png is not finite"):
         writer.add("c/0", "0.png", torch.full((256, 4, 4), float("nan")))
+
+
+def test_the_shares_of_processes_are_apart_and_whole_even_while_others_write(tmp_path, items) -> None:
+    store = EmbeddingStore(tmp_path / "store", MADE_FROM, variants=2)
+    first = store.missing(items, rank=0, world_size=2)
+    writer = EmbeddingWriter(store, expected=3)
+    writer.add(embedding_key(first[0]), first[0]["file"], embedding(0))
+    writer.flush()
+    store.refresh()
+    second = store.missing(items, rank=1, world_size=2)
+    keys = [embedding_key(item) for item in (*first, *second)]
+    assert len(keys) == len(set(keys)) == 6
