@@ -10,6 +10,8 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "venv"
+# `interruptions` is run on demand.
+nox.options.sessions = ["wheel", "numpy1", "export", "label"]
 
 # Site-packages of an environment that has the dependencies already; without it each session installs its own torch.
 DEPENDENCIES = os.environ.get("KDSAM_DEPENDENCIES")

@@ -48,7 +48,7 @@ monai.bundle.run(**last, process_group="$None")
 def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=180, check=False, env=environment)
 
 
 def configs(workspace, names: Sequence[str]) -> list[str]:
