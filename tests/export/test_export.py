@@ -43,7 +43,7 @@ def graphs(bundle):
 @pytest.fixture(scope="session")
 def exported(bundle, graphs, tmp_path_factory):
     """Folder of each (format, precision)."""
-    pictures, few = (bundle.parent / name / "images" for name in ("phantoms", "few"))
+    pictures = bundle.parent / "phantoms" / "images"
     folders = {}
     with pytest.MonkeyPatch.context() as patch:
         # A copy, because the graph is changed by what follows.
@@ -52,7 +52,7 @@ def exported(bundle, graphs, tmp_path_factory):
             folder = tmp_path_factory.mktemp("exported") / f"{form}_{precision}"
             calibration = pictures if precision == "int8" else None
             folders[form, precision] = export_bundle(
-                bundle, form, precision=precision, calibration=calibration, images=few, output=folder
+                bundle, form, precision=precision, calibration=calibration, output=folder
             )
     return folders
 
@@ -186,14 +186,14 @@ def test_masks_that_differ_fail_the_export_and_leave_nothing(bundle, tmp_path, m
     config["preprocessing"]["transforms"][4]["subtrahend"] = [0.0, 0.0, 0.0]
     (edited / "configs" / "inference.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"The masks of torchscript fp32 differ too much.*preprocessing"):
-        export_bundle(edited, "torchscript", images=bundle.parent / "few" / "images")
+        export_bundle(edited, "torchscript")
     assert [file.name for file in (edited / "models").iterdir()] == ["model.pt"]
 
 
 def test_the_command_writes_beside_the_weights_and_tells_the_numbers(bundle, tmp_path, capsys):
     copied = tmp_path / "kdsam_deepgrow_2d"
     shutil.copytree(bundle, copied)
-    pictures = str(bundle.parent / "few" / "images")
+    pictures = str(bundle.parent / "phantoms" / "images")
     command = ["export", "--bundle", str(copied), "--format", "torchscript", "--images", pictures]
     assert main(command) == 0
     assert "torchscript fp32: IoU with PyTorch: prompted masks mean 1.0000" in capsys.readouterr().out
