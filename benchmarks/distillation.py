@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
+from peak_memory import peak_mib
 from torch import Tensor
 
 from monai_kdsam.bundles import bundle_path, config_path
@@ -117,7 +117,7 @@ def measure(folder: Path, way: str, arguments: argparse.Namespace) -> None:
     }
     parser = read_config(folder, way, settings)
     seconds = embed_seconds(parser) if way == "embed" else train_seconds(parser, way, arguments.steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_mib() / 2**10
     print(json.dumps({"seconds": statistics.median(seconds), "peak": peak}))
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import time
 
 import torch
 from monai.losses import DiceLoss
+from peak_memory import peak_mib
 
 from monai_kdsam.engines import TeacherPrepareBatch
 from monai_kdsam.losses import EmbeddingMSELoss, PerceptualLoss, WeightedSumLoss, build_vgg16
@@ -68,7 +68,7 @@ def measure(phase: str, size: int, batch: int, repeats: int) -> None:
         begin = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_mib() / 2**10
     print(f"{phase:8} {statistics.median(seconds[1:]):6.1f} s a step, peak memory {peak:.1f} GiB")
 
 

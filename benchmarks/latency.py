@@ -20,7 +20,6 @@ import gc
 import json
 import logging
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+from peak_memory import peak_mib
 
 FORMS = {
     "torch": "PyTorch fp32",
@@ -339,10 +339,7 @@ def alone(work: Path, name: str, form: str) -> None:
     loaded = time.perf_counter()
     run(*inputs)
     first = time.perf_counter()
-    # Not `getrusage`: its peak survives exec, so a child would report that of the process which started it.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
-    print(json.dumps({"start": loaded - begin, "first": first - loaded, "peak": peak}))
+    print(json.dumps({"start": loaded - begin, "first": first - loaded, "peak": peak_mib()}))
 
 
 def measure_alone(work: Path, name: str, form: str) -> dict[str, float]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import logging
 import os
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
+
+from monai_kdsam.files import file_sha256
 
 __all__ = ["WEIGHTS", "WeightFile", "download", "require_weights", "sha256_of"]
 
@@ -134,12 +135,12 @@ def _fetch_whole(weights: WeightFile, part: Path) -> None:
     """Fill ``part`` with the published file; a resumed one that turns out wrong is fetched anew, once."""
     resumed = part.exists()
     _fetch(weights.url, part)
-    came = _digest(part)
+    came = file_sha256(part)
     if resumed and not came.startswith(weights.sha256):
         logger.warning("What %s held was not the start of the published file: fetching all of it.", part)
         part.unlink()
         _fetch(weights.url, part)
-        came = _digest(part)
+        came = file_sha256(part)
     if not came.startswith(weights.sha256):
         part.unlink()  # going on from it could never succeed
         raise RuntimeError(
@@ -198,16 +199,8 @@ def sha256_of(path: str | Path) -> str:
     status = os.stat(path)
     key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
     if key not in _HASHES:
-        _HASHES[key] = _digest(path)
+        _HASHES[key] = file_sha256(path)
     return _HASHES[key]
-
-
-def _digest(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def require_weights(path: str | Path, name: str | None = None) -> Path:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are the old ones or the whole new ones, whatever interrupts the writing."""
+"""Files: written whole or not at all, and told apart by their content."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["file_sha256", "replacing"]
 
 
 @contextlib.contextmanager
@@ -40,3 +41,16 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
             reason = getattr(error, "strerror", None) or error
             raise OSError(f"Cannot write {path}: {reason}. {remedy}") from error
         raise
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file in hexadecimal, read piece by piece.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -224,7 +224,7 @@ def test_an_unchanged_file_is_hashed_once(tmp_path, monkeypatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     assert sha256_of(path) == hashlib.sha256(b"abc").hexdigest()
-    monkeypatch.setattr(module, "_digest", lambda path: "read again")
+    monkeypatch.setattr(module, "file_sha256", lambda path: "read again")
     assert sha256_of(path) == hashlib.sha256(b"abc").hexdigest()
     path.write_bytes(b"abcd")
     assert sha256_of(path) == "read again"

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from monai_kdsam.data.datalist import prepare_datalist
 from monai_kdsam.data.datasets import LAYOUTS, read_dataset
-from monai_kdsam.data.embeddings import EmbeddingStore, EmbeddingWriter, LoadEmbeddingd
+from monai_kdsam.data.embedding_writer import EmbeddingWriter
+from monai_kdsam.data.embeddings import EmbeddingStore, LoadEmbeddingd
 from monai_kdsam.data.image_reader import Image2DReader, list_images, number_of_frames
 from monai_kdsam.data.seeding import SeededDataset
 from monai_kdsam.data.splits import duplicate_groups, split_items

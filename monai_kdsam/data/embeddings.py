@@ -8,13 +8,10 @@ it is whole; a checksum of each embedding tells damage later on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import shutil
-import time
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -23,14 +20,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from monai.transforms import Transform
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from monai_kdsam.data.datasets import Item
 from monai_kdsam.data.decoding import split_frame
-from monai_kdsam.files import replacing
+from monai_kdsam.files import file_sha256
 
-__all__ = ["EmbeddingStore", "EmbeddingWriter", "LoadEmbeddingd", "embedding_key", "image_checksum", "read_header"]
+__all__ = ["EmbeddingStore", "LoadEmbeddingd", "crc32_of", "embedding_key", "image_checksum", "read_header"]
 
 logger = logging.getLogger(__name__)
 Precision = Literal["float32", "float16", "int8"]
@@ -48,11 +44,8 @@ class _Place(NamedTuple):
 def image_checksum(path: str | Path) -> str:
     """Checksum of an image's file, with the frame where the path names one."""
     file, frame = split_frame(path)
-    digest = hashlib.blake2b(digest_size=16)
-    with open(file, "rb") as opened:
-        while block := opened.read(2**20):
-            digest.update(block)
-    return digest.hexdigest() if frame is None else f"{digest.hexdigest()}#{frame}"
+    digest = file_sha256(file)
+    return digest if frame is None else f"{digest}#{frame}"
 
 
 def embedding_key(item: Mapping[Any, Any]) -> str:
@@ -148,7 +141,7 @@ class EmbeddingStore:
             raise ValueError(
                 f"Cannot read the embedding of {place.image} from {place.shard}: {error}. {REDO}"
             ) from error
-        if _crc32(stored, scale) != place.crc32:
+        if crc32_of(stored, scale) != place.crc32:
             raise ValueError(f"The embedding of {place.image} in {place.shard} is damaged. {REDO}")
         return stored.float() if scale is None else stored.float() * scale
 
@@ -204,97 +197,6 @@ class EmbeddingStore:
         return list(found.values())
 
 
-class EmbeddingWriter:
-    """Adds embeddings to a store, in shards.
-
-    A shard is written when it is full, and when `seconds` have passed since the last one: that is the most work that
-    an interruption costs.
-
-    Args:
-        store: to add to; shards that are damaged are removed first, because they are being made anew.
-        expected: how many embeddings will come; what they need is compared with the free disk before the first one.
-        rank: of the process, part of the shards' names.
-        size: embeddings in a shard.
-        seconds: between shards at the most.
-        clock: seconds, for tests.
-    """
-
-    def __init__(
-        self,
-        store: EmbeddingStore,
-        *,
-        expected: int,
-        rank: int = 0,
-        size: int = 32,
-        seconds: float = 300.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.store = store
-        self.expected = expected
-        self.rank = rank
-        self.size = size
-        self.seconds = seconds
-        self.clock = clock
-        self.last = clock()
-        self.pending: dict[str, Tensor] = {}
-        self.entries: dict[str, dict[str, Any]] = {}
-        self.is_checked = False
-
-    def add(self, key: str, image: str, embedding: Tensor) -> None:
-        """Keep an embedding (256, h, w); it is on the disk after the next `flush`.
-
-        Raises:
-            ValueError: when it is not finite.
-            OSError: when the disk has no room for all that are expected.
-        """
-        if not bool(torch.isfinite(embedding).all()):
-            raise ValueError(f"The teacher's embedding of {image} is not finite.")
-        stored, scale = _quantize(embedding.detach().cpu(), self.store.precision)
-        if not self.is_checked:
-            self._check_disk(stored.nbytes)
-        name = str(len(self.entries))
-        self.pending[name] = stored
-        if scale is not None:
-            self.pending[f"{name}.scale"] = scale
-        self.entries[name] = {"key": key, "image": image, "crc32": _crc32(stored, scale)}
-        if len(self.entries) >= self.size or self.clock() - self.last >= self.seconds:
-            self.flush()
-
-    def _check_disk(self, nbytes: int) -> None:
-        self.is_checked = True
-        self.store.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.store.folder.glob(f".r{self.rank}-*.part"):  # of a run that was killed
-            leftover.unlink()
-        needed, free = self.expected * nbytes, shutil.disk_usage(self.store.folder).free
-        logger.info("%d embeddings need %.2f GiB; %.2f GiB are free.", self.expected, needed / 2**30, free / 2**30)
-        if needed > free:
-            raise OSError(
-                f"{self.expected} embeddings of {nbytes / 2**20:.2f} MiB need {needed / 2**30:.2f} GiB, and "
-                f"{self.store.folder} has {free / 2**30:.2f} GiB. Free disk space, name another `embedding_dir`, "
-                "lower `embedding_variants`, or set `embedding_precision` to int8, which takes half of float16."
-            )
-
-    def flush(self) -> None:
-        """Write what is pending as a shard.
-
-        Raises:
-            OSError: when the disk is full; the shards before are kept, and the next run goes on after them.
-        """
-        self.last = self.clock()
-        if not self.entries:
-            return
-        # Named by its content: no two runs or processes can want one name for different content.
-        named = hashlib.blake2b(",".join(e["key"] for e in self.entries.values()).encode(), digest_size=8).hexdigest()
-        path = self.store.folder / f"r{self.rank}-{named}.safetensors"
-        header = {"format": FORMAT, "made_from": self.store.made_from, "entries": self.entries}
-        with replacing(
-            path, "Free disk space and run the phase `embed` again; it goes on after the last shard."
-        ) as part:
-            # Not save_file, whose files only their owner can read.
-            part.write_bytes(save(self.pending, {"monai_kdsam": json.dumps(header)}))
-        self.pending, self.entries = {}, {}
-
-
 class LoadEmbeddingd(Transform):
     """Adds the stored `embedding` (256, h, w), float32, of an item that has a `checksum` and a `variant`."""
 
@@ -334,14 +236,8 @@ def _with_checksums(items: Sequence[Item]) -> list[Item]:
     return [{**item, "checksum": checksum} for item, checksum in zip(items, checksums, strict=True)]
 
 
-def _quantize(embedding: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:
-    if precision != "int8":
-        return embedding.to(getattr(torch, precision)).contiguous(), None
-    scale = embedding.float().abs().amax(dim=(1, 2), keepdim=True).clamp_min(1e-12) / 127
-    return (embedding.float() / scale).round().to(torch.int8), scale
-
-
-def _crc32(*tensors: Tensor | None) -> int:
+def crc32_of(*tensors: Tensor | None) -> int:
+    """Checksum of tensors one after the other."""
     checksum = 0
     for tensor in tensors:
         if tensor is not None:

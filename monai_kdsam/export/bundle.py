@@ -22,8 +22,9 @@ import monai_kdsam
 from monai_kdsam.data.image_reader import list_images
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.export.parity import LEAST_IOU, Parity, check_parity, draw_prompts
+from monai_kdsam.files import file_sha256
 from monai_kdsam.inferers import BundlePredictor
-from monai_kdsam.runtime.manifest import FORMATS, MANIFEST, Manifest, sha256_of
+from monai_kdsam.runtime.manifest import FORMATS, MANIFEST, Manifest
 
 __all__ = ["export_bundle"]
 
@@ -201,7 +202,7 @@ def _describe(
         pixel_mean=config["pixel_mean"],
         pixel_std=config["pixel_std"],
         files=files,
-        sha256={file.name: sha256_of(file) for file in sorted(folder.iterdir())},
-        weights_sha256=sha256_of(bundle / "models" / "model.pt"),
+        sha256={file.name: file_sha256(file) for file in sorted(folder.iterdir())},
+        weights_sha256=file_sha256(bundle / "models" / "model.pt"),
         versions=versions,
     )

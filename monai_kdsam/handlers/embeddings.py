@@ -8,7 +8,8 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from monai_kdsam.data.embeddings import EmbeddingWriter, embedding_key
+from monai_kdsam.data.embedding_writer import EmbeddingWriter
+from monai_kdsam.data.embeddings import embedding_key
 
 __all__ = ["EmbeddingSaver"]
 

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FORMATS", "MANIFEST", "PARTS", "Manifest", "sha256_of"]
+from monai_kdsam.files import file_sha256
+
+__all__ = ["FORMATS", "MANIFEST", "PARTS", "Manifest"]
 
 MANIFEST = "kdsam.json"
 FORMATS = ("onnx", "openvino", "torchscript")
@@ -83,14 +84,9 @@ class Manifest:
             file = folder / name
             if not file.is_file():
                 raise FileNotFoundError(f"Expected {name} beside {MANIFEST} in {folder}. Copy the whole folder.")
-            if sha256_of(file) != expected:
+            if file_sha256(file) != expected:
                 raise ValueError(f"{file} is damaged or of another export than {MANIFEST} beside it. Copy it again.")
 
     def write(self, folder: Path) -> None:
         """Write the manifest into the folder of its files."""
         (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=4) + "\n", encoding="utf-8")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

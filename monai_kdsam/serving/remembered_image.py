@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from monai.config import KeysCollection
@@ -16,6 +14,7 @@ from monai.transforms import MapTransform
 
 from monai_kdsam.bounded_cache import BoundedCache
 from monai_kdsam.data.decoding import split_frame, suffix_of
+from monai_kdsam.files import file_sha256
 
 __all__ = ["RememberedImaged"]
 
@@ -69,12 +68,4 @@ class RememberedImaged(MapTransform):
         file, frame = split_frame(path)
         if not file.is_file():
             raise FileNotFoundError(f"There is no image file {path!r}." if path else "There is no such image.")
-        return _digest(file), suffix_of(file), frame
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return file_sha256(file), suffix_of(file), frame

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from monai_kdsam.files import file_sha256
 from monai_kdsam.runtime import Predictor
-from monai_kdsam.runtime.manifest import Manifest, sha256_of
+from monai_kdsam.runtime.manifest import Manifest
 from monai_kdsam.runtime.sessions import open_part
 
 SIZE = 64
@@ -47,7 +48,7 @@ def folder(tmp_path):
         pixel_mean=[0.0] * 3,
         pixel_std=[255.0] * 3,
         files={"encoder": "encoder.ts", "decoder": "decoder.ts"},
-        sha256={name: sha256_of(tmp_path / name) for name in ("encoder.ts", "decoder.ts")},
+        sha256={name: file_sha256(tmp_path / name) for name in ("encoder.ts", "decoder.ts")},
         weights_sha256="",
         versions={"monai_kdsam": "9.9"},
     ).write(tmp_path)
