@@ -29,7 +29,7 @@ def notable_cases(scores: Sequence[Score], model: str, source: str) -> list[tupl
     cases = []
     for prompt in SHOWN_PROMPTS:
         own = [s for s in scores if (s.model, s.source, s.prompt) == (model, source, prompt) and not s.empty_reference]
-        ranked = sorted(own, key=lambda score: (score.dice, score.image))
+        ranked = sorted(own, key=lambda score: (score.dice, score.case))
         best = ranked[_WORST:][-_BEST:]
         cases += [("worst", score) for score in ranked[:_WORST]] + [("best", score) for score in best]
     return cases
@@ -47,10 +47,9 @@ def draw_cases(
         models: to draw.
         seed: of the prompts, as when they were scored.
     """
-    by_path = {item["image"]: item for item in items}
     rows, captions = [], []
     for kind, case in cases:
-        item = by_path[case.image]
+        item = items[case.case]
         image = _rgb(item)
         reference = load_reference(item)
         prompt = named_prompts(reference, seed)[case.prompt]

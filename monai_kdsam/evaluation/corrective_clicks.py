@@ -50,7 +50,10 @@ def next_click(reference: Mask, mask: Mask, before: Prompt) -> Prompt | None:
 
 
 def _depth(error: Mask, clicked: NDArray[np.float32]) -> NDArray[np.float64]:
-    depth: NDArray[np.float64] = ndimage.distance_transform_edt(np.pad(error, 1))[1:-1, 1:-1]
+    depth = np.zeros(error.shape)
+    # Within the error's own box, which is exact: whatever lies beyond its margin is farther than the margin.
+    for box in ndimage.find_objects(error.astype(np.uint8)):
+        depth[box] = ndimage.distance_transform_edt(np.pad(error[box], 1))[1:-1, 1:-1]
     columns, rows = clicked.astype(int).T
     depth[rows, columns] = 0
     return depth

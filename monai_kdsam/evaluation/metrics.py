@@ -60,15 +60,12 @@ def mask_scores(mask: Mask, reference: Mask, *, spacing: tuple[float, float], to
         diagonal = math.hypot(*(side * step for side, step in zip(mask.shape, spacing, strict=True)))
         return overlap._replace(hd95=diagonal, surface_dice=0.0)
     predicted, expected = _batch(mask), _batch(reference)
+    steps = [float(step) for step in spacing]
     with warnings.catch_warnings():
         # MONAI calls its own function with an argument that it has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
-        hd95 = compute_hausdorff_distance(
-            predicted, expected, include_background=True, percentile=95, spacing=list(spacing)
-        )
-        surface = compute_surface_dice(
-            predicted, expected, [tolerance], include_background=True, spacing=list(spacing), use_subvoxels=True
-        )
+        hd95 = compute_hausdorff_distance(predicted, expected, include_background=True, percentile=95, spacing=steps)
+        surface = compute_surface_dice(predicted, expected, [tolerance], include_background=True, spacing=steps)
     return overlap._replace(hd95=float(hd95), surface_dice=float(surface))
 
 

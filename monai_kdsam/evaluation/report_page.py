@@ -21,7 +21,7 @@ from monai_kdsam.evaluation.plots import (
 )
 from monai_kdsam.evaluation.prompts import PROMPT_TITLES
 from monai_kdsam.evaluation.scoring import CLICKS, REFERENCE, Score
-from monai_kdsam.evaluation.summary import GOALS, METRICS
+from monai_kdsam.evaluation.summary import GOALS, MEAN_OF_SETS, METRICS
 
 __all__ = ["render_page"]
 
@@ -37,6 +37,7 @@ th { border-bottom: 2px solid #9aa3ad; } td.text, th.text { text-align: left; }
 small { color: #667; } .scroll { overflow-x: auto; } img { max-width: 100%; }
 summary { cursor: pointer; margin: .6rem 0; } nav a { margin-right: 1rem; }
 """
+GLANCE = ("box", "box_20pct", "center_click", "automatic")
 _METRIC_TITLES = {"dice": "Dice", "iou": "IoU", "surface_dice": "surface Dice", "hd95": "95 % Hausdorff distance"}
 
 
@@ -57,11 +58,12 @@ def render_page(
     """
     models = summary["models"]
     sections = [
+        ("At a glance", _glance(summary)),
         ("Sets", _sets(summary)),
         ("Dice under every prompt", _image("image/svg+xml", plot_dice(summary, models).encode(), "Dice by prompt")),
         ("All metrics", _metrics(summary)),
         ("Corrective clicks", _clicks(summary)),
-        *((f"{models[0]} against {other}", _comparison(summary, other)) for other in models[1:]),
+        (f"{models[0]} against the others", _comparisons(summary)),
         ("Does the model know when it is wrong?", _calibration(summary)),
         ("Head circumference", _circumference(summary, scores)),
         ("Worst and best cases", _pictures(pictures, models[0])),
@@ -84,6 +86,20 @@ def render_page(
     )
 
 
+def _glance(summary: dict[str, Any]) -> str:
+    """One row for each model, of the mean over the sets or the only set."""
+    shown = list(dict.fromkeys(row["set"] for row in summary["scores"]))
+    source = MEAN_OF_SETS if MEAN_OF_SETS in shown else shown[0]
+    dice = {(r["model"], r["prompt"]): r for r in summary["scores"] if (r["set"], r["metric"]) == (source, "dice")}
+    clicks = {row["model"]: row for row in summary["clicks"] if row["set"] == source}
+    rows = [
+        (model, *(_estimate(dice[model, prompt]) for prompt in GLANCE), _interval(clicks[model]["noc85"], 2))
+        for model in summary["models"]
+    ]
+    header = ["mean Dice, " + source, *(PROMPT_TITLES[prompt] for prompt in GLANCE), "NoC@85"]
+    return _table(header, rows)
+
+
 def _sets(summary: dict[str, Any]) -> str:
     rows = [
         (name, row["images"], row["subjects"], row["empty_references"], row["unit"])
@@ -102,8 +118,8 @@ def _metrics(summary: dict[str, Any]) -> str:
     parts = [
         _note(
             f"Surface Dice within {summary['tolerance_mm']:g} mm, in sets in pixels within "
-            f"{summary['tolerance_diagonal_share']:.0%} of the image's diagonal. An empty mask has the image's diagonal "
-            "as distance."
+            f"{summary['tolerance_diagonal_share']:.0%} of the image's diagonal, which is also the distance of an "
+            "empty mask."
         )
     ]
     for source in dict.fromkeys(row["set"] for row in summary["scores"]):
@@ -137,29 +153,37 @@ def _clicks(summary: dict[str, Any]) -> str:
     return note + _image("image/svg+xml", plot.encode(), "IoU by clicks") + _table(header, rows, 2)
 
 
-def _comparison(summary: dict[str, Any], other: str) -> str:
-    first, own = summary["models"][0], [row for row in summary["comparisons"] if row["other"] == other]
-    titles = PROMPT_TITLES | {CLICKS: "corrective clicks"}
-    names = {"dice": "Dice"} | {f"noc{name}": f"NoC@{name}" for name in GOALS}
+def _comparisons(summary: dict[str, Any]) -> str:
+    first, *others = summary["models"]
+    parts = [
+        _note(
+            "Differences on the same images, first minus second: more Dice is better, more clicks are worse. "
+            "p of Wilcoxon's signed-rank test over subjects, then adjusted by Holm for all rows of a table."
+        )
+    ]
+    for other in others:
+        own = [row for row in summary["comparisons"] if row["other"] == other]
+        plot = _image("image/svg+xml", plot_differences(own, other, first).encode(), f"{first} against {other}")
+        parts.append(f"<h3>{html.escape(first)} - {html.escape(other)}</h3>{plot}")
+        parts.append(_folded("all differences", _differences(own)))
+    return "".join(parts)
+
+
+def _differences(comparisons: Sequence[dict[str, Any]]) -> str:
+    prompts = PROMPT_TITLES | {CLICKS: "corrective clicks"}
+    metrics = {"dice": "Dice"} | {f"noc{name}": f"NoC@{name}" for name in GOALS}
     rows = [
         (
             row["set"],
-            titles[row["prompt"]],
-            names[row["metric"]],
+            prompts[row["prompt"]],
+            metrics[row["metric"]],
             _estimate(row, signed=True),
             _p(row["p"]),
             _p(row["p_holm"]),
         )
-        for row in own
+        for row in comparisons
     ]
-    note = _note(
-        "Differences on the same images, first minus second: more Dice is better, more clicks are worse. "
-        "p of Wilcoxon's signed-rank test over subjects, then adjusted by Holm for all rows of this table."
-    )
-    header = ["set", "prompt", "metric", "difference", "p", "p, adjusted"]
-    plot = plot_differences(own, other, first)
-    table = _folded("all differences", _table(header, rows, 3))
-    return note + _image("image/svg+xml", plot.encode(), "paired differences") + table
+    return _table(["set", "prompt", "metric", "difference", "p", "p, adjusted"], rows, 3)
 
 
 def _calibration(summary: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ class Score:
         model: its name; `REFERENCE` for what the reference itself measures.
         source: the set.
         subject: of the image.
+        case: number of the item in the list; one image may be there with several references.
         image: path.
         prompt: a key of `PROMPT_TITLES`, or `CLICKS`.
         clicks: number of corrective clicks, 0 for the named prompts.
@@ -51,6 +52,7 @@ class Score:
     model: str
     source: str
     subject: str
+    case: int
     image: str
     prompt: str
     clicks: int
@@ -101,8 +103,8 @@ def score_images(
         ValueError: when a model gives a mask of another size than the reference.
     """
     scores = []
-    for item in tqdm(items, desc="report", unit="image", disable=not progress):
-        case = _Case(item, units[item["source"]], tolerances or Tolerances(), seed)
+    for number, item in enumerate(tqdm(items, desc="report", unit="image", disable=not progress)):
+        case = _Case(number, item, units[item["source"]], tolerances or Tolerances(), seed)
         if math.isfinite(case.official):
             scores.append(case.score(REFERENCE, "", (case.reference, math.nan)))
         for model in models:
@@ -130,7 +132,8 @@ def predict_checked(model: Model, prompts: Sequence[Prompt], reference: Mask, it
 class _Case:
     """One image, its reference and its prompts."""
 
-    def __init__(self, item: Item, unit: str, tolerances: Tolerances, seed: int) -> None:
+    def __init__(self, number: int, item: Item, unit: str, tolerances: Tolerances, seed: int) -> None:
+        self.number = number
         self.item = item
         self.unit = unit
         self.reference = load_reference(item)
@@ -169,6 +172,7 @@ class _Case:
             model,
             self.item["source"],
             str(self.item["subject"]),
+            self.number,
             self.item["image"],
             prompt,
             clicks,

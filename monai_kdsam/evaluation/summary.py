@@ -21,6 +21,7 @@ METRICS = ("dice", "iou", "surface_dice", "hd95")
 GOALS = {"85": 0.85, "90": 0.90}
 MEAN_OF_SETS = "mean of sets"
 Values = dict[str, tuple[list[float], list[str]]]  # by set: values and subjects
+Curves = dict[tuple[str, str, int], list[float]]
 
 
 def summarize(scores: Sequence[Score], models: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
@@ -95,17 +96,17 @@ def _mean_scores(scores: Sequence[Score], model: str, seed: int) -> list[dict[st
     return rows
 
 
-def _curves(scores: Iterable[Score], model: str) -> dict[tuple[str, str, str], list[float]]:
-    """IoU after 1 to 10 clicks, by set, subject and image."""
-    curves: dict[tuple[str, str, str], list[float]] = {}
+def _curves(scores: Iterable[Score], model: str) -> Curves:
+    """IoU after 1 to 10 clicks, by set, subject and case."""
+    curves: Curves = {}
     for score in scores:
         if score.model == model and score.prompt == CLICKS:
-            key = score.source, score.subject, score.image
+            key = score.source, score.subject, score.case
             curves.setdefault(key, [math.nan] * MOST_CLICKS)[score.clicks - 1] = score.iou
     return curves
 
 
-def _of_curves(curves: dict[tuple[str, str, str], list[float]], value: Callable[[list[float]], float]) -> Values:
+def _of_curves(curves: Curves, value: Callable[[list[float]], float]) -> Values:
     result: Values = {}
     for (source, subject, _), curve in curves.items():
         values, subjects = result.setdefault(source, ([], []))
