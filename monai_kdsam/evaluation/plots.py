@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from monai_kdsam.evaluation.prompts import PROMPT_TITLES
 from monai_kdsam.evaluation.scoring import Score
-from monai_kdsam.evaluation.summary import GOALS
+from monai_kdsam.evaluation.summary import GOALS, MEAN_OF_SETS
 
 __all__ = ["plot_calibration", "plot_circumference", "plot_clicks", "plot_dice", "plot_differences"]
 
@@ -104,7 +104,8 @@ def plot_circumference(scores: Sequence[Score], models: Sequence[str], prompt: s
 
 
 def _sets_of(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(row["set"] for row in rows))
+    """Their mean first, if there is one."""
+    return sorted(dict.fromkeys(row["set"] for row in rows), key=lambda source: source != MEAN_OF_SETS)
 
 
 def _panels(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:

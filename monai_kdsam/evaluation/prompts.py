@@ -18,9 +18,9 @@ Mask = NDArray[np.bool_]
 
 PROMPT_TITLES = {
     "box": "exact box",
-    "box_20px": "box, edges 0-20 px of 1024 outward",
-    "box_10pct": "box, edges up to 10 % of its sides off",
-    "box_20pct": "box, edges up to 20 % of its sides off",
+    "box_20px": "box, 0-20 px of 1024 too wide",
+    "box_10pct": "box, edges off by up to 10 %",
+    "box_20pct": "box, edges off by up to 20 %",
     "center_click": "one click, deepest point",
     "random_click": "one click, anywhere inside",
     "automatic": "automatic, no prompt",

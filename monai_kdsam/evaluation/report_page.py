@@ -12,6 +12,7 @@ from typing import Any
 
 from monai_kdsam.evaluation.calibration import POOR_IOU
 from monai_kdsam.evaluation.corrective_clicks import MOST_CLICKS
+from monai_kdsam.evaluation.models import EllipseModel
 from monai_kdsam.evaluation.plots import (
     plot_calibration,
     plot_circumference,
@@ -141,7 +142,7 @@ def _metrics(summary: dict[str, Any]) -> str:
 
 def _clicks(summary: dict[str, Any]) -> str:
     rows = []
-    for row in summary["clicks"]:
+    for row in sorted(summary["clicks"], key=lambda row: row["set"]):
         cells = [cell for name in GOALS for cell in (_interval(row[f"noc{name}"], 2), row[f"failures{name}"])]
         rows.append((row["set"], row["model"], row["images"], *cells))
     header = ["set", "model", "images", *(cell for name in GOALS for cell in (f"NoC@{name}", f"failures@{name}"))]
@@ -240,9 +241,10 @@ def _circumference(summary: dict[str, Any], scores: Sequence[Score]) -> str:
         "Of an ellipse with the area and the second moments of the mask, against the official values. The row "
         f"{REFERENCE} is what the same fit makes of the reference masks themselves: what no model can be blamed for."
     )
+    without_ellipse = [model for model in summary["models"] if model != EllipseModel.name]  # it needs a box
     plots = "".join(
-        _image("image/svg+xml", plot_circumference(scores, summary["models"], prompt).encode(), "head circumference")
-        for prompt in ("box", "automatic")
+        _image("image/svg+xml", plot_circumference(scores, models, prompt).encode(), "head circumference")
+        for prompt, models in (("box", summary["models"]), ("automatic", without_ellipse))
     )
     return note + plots + _table(header, rows, 2)
 

@@ -149,13 +149,12 @@ def test_the_page_needs_no_other_file(report):
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium to open the page in")
 def test_a_browser_shows_plots_and_pictures(report, tmp_path):
     picture = tmp_path / "page.png"
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,6000"]
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,8000"]
     address = (report / "report.html").as_uri()
     subprocess.run([*command, f"--screenshot={picture}", address], check=True, capture_output=True, timeout=120)
-    pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
-    colors = {tuple(color) for color in np.unique(pixels, axis=0)}
-    assert (0, 0x72, 0xB2) in colors  # the first model's color in the plots
-    assert any(r < 60 and g > 180 and b < 60 for r, g, b in colors)  # the references' green in the pictures
+    red, green, blue = np.asarray(Image.open(picture).convert("RGB")).astype(int).transpose(2, 0, 1)
+    assert ((red == 0) & (green == 0x72) & (blue == 0xB2)).any()  # the first model's color in the plots
+    assert ((green > red + 90) & (green > blue + 90)).any()  # the references' in the pictures
 
 
 def test_pixels_are_named_where_there_is_no_spacing(trained_once, tmp_path):
