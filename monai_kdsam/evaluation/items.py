@@ -114,6 +114,9 @@ def with_units(items: list[Item]) -> tuple[list[Item], dict[str, str]]:
 
     Returns:
         The items, and the unit by name of the set.
+
+    Raises:
+        ValueError: when an image has a `head_circumference`, which is in mm, and its set is in pixels.
     """
     spacings = [item.get("spacing") or _file_spacing(item) for item in items]
     missing = Counter(item["source"] for item, spacing in zip(items, spacings, strict=True) if spacing is None)
@@ -123,6 +126,12 @@ def with_units(items: list[Item]) -> tuple[list[Item], dict[str, str]]:
         if count < sizes[source]:
             logger.warning(
                 f"{count} of {sizes[source]} images of {source} have no spacing: all are measured in pixels."
+            )
+    for item in items:
+        if "head_circumference" in item and units[item["source"]] == "px":
+            raise ValueError(
+                f"Expected a `spacing` for every image of {item['source']}, because {item['image']} has a "
+                f"`head_circumference` in mm; {missing[item['source']]} have none."
             )
     result = [
         {**item, "spacing": list(spacing) if spacing and units[item["source"]] == "mm" else [1.0, 1.0]}

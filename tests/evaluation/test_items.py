@@ -73,6 +73,12 @@ def test_pictures_without_spacing_are_measured_in_pixels(tmp_path, caplog):
     assert "1 of 2 images of datalist have no spacing: all are measured in pixels" in caplog.text
 
 
+def test_millimetres_of_a_head_without_spacing_are_a_mistake(tmp_path):
+    entry = {**write_pair(tmp_path, "a"), "head_circumference": 170.0}
+    with pytest.raises(ValueError, match="Expected a `spacing` for every image of datalist"):
+        with_units(read_split(write_list(tmp_path, test=[entry])))
+
+
 def test_the_spacing_of_a_medical_file_is_its_own(tmp_path):
     image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 255, (30, 40), np.uint8))
     image.SetSpacing((0.5, 0.25))

@@ -16,7 +16,7 @@ def names(count):
 def test_the_interval_holds_the_true_mean_about_95_times_in_100():
     rng = np.random.default_rng(0)
     held = [
-        low <= 0.7 <= high for _, low, high, _ in (estimate(rng.normal(0.7, 0.2, 40), names(40)) for _ in range(200))
+        low <= 0.7 <= high for _, low, high, _ in (estimate(rng.normal(0.7, 0.2, 40), names(40)) for _ in range(120))
     ]
     assert 0.90 <= np.mean(held) <= 0.98
 
