@@ -87,6 +87,7 @@ def plot_differences(comparisons: Sequence[dict[str, Any]], other: str, first: s
         axes.set_yticks(range(len(PROMPT_TITLES)), list(PROMPT_TITLES.values()))
         axes.invert_yaxis()
         axes.set(title=source, xlabel=f"Dice of {first} - {other}")
+        axes.locator_params(axis="x", nbins=5)
     return _svg(figure, panels, legend=False)
 
 
