@@ -108,6 +108,28 @@ def build_parser() -> argparse.ArgumentParser:
     )
     bundle.set_defaults(run=_bundle)
 
+    _add_report(commands)
+
+    export = commands.add_parser("export", help="to ONNX, OpenVINO or TorchScript, with a check of the masks")
+    export.add_argument("--bundle", required=True, help="folder of the bundle, with models/model.pt")
+    export.add_argument("--format", required=True, choices=["onnx", "openvino", "torchscript"])
+    export.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "int8"], help="default: %(default)s")
+    export.add_argument("--calibration", metavar="FOLDER", help="pictures to calibrate int8 with")
+    export.add_argument("--images", metavar="FOLDER", help="pictures to compare masks on (default: generated ones)")
+    export.add_argument("--output", metavar="DIR", help="folder to write (default: in the bundle's models)")
+    export.set_defaults(run=_export)
+
+    label = commands.add_parser("label", help="serve a trained bundle to 3D Slicer, OHIF and CVAT with MONAI Label")
+    label.add_argument("--studies", required=True, help="folder of images, or address of a DICOMweb server")
+    label.add_argument("--model", default="kdsam_deepgrow_2d", help="folder of the bundle (default: %(default)s)")
+    label.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    label.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
+    label.add_argument("--dir", default="kdsam_label", help="folder for the server's files (default: %(default)s)")
+    label.set_defaults(run=_label)
+    return parser
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     report = commands.add_parser("report", help="evaluate a bundle against other models: intervals, plots, cases")
     report.add_argument("--bundle", required=True, metavar="[NAME=]DIR", help="with models/model.pt")
     report.add_argument(
@@ -144,24 +166,6 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--seed", type=int, default=0, help="of prompts and intervals (default: %(default)s)")
     report.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
     report.set_defaults(run=_report)
-
-    export = commands.add_parser("export", help="to ONNX, OpenVINO or TorchScript, with a check of the masks")
-    export.add_argument("--bundle", required=True, help="folder of the bundle, with models/model.pt")
-    export.add_argument("--format", required=True, choices=["onnx", "openvino", "torchscript"])
-    export.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "int8"], help="default: %(default)s")
-    export.add_argument("--calibration", metavar="FOLDER", help="pictures to calibrate int8 with")
-    export.add_argument("--images", metavar="FOLDER", help="pictures to compare masks on (default: generated ones)")
-    export.add_argument("--output", metavar="DIR", help="folder to write (default: in the bundle's models)")
-    export.set_defaults(run=_export)
-
-    label = commands.add_parser("label", help="serve a trained bundle to 3D Slicer, OHIF and CVAT with MONAI Label")
-    label.add_argument("--studies", required=True, help="folder of images, or address of a DICOMweb server")
-    label.add_argument("--model", default="kdsam_deepgrow_2d", help="folder of the bundle (default: %(default)s)")
-    label.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-    label.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
-    label.add_argument("--dir", default="kdsam_label", help="folder for the server's files (default: %(default)s)")
-    label.set_defaults(run=_label)
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from monai_kdsam.data import Image2DReader
 from monai_kdsam.data.datasets import SPLITS, Item, read_dataset, read_head_circumferences
-from monai_kdsam.data.decoding import decode
+from monai_kdsam.data.decoding import PICTURE_SUFFIXES, decode, split_frame, suffix_of
 from monai_kdsam.data.picture import no_geometry
 from monai_kdsam.data.split_file import check_files, with_absolute_paths
 from monai_kdsam.transforms.masks import clean_mask
@@ -141,6 +141,8 @@ def with_units(items: list[Item]) -> tuple[list[Item], dict[str, str]]:
 
 
 def _file_spacing(item: Item) -> tuple[float, float] | None:
+    if suffix_of(split_frame(item["image"])[0]) in PICTURE_SUFFIXES:
+        return None
     affine = decode(item["image"]).affine
     if np.array_equal(affine, no_geometry()):
         return None

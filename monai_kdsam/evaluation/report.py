@@ -82,6 +82,10 @@ def write_report(
         names = [model.name for model in models]
         scores = score_images(models, items, units, seed=seed, tolerances=tolerances, progress=progress)
         write_text(folder / "cases.csv", cases_csv(scores))
+        if all(score.empty_reference for score in scores):
+            raise ValueError(
+                f"Expected foreground in a mask of the list {split!r} of {data_list}, got empty masks only."
+            )
         summary: dict[str, Any] = {
             "version": monai_kdsam.__version__,
             "models": names,

@@ -75,7 +75,7 @@ class Tolerances:
     millimetres: float = 1.0
     diagonal_share: float = 0.01
 
-    def of(self, item: Item, unit: str, shape: tuple[int, ...]) -> float:
+    def of(self, unit: str, shape: tuple[int, ...]) -> float:
         """The tolerance for one image, in its unit."""
         return self.millimetres if unit == "mm" else self.diagonal_share * math.hypot(*shape)
 
@@ -139,7 +139,7 @@ class _Case:
         self.reference = load_reference(item)
         self.empty = not self.reference.any()
         self.spacing = (item["spacing"][1], item["spacing"][0])
-        self.tolerance = tolerances.of(item, unit, self.reference.shape)
+        self.tolerance = tolerances.of(unit, self.reference.shape)
         self.official = float(item.get("head_circumference", math.nan))
         self.prompts = named_prompts(self.reference, seed)
 

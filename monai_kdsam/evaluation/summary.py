@@ -164,7 +164,7 @@ def _circumference_rows(scores: Sequence[Score], models: Sequence[str], seed: in
                     "bias": list(bias[:3]),
                     "absolute": list(absolute[:3]),
                     "limits": [
-                        float(errors.mean() + side * 1.96 * errors.std(ddof=len(errors) > 1)) for side in (-1, 1)
+                        float(errors.mean() + side * 1.96 * errors.std(ddof=int(len(errors) > 1))) for side in (-1, 1)
                     ],
                 }
             )

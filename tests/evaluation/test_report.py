@@ -193,3 +193,19 @@ def test_mistakes_are_told_in_one_line(words, message, trained_once, tmp_path, m
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("monai_kdsam: error: "))
     assert message in line
     assert not Path("out", "report.html").exists()
+
+
+def test_there_must_be_something_to_find(trained_once, tmp_path, capsys):
+    path = write_datalist(tmp_path)
+    path.write_text(json.dumps({"test": json.loads(path.read_text())["test"][-1:]}))
+    words = [
+        "report",
+        "--bundle",
+        str(trained_once.bundle),
+        "--data_list",
+        str(path),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main(words) == 1
+    assert "got empty masks only" in capsys.readouterr().err
