@@ -45,7 +45,11 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
+    # the plots of `python -m monai_kdsam report`
+    "report": ["matplotlib>=3.8"],
     "test": [
+        # the report is tested
+        "matplotlib>=3.8",
         # runs the tests and the examples in the documentation
         "pytest>=8",
         # builds the wheel whose content a test compares with the tree
