@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: python -m monai_kdsam {demo, download, bundle, export, label, deploy}; the rest is `monai.bundle`."""
+"""The command line: python -m monai_kdsam {demo, download, bundle, export, label, deploy}; else `monai.bundle`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def _deploy(arguments: argparse.Namespace) -> str:
 
     settings = {"segment": arguments.segment, "prompts": arguments.prompts, "modalities": arguments.modalities}
     written = run_application(arguments.input, arguments.output, model=arguments.model, **settings)
-    return f"Wrote {len(written)} DICOM segmentations, each with a picture, to {arguments.output}."
+    plural = "" if len(written) == 1 else "s"
+    return f"Wrote {len(written)} DICOM segmentation{plural} to {arguments.output}."
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -104,6 +104,12 @@ class SegmentationApplication(Application):
         context = AppContext({"model": str(self.model.path)})
         if self.model.path.is_dir():  # the operator loads a bundle's folder by itself, if there is no other model
             context.models = None
+            return context
+        try:
+            _ = context.models.get().predictor  # loads it
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"Cannot load {self.model.path} with this version of PyTorch: {reason}") from error
         return context
 
     def _writer(self) -> SegWriterOperator:

@@ -44,7 +44,7 @@ class Frame:
     def path(self) -> str:
         """As `Image2DReader` reads it."""
         file = Path(self.instance.filename)
-        if int(self.instance.get("NumberOfFrames") or 1) == 1:
+        if _number_of_frames(self.instance) == 1:
             return str(file)
         return str(file.with_name(f"{file.stem}#frame{self.number - 1}{file.suffix}"))
 
@@ -69,13 +69,17 @@ class Source:
         return [
             Frame(instance, number)
             for instance in self.instances
-            for number in range(1, int(instance.get("NumberOfFrames") or 1) + 1)
+            for number in range(1, _number_of_frames(instance) + 1)
         ]
 
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns."""
         return int(self.instances[0].Rows), int(self.instances[0].Columns)
+
+
+def _number_of_frames(instance: Dataset) -> int:
+    return int(instance.get("NumberOfFrames") or 1)
 
 
 def group_sources(series: Iterable[Dataset]) -> list[Source]:
@@ -90,7 +94,7 @@ def group_sources(series: Iterable[Dataset]) -> list[Source]:
         if "PixelData" not in instance:
             continue
         _complete(instance)
-        if all(instance.get(keyword) for keyword in GEOMETRY) and "NumberOfFrames" not in instance:
+        if all(instance.get(keyword) for keyword in GEOMETRY) and _number_of_frames(instance) == 1:
             numbers = np.array([*instance.ImageOrientationPatient, *instance.PixelSpacing], dtype=float)
             key = (instance.FrameOfReferenceUID, instance.Rows, instance.Columns, *numbers.round(4))
             stacks[key].append(instance)
