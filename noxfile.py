@@ -11,7 +11,7 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 # `interruptions` is run on demand.
-nox.options.sessions = ["wheel", "numpy1", "export", "label"]
+nox.options.sessions = ["wheel", "numpy1", "export", "label", "deploy"]
 
 # Site-packages of an environment that has the dependencies already; without it each session installs its own torch.
 DEPENDENCIES = os.environ.get("KDSAM_DEPENDENCIES")
@@ -114,3 +114,15 @@ def label(session: nox.Session) -> None:
     session.run(
         "python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "tests/integration", "tests/serving"
     )
+
+
+@nox.session
+def deploy(session: nox.Session) -> None:
+    """The MONAI Deploy application on real DICOM files, its segmentations read back by other means."""
+    if borrow_dependencies(session):
+        install_own(session, "monai==1.6.*")  # the App SDK puts its folder into MONAI's
+    # Of an older Python, setuptools is older than torch wants. dcmqi: a reader that shares no code with the writer.
+    session.install("-e", ".[deploy]", "pytest>=8", "setuptools>=77", "dcmqi")
+    session.run("python", "-m", "pip", "check")
+    tests = ("tests/integration/test_deploy.py", "tests/deploy")
+    session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", *tests)

@@ -83,8 +83,15 @@ EXTRAS = {
     ],
     # pipelines between DICOM and DICOM
     "deploy": [
-        "monai-deploy-app-sdk>=4.0",
-        # reads and writes the studies
+        # the operators; our application builds on methods of theirs that a later version may change
+        "monai-deploy-app-sdk==4.0.0",
+        # what runs them; 4.2 is the last that the App SDK's authors name
+        "holoscan-cu13<4.3",
+        # `monai-deploy package`, which later versions have given up
+        "holoscan-cli<4.3",
+        # libcudart.so.13, which holoscan is linked with; torch's builds for a CPU alone do not bring it along
+        "nvidia-cuda-runtime>=13,<14",
+        # reads the studies; the vocabulary of segments
         "pydicom>=3",
         # writes DICOM segmentations
         "highdicom>=0.23",

@@ -69,6 +69,18 @@ def _label(arguments: argparse.Namespace) -> str:
     return serve(arguments.studies, arguments.model, **place)
 
 
+def _deploy(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.deploy.runtime import prepare_runtime
+
+    prepare_runtime()
+    from monai_kdsam.deploy.application import run_application
+
+    settings = {"segment": arguments.segment, "prompts": arguments.prompts, "modalities": arguments.modalities}
+    written = run_application(arguments.input, arguments.output, model=arguments.model, **settings)
+    plural = "" if len(written) == 1 else "s"
+    return f"Wrote {len(written)} DICOM segmentation{plural} to {arguments.output}."
+
+
 def _pair(text: str, option: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator:
@@ -126,6 +138,29 @@ def build_parser() -> argparse.ArgumentParser:
     label.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
     label.add_argument("--dir", default="kdsam_label", help="folder for the server's files (default: %(default)s)")
     label.set_defaults(run=_label)
+
+    deploy = commands.add_parser("deploy", help="DICOM to DICOM segmentations, as a MONAI Deploy application")
+    deploy.add_argument("--input", required=True, metavar="DICOM", help="folder of DICOM files")
+    deploy.add_argument("--output", required=True, metavar="DIR", help="folder to write, new or empty")
+    model = deploy.add_mutually_exclusive_group()
+    model.add_argument(
+        "--bundle", dest="model", default="kdsam_deepgrow_2d", help="folder of the bundle (default: %(default)s)"
+    )
+    model.add_argument("--model", help="TorchScript file made from a bundle, instead")
+    deploy.add_argument("--prompts", metavar="FILE", help="JSON file of points and boxes (default: none, automatic)")
+    deploy.add_argument(
+        "--segment",
+        default="lesion",
+        metavar="NAME",
+        help="what is segmented: a name, or NAME=CATEGORY/TYPE by keywords of pydicom's codes (default: %(default)s)",
+    )
+    deploy.add_argument(
+        "--modalities",
+        nargs="+",
+        default=["US", "MR", "CT", "OT", "ES", "XC", "DMS"],
+        help="of the series to segment (default: %(default)s)",
+    )
+    deploy.set_defaults(run=_deploy)
     return parser
 
 
