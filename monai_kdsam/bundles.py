@@ -101,7 +101,7 @@ def _set_scalars(file: Path, settings: Mapping[str, Any]) -> None:
     if file.name == "metadata.json" and "image_size" in settings:
         formats = config["network_data_format"]
         for tensor in (formats["inputs"]["image"], formats["outputs"]["pred"]):
-            tensor["spatial_shape"] = [settings["image_size"]] * 2
+            tensor["spatial_shape"][:2] = [settings["image_size"]] * 2
     file.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
 
 
