@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from monai_kdsam.transforms.prompts import box_from_mask, center_click, jitter_box
 
-__all__ = ["Prompt", "has_ended", "propagate", "prompt_from_mask"]
+__all__ = ["Prompt", "has_ended", "prompt_from_mask", "propagate"]
 
 Prompt = tuple[NDArray[np.float32], NDArray[np.int64]]
 Segment = Callable[[int, Prompt], NDArray[np.float32]]

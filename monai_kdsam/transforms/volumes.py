@@ -45,7 +45,7 @@ def through_plane_axis(affine: NDArray[Any]) -> int:
 
 
 class SlicesLastd(MapTransform, InvertibleTransform):
-    """MONAI's `Orientation` to (C, rows, columns, slices), with the slices across an axis that each volume's own may be.
+    """MONAI's `Orientation` to (C, rows, columns, slices), cut across an axis that may be each volume's own.
 
     Slices lie as the 2-D bundle's pictures do: axial with the front up and the patient's left at the right.
 
@@ -76,12 +76,21 @@ class SlicesLastd(MapTransform, InvertibleTransform):
         return result
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Give volumes the axes that they had."""
+        """Give volumes the axes that they had.
+
+        MONAI's own inverse concludes the axes from the affine's codes, of which a volume that lies askew by 45 degrees
+        has more than one.
+        """
         result = dict(data)
-        orientation = self.orientations["axial"]  # what an inverse does stands in the recorded operation alone
         for key in self.key_iterator(result):
-            operation = orientation.pop_transform(result[key], check=False)
-            result[key] = orientation.inverse_transform(result[key], operation)
+            volume: MetaTensor = result[key]
+            original = torch.as_tensor(volume.meta["original_affine"], dtype=torch.float64)
+            steps = torch.linalg.solve(original[:3, :3], volume.affine[:3, :3].double()).round()
+            axes = steps.abs().argmax(dim=1)
+            signs = steps[torch.arange(3), axes]
+            restored = volume.as_tensor().permute(0, *(1 + axes).tolist())
+            restored = restored.flip([1 + axis for axis in range(3) if signs[axis] < 0]).contiguous()
+            result[key] = MetaTensor(restored, meta={**volume.meta, "affine": original})
         return result
 
 
