@@ -122,6 +122,13 @@ def empty(tmp_path):
     return tmp_path / "empty.nii.gz"
 
 
+def flat(tmp_path):
+    image = nibabel.Nifti1Image(values(5, 6, 7), None)
+    image.header.set_sform(np.diag([1.0, 1, 0, 1]), code=1)
+    image.to_filename(tmp_path / "flat.nii")
+    return tmp_path / "flat.nii"
+
+
 def empty_folder(tmp_path):
     (tmp_path / "bare").mkdir()
     return tmp_path / "bare"
@@ -141,7 +148,7 @@ def empty_folder(tmp_path):
         (lambda folder: nifti(folder / "a.nii", values(5, 6, 1)), r"is a 2-D picture: .*kdsam_deepgrow_2d"),
         (lambda folder: nifti(folder / "a.nii", values(5, 6, 7, 8)), r"no single volume: its array is \(5, 6, 7, 8\)"),
         (lambda folder: series(folder / "s", values(4, 5, 1)), "is a 2-D picture"),
-        (lambda folder: nifti(folder / "a.nii", values(5, 6, 7), np.zeros((4, 4))), "damaged|singular"),
+        (flat, "its affine is singular"),
     ],
 )
 def test_what_is_no_volume_is_told(tmp_path, make, message):
@@ -155,9 +162,8 @@ def test_a_missing_file_is_told(tmp_path):
 
 
 def test_the_reason_reaches_the_user_through_monais_loader(tmp_path):
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(ValueError, match="damaged, incomplete"):
         LoadImaged("image", reader=VolumeReader)({"image": str(damaged(tmp_path))})
-    assert "damaged, incomplete" in str(caught.value.__cause__)
 
 
 def test_volumes_of_a_folder_are_listed_once_each(tmp_path):
