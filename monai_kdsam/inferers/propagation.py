@@ -117,5 +117,6 @@ def _blended(
     for number in upward.keys() & downward.keys():
         weight = (number - first) / (second - first)
         # As probabilities, of which none can outvote the other by sheer size; above 0 is foreground again.
-        both[number] = (1 - weight) * np.tanh(upward[number] / 2) + weight * np.tanh(downward[number] / 2)
+        mean = (1 - weight) * np.tanh(upward[number] / 2) + weight * np.tanh(downward[number] / 2)
+        both[number] = mean.astype(np.float32)
     return both

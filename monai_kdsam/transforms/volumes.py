@@ -69,7 +69,7 @@ class SlicesLastd(MapTransform, InvertibleTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             affine = np.asarray(result[key].affine, dtype=np.float64)
-            plane = self.axis
+            plane: str = self.axis
             if plane == "acquisition":
                 plane = list(PLANES)[int(io_orientation(affine)[through_plane_axis(affine), 0])]
             result[key] = self.orientations[plane](result[key])
@@ -129,8 +129,8 @@ class GrayValuesd(MapTransform):
         if not 0 <= low < high <= 100:
             raise ValueError(f"Expected `percentiles` to rise within 0 and 100, got {percentiles}.")
         self.modality = modality
-        self.window = ScaleIntensityRange(level - width / 2, level + width / 2, 0, 255, clip=True, dtype=torch.float32)
-        self.percentiles = ScaleIntensityRangePercentiles(low, high, 0, 255, clip=True, dtype=torch.float32)
+        self.window = ScaleIntensityRange(level - width / 2, level + width / 2, 0, 255, clip=True, dtype=np.float32)
+        self.percentiles = ScaleIntensityRangePercentiles(low, high, 0, 255, clip=True, dtype=np.float32)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Scale volumes."""
@@ -138,7 +138,8 @@ class GrayValuesd(MapTransform):
         for key in self.key_iterator(result):
             scale = self.window if self._is_ct(result[key]) else self.percentiles
             # Halves go up, as in the 2-D bundle's pictures.
-            result[key] = (scale(result[key]) + 0.5).to(torch.uint8)
+            scaled: MetaTensor = scale(result[key])  # type: ignore[assignment]
+            result[key] = (scaled + 0.5).to(torch.uint8)
         return result
 
     def _is_ct(self, volume: MetaTensor) -> bool:
