@@ -15,7 +15,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 
-from monai_kdsam.data.decoding import DECODE_ERRORS, NIFTI_SUFFIXES, is_dicom, suffix_of
+from monai_kdsam.data.decoding import DECODE_ERRORS, NIFTI_SUFFIXES, count_frames, is_dicom, suffix_of
 from monai_kdsam.data.dicom import open_dicom
 
 __all__ = ["VolumeReader", "list_volumes", "series_files"]
@@ -115,7 +115,7 @@ def list_volumes(folder: str | Path) -> list[dict[str, str]]:
     volumes = {path for path in files if suffix_of(path) in NIFTI_SUFFIXES}
     for path in files:
         if path not in volumes and is_dicom(path):
-            volumes.add(path if open_dicom(path).GetSize()[2] > 1 else path.parent)
+            volumes.add(path if count_frames(path) > 1 else path.parent)
     if not volumes:
         raise ValueError(f"No volume in {folder}. Expected NIfTI (.nii, .nii.gz) or folders of DICOM files.")
     return [{"image": str(path)} for path in sorted(volumes)]
