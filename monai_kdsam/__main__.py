@@ -22,11 +22,11 @@ def _download(arguments: argparse.Namespace) -> str:
 
 
 def _bundle(arguments: argparse.Namespace) -> str:
-    from monai_kdsam.bundles import copy_bundle
+    from monai_kdsam.bundles import BUNDLES, copy_bundles
 
     settings = dict(_setting(text) for text in arguments.set)
-    path = copy_bundle(arguments.dir, arguments.name, settings=settings)
-    return f"Wrote {path} and the overlays in {path.parent / 'configs'}."
+    paths = copy_bundles(arguments.dir, [arguments.name] if arguments.name else BUNDLES, settings=settings)
+    return f"Wrote {', '.join(map(str, paths))} and the overlays in {paths[0].parent / 'configs'}."
 
 
 def _export(arguments: argparse.Namespace) -> str:
@@ -112,9 +112,9 @@ def build_parser() -> argparse.ArgumentParser:
     download.add_argument("--dir", default="models", help="folder to write to (default: %(default)s)")
     download.set_defaults(run=_download)
 
-    bundle = commands.add_parser("bundle", help="copy the bundle and the config overlays out, to train and edit")
+    bundle = commands.add_parser("bundle", help="copy the bundles and the config overlays out, to train and edit")
     bundle.add_argument("dir", help="folder to write to")
-    bundle.add_argument("--name", default="kdsam_deepgrow_2d", help="of the bundle (default: %(default)s)")
+    bundle.add_argument("--name", help="of one bundle, such as kdsam_deepgrow_2d (default: all of them)")
     bundle.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as backbone=resnet18 image_size=512"
     )
@@ -133,7 +133,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     label = commands.add_parser("label", help="serve a trained bundle to 3D Slicer, OHIF and CVAT with MONAI Label")
     label.add_argument("--studies", required=True, help="folder of images, or address of a DICOMweb server")
-    label.add_argument("--model", default="kdsam_deepgrow_2d", help="folder of the bundle (default: %(default)s)")
+    label.add_argument(
+        "--model",
+        nargs="+",
+        default=["kdsam_deepgrow_2d"],
+        help="folders of bundles, for pictures, volumes or both (default: kdsam_deepgrow_2d)",
+    )
     label.add_argument("--port", type=int, default=8000, help="default: %(default)s")
     label.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
     label.add_argument("--dir", default="kdsam_label", help="folder for the server's files (default: %(default)s)")

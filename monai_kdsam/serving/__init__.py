@@ -2,6 +2,6 @@
 """What the hosts of a bundle need beside it."""
 
 from monai_kdsam.serving.remembered_image import RememberedImaged
-from monai_kdsam.serving.result_geometry import ResultGeometryd
+from monai_kdsam.serving.result_geometry import ResultGeometryd, VolumeFormatd
 
-__all__ = ["RememberedImaged", "ResultGeometryd"]
+__all__ = ["RememberedImaged", "ResultGeometryd", "VolumeFormatd"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from monai_kdsam.data.decoding import NIFTI_SUFFIXES, PICTURE_SUFFIXES, is_dicom, split_frame, suffix_of
 
-__all__ = ["ResultGeometryd", "file_affine"]
+__all__ = ["ResultGeometryd", "VolumeFormatd", "file_affine"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -75,7 +75,7 @@ class ResultGeometryd(MapTransform):
         path = result.get("image_path")
         if path is None:
             return result
-        result["result_extension"] = result.get("result_extension") or self._default_extension(path)
+        result["result_extension"] = result.get("result_extension") or _default_extension(path)
         if result["result_extension"].lower() in PICTURE_SUFFIXES:
             return result
         for key in self.key_iterator(result):
@@ -84,9 +84,38 @@ class ResultGeometryd(MapTransform):
             result[self.image].meta.update(spatial_shape=shape, original_affine=file_affine(path))
         return result
 
-    @staticmethod
-    def _default_extension(path: str) -> str:
-        suffix = suffix_of(split_frame(path)[0])
-        if suffix in PICTURE_SUFFIXES:
-            return ".png"
-        return suffix if suffix in NIFTI_SUFFIXES else ".nrrd"
+
+class VolumeFormatd(MapTransform):
+    """The last postprocessing step for volumes: the format of the mask, NIfTI for NIfTI and NRRD for DICOM.
+
+    MONAI Label's writer would take it from the image's name, of which a folder has no suffix; the geometry is the
+    image's by its affine. Anywhere but in MONAI Label, which is known by its `image_path`, nothing changes.
+
+    Args:
+        keys: of the mask, (1, X, Y, Z).
+
+    Raises:
+        ValueError: when a format of pictures is asked for.
+    """
+
+    def __init__(self, keys: KeysCollection = "pred") -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Name the format."""
+        result = dict(data)
+        path = result.get("image_path")
+        if path is not None:
+            result["result_extension"] = extension = result.get("result_extension") or _default_extension(path)
+            if str(extension).lower() in PICTURE_SUFFIXES:
+                raise ValueError(
+                    f"Expected `result_extension` of a format for volumes, .nii.gz or .nrrd, got {extension}."
+                )
+        return result
+
+
+def _default_extension(path: str) -> str:
+    suffix = suffix_of(split_frame(path)[0])
+    if suffix in PICTURE_SUFFIXES:
+        return ".png"
+    return suffix if suffix in NIFTI_SUFFIXES else ".nrrd"

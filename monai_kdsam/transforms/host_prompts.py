@@ -43,13 +43,13 @@ def points_from_request(data: Mapping[Hashable, Any], shape: tuple[int, ...]) ->
         if not isinstance(clicks, (list, tuple, np.ndarray)):
             raise ValueError(f"Expected `{key}` to be a list of clicks, got {clicks!r}.")
         for click in clicks:
-            xy = _numbers(key, click)
+            xy = finite_numbers(key, click)
             if xy.size not in (2, 3):
                 raise ValueError(f"Expected clicks [x, y] in `{key}`, got {click}.")
             points.append(_inside(key, xy[:2], shape))
             labels.append(label)
     roi = [] if data.get("roi") is None else data["roi"]
-    numbers = _numbers("roi", roi)
+    numbers = finite_numbers("roi", roi)
     if numbers.size:
         if numbers.size not in (4, 6):
             raise ValueError(f"Expected `roi` to be [x1, y1, x2, y2] or [x1, x2, y1, y2, z1, z2], got {roi}.")
@@ -64,7 +64,8 @@ def points_from_request(data: Mapping[Hashable, Any], shape: tuple[int, ...]) ->
     return np.array(points, dtype=np.float64).reshape(-1, 2), np.array(labels, dtype=np.int64)
 
 
-def _numbers(key: str, value: Any) -> NDArray[Any]:
+def finite_numbers(key: str, value: Any) -> NDArray[Any]:
+    """Read a request's numbers as one row, else raise a ValueError that names their key."""
     try:
         numbers = np.asarray(value, dtype=np.float64).ravel()
     except (TypeError, ValueError) as error:
