@@ -38,8 +38,8 @@ def hold_out(images: Sequence[str], earlier: Mapping[str, bool], fraction: float
     present = sorted(set(images))
     if len(present) < 2:
         raise ValueError(
-            f"Expected labels of at least 2 different images, one to learn from and one to compare on, got {len(present)}. "
-            "Submit labels, with the tag `final`, first."
+            "Expected labels of at least 2 different images, one to learn from and one to compare on, "
+            f"got {len(present)}. Submit labels, with the tag `final`, first."
         )
     wanted = max(round(fraction * len(present)), min(FEW, len(present) // 2))
     choice = {image: earlier[image] for image in present if image in earlier}

@@ -114,8 +114,8 @@ class ReplaceIfBetter:
         best = (after if replaced else before)["mean"]
         ended = time.strftime("%Y-%m-%d %H:%M:%S")
         self.tell(engine, best_metric=best, after=after, replaced=replaced, reason=reason, total_time=ended)
-        verb = "replaced" if replaced else "kept"
-        logger.info("Dice %s before, %s after: %s; the served weights are %s.", before["mean"], after["mean"], reason, verb)
+        figures = f"Dice {before['mean']} before, {after['mean']} after"
+        logger.info("%s: %s; the served weights are %s.", figures, reason, "replaced" if replaced else "kept")
 
     def _measure(self) -> Tensor:
         self.evaluator.run()

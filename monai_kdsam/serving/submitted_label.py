@@ -26,8 +26,8 @@ __all__ = ["SubmittedLabeld", "check_labels", "read_label"]
 def read_label(label: str, image: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """Read a label, whatever its format, as it lies on its image's pixels.
 
-    A picture (PNG, BMP, TIFF) is taken pixel by pixel. A label with a geometry (NIfTI, NRRD, DICOM) must have its image's:
-    3D Slicer and this server's own masks do, and one that was turned or mirrored on the way would teach nonsense.
+    A picture (PNG, BMP, TIFF) is taken pixel by pixel. A label with a geometry (NIfTI, NRRD, DICOM) must have its
+    image's: 3D Slicer's and this server's own masks do, and one that was turned or mirrored would teach nonsense.
 
     Args:
         label: path of the label.
@@ -42,9 +42,8 @@ def read_label(label: str, image: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """
     pixels = _read_nrrd(label) if suffix_of(label) == ".nrrd" else to_mask(decode(label, mask=True))
     if pixels.shape != shape:
-        raise ValueError(
-            f"Expected a label of {shape[1]} x {shape[0]} pixels, as its image, got {pixels.shape[1]} x {pixels.shape[0]}."
-        )
+        sizes = [f"{width} x {height}" for height, width in (shape, pixels.shape)]
+        raise ValueError(f"Expected a label of {sizes[0]} pixels, as its image, got {sizes[1]}.")
     if suffix_of(label) not in PICTURE_SUFFIXES and not _lies_on(label, image, shape):
         raise ValueError(
             "Expected a label that lies on its image, but its axes or its position are other ones. "

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What labels submitted to MONAI Label's server are worth: Dice on other images, before and after its own training.
+
+python benchmarks/label_learning.py DATA [--labels 5 10 20 40] [--params '{"max_epochs": 20}'] [--set kvasir]
+
+DATA holds Kvasir-SEG, ISIC 2017, HC18 and BUSI under the names of their official downloads. A small student (ResNet-18,
+128 pixels) learns from the three other sets first; then labels of the chosen set are submitted over HTTP, a few more
+each time, and the server trains on those that it has. The Dice is that of 80 images that are never submitted, at their
+own size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import monai.bundle
+import numpy as np
+import requests
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.label_server import MODEL, LabelServer, running_server
+from monai_kdsam.bundles import copy_bundle
+from monai_kdsam.data import read_dataset
+from monai_kdsam.data.decoding import decode
+from monai_kdsam.data.picture import to_mask
+from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.transforms.masks import clean_mask
+from monai_kdsam.transforms.prompts import box_from_mask, center_click
+
+FOLDERS = {"kvasir": "Kvasir-SEG", "isic2017": ".", "hc18": "HC18", "busi": "Dataset_BUSI_with_GT"}
+TEST = 80
+
+
+def train_student(bundle: Path, data: Path, left_out: str, epochs: int) -> None:
+    sources = {name: str(data / folder) for name, folder in FOLDERS.items() if name != left_out}
+    monai.bundle.run(
+        config_file=str(bundle / "configs" / "train.json"),
+        bundle_root=str(bundle),
+        sources=sources,
+        initial_checkpoint="$None",
+        frozen=["prompt_encoder"],
+        **{"epochs": epochs, "batch_size": 16, "num_workers": 0, "cache_rate": 1.0, "val_interval": 2},
+        **{"learning_rate": 0.0005, "bce_weight": 1.0, "bfloat16": True, "progress": False, "empty_masks": "skip"},
+    )
+
+
+def read_mask(item: dict) -> np.ndarray:
+    paths = [item["label"]] if isinstance(item["label"], str) else item["label"]
+    return (
+        clean_mask(np.stack([to_mask(decode(path, mask=True)) for path in paths]), item.get("mask_kind", "binary"))[0]
+        > 0
+    )
+
+
+def dice(bundle: Path, items: list[dict]) -> dict[str, float]:
+    """Mean Dice of the served weights with a box, with one click, and without a prompt."""
+    predict, found = BundlePredictor(bundle), {"box": [], "click": [], "none": []}
+    for item in items:
+        truth = read_mask(item)
+        box = box_from_mask(truth)
+        box[1] += box[1] == box[0]
+        prompts = {
+            "box": {"roi": box.ravel().tolist()},
+            "click": {"foreground": center_click(truth).tolist()},
+            "none": {},
+        }
+        for kind, prompt in prompts.items():
+            mask = predict(item["image"], **prompt) > 0
+            found[kind].append(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
+    return {kind: float(np.mean(values)) for kind, values in found.items()}
+
+
+def submit(server: LabelServer, item: dict, folder: Path) -> None:
+    name = Path(item["image"]).stem
+    Image.fromarray(read_mask(item).astype(np.uint8) * 255).save(folder / f"{name}.png")
+    with open(folder / f"{name}.png", "rb") as label:
+        address, query = f"{server.address}/datastore/label", {"image": name, "tag": "final"}
+        requests.put(address, params=query, files={"label": label}, timeout=60).raise_for_status()
+
+
+def row(name: str, values: dict[str, float], more: str = "") -> None:
+    print(
+        f"| {name} | " + " | ".join(f"{values[kind]:.3f}" for kind in ("box", "click", "none")) + f" | {more} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--labels", type=int, nargs="+", default=[5, 10, 20, 40])
+    parser.add_argument("--set", default="kvasir", choices=sorted(FOLDERS))
+    parser.add_argument("--params", type=json.loads, default={}, help="of the request for a training, as JSON")
+    parser.add_argument("--epochs", type=int, default=12, help="of the student on the other sets")
+    parser.add_argument("--weights", type=Path, help="of such a student, instead of training one; written there if new")
+    given = parser.parse_args()
+    items = [item for item in read_dataset(given.set, given.data / FOLDERS[given.set]) if read_mask(item).any()]
+    chosen = [items[number] for number in np.random.default_rng(0).permutation(len(items))]
+    test, rest = chosen[:TEST], chosen[TEST:]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundle = copy_bundle(folder, MODEL, settings={"backbone": "resnet18", "image_size": 128})
+        if given.weights and given.weights.is_file():
+            (bundle / "models" / "model.pt").write_bytes(given.weights.read_bytes())
+        else:
+            train_student(bundle, given.data, given.set, given.epochs)
+            if given.weights:
+                given.weights.write_bytes((bundle / "models" / "model.pt").read_bytes())
+        (folder / "studies").mkdir()
+        for item in rest[: max(given.labels)]:
+            (folder / "studies" / Path(item["image"]).name).write_bytes(Path(item["image"]).read_bytes())
+        print(f"{given.set}, {TEST} images that are never submitted")
+        print("| labels | box | click | none | the server's decision |\n|---|---|---|---|---|")
+        row("0", dice(bundle, test))
+        submitted = 0
+        with running_server(bundle, folder / "studies", folder / "server") as server:
+            for count in given.labels:
+                for item in rest[submitted:count]:
+                    submit(server, item, folder)
+                submitted = count
+                address = f"{server.address}/train/{MODEL}"
+                answer = requests.post(address, params={"run_sync": True}, json=given.params, timeout=3600)
+                answer.raise_for_status()
+                report = answer.json()
+                decision = f"{report['before']['mean']:.3f} to {report['after']['mean']:.3f}, "
+                row(str(count), dice(bundle, test), decision + ("replaced" if report["replaced"] else "kept"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training in MONAI Label's server on the labels that annotators have submitted."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monailabel.interfaces.datastore import Datastore
+from monailabel.tasks.train.bundle import BundleTrainTask
+from monailabel.utils.others.generic import device_list
+
+from monai_kdsam.bundles import find_mistake
+from monai_kdsam.data.held_out import hold_out
+from monai_kdsam.data.split_file import write_text
+from monai_kdsam.files import file_sha256
+from monai_kdsam.serving.submitted_label import check_labels
+
+__all__ = ["LearnTask"]
+
+PHASE = "learn.json"
+# What a client may set beside `device`: the default, what is allowed, and the test of it.
+PARAMETERS: dict[str, tuple[Any, str]] = {
+    "max_epochs": (20, "a whole number from 1"),
+    "batch_size": (2, "a whole number from 1"),
+    "learning_rate": (1e-4, "a number above 0"),
+    "val_split": (0.2, "a number between 0 and 1"),
+    "train_encoder": (False, "true or false"),
+}
+# What the server itself and its clients add to every request.
+OTHERS = {"model", "device", "client_id", "gpus", "bundle_path", "local_rank"}
+
+
+class LearnTask(BundleTrainTask):
+    """MONAI Label's own training of a bundle, with the phase `learn` behind train.json.
+
+    It learns from the labels with the tag `final`, on the images that are not held out, and replaces the served
+    weights only by better ones (see `ReplaceIfBetter`). Files are written to the bundle that the served one links to.
+
+    Args:
+        path: folder of the served bundle; without configs/learn.json the task is not valid, and is not offered.
+        conf: of the server.
+    """
+
+    def __init__(self, path: str, conf: dict[str, str]) -> None:
+        super().__init__(path, conf)
+        configs = [str(Path(path) / "configs" / name) for name in ("train.json", PHASE)]
+        self.valid: bool = all(map(os.path.isfile, configs))
+        if self.valid:
+            self.bundle_config_path = configs
+            self.bundle_config = self._load_bundle_config(path, configs)
+            self.folder = _linked_bundle(Path(path)) / "output" / "learn"
+
+    def config(self) -> dict[str, Any]:
+        """What clients may set, with the defaults."""
+        return {"device": device_list()} | {name: default for name, (default, _) in PARAMETERS.items()}
+
+    def stats(self) -> dict[str, Any]:
+        """How far the last training came and what was decided; empty before the first one."""
+        report = self.folder / "report.json"
+        content: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+        return content
+
+    def check(self, request: Mapping[str, Any], datastore: Datastore) -> list[dict[str, str]]:
+        """The labelled images, if they and the request can be trained with.
+
+        Raises:
+            ValueError: on an unknown or impossible parameter, fewer than two labels, or a label that cannot be used.
+        """
+        _check_parameters(request)
+        items = [{"image": item["image"], "label": item["label"]} for item in datastore.datalist() if item]
+        self._split(items, request)
+        parser: ConfigParser = self.bundle_config
+        check_labels(items, parser.get_parsed_content("foreground_values"))
+        return items
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train, compare and decide; returns `stats`."""
+        request = {name: default for name, (default, _) in PARAMETERS.items()} | request | {"multi_gpu": False}
+        self._report({"epoch": 0, "total_epochs": request["max_epochs"]})
+        try:
+            super().__call__(request, datastore)
+        except Exception as error:
+            mistake = find_mistake(error)
+            self._report({"error": str(mistake or error), "is_mistake": mistake is not None})
+            raise
+        return self.stats()
+
+    def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> list[dict[str, str]]:
+        return self.check(request, datastore)
+
+    def _split(self, items: list[dict[str, str]], request: Mapping[str, Any]) -> list[bool]:
+        """Whether each item is held out."""
+        file = self.folder / "held_out.json"
+        earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        images = [file_sha256(item["image"]) for item in items]
+        choice = hold_out(images, earlier, request.get("val_split", PARAMETERS["val_split"][0]))
+        write_text(file, json.dumps(choice, indent=1))
+        return [choice[image] for image in images]
+
+    def _partition_datalist(
+        self, datalist: list[dict[str, str]], request: dict[str, Any], shuffle: bool = False
+    ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+        held_out = self._split(datalist, request)
+        sides = [[item for item, out in zip(datalist, held_out, strict=True) if out is side] for side in (False, True)]
+        return sides[0], sides[1]
+
+    def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[Any]) -> None:
+        """Nothing: the phase `learn` starts from the served weights on its own."""
+
+    def run_single_gpu(self, request: dict[str, Any], overrides: dict[str, Any]) -> None:
+        """Run train.json with learn.json, as `python -m monai.bundle run` does."""
+        frozen = ["prompt_encoder"] if request["train_encoder"] else ["image_encoder", "prompt_encoder"]
+        own = {
+            "bundle_root": str(self.folder.parents[1]),
+            "device": f"$torch.device('{overrides['device']}')",
+            "batch_size": request["batch_size"],
+            "learning_rate": request["learning_rate"],
+            "frozen": frozen,
+        }
+        super().run_single_gpu(request, overrides | own)
+
+    def _report(self, content: dict[str, Any]) -> None:
+        write_text(self.folder / "report.json", json.dumps(content))
+
+
+def _linked_bundle(served: Path) -> Path:
+    """The bundle whose weights a served folder links to; the folder itself where they are no link."""
+    weights = served / "models" / "model.pt"
+    return Path(os.readlink(weights)).parents[1] if weights.is_symlink() else served
+
+
+def _check_parameters(request: Mapping[str, Any]) -> None:
+    unknown = sorted(set(request) - set(PARAMETERS) - OTHERS - {"multi_gpu"})
+    if unknown:
+        raise ValueError(f"Expected parameters among device, {', '.join(PARAMETERS)}; got {', '.join(unknown)}.")
+    for name, (default, allowed) in PARAMETERS.items():
+        value = request.get(name, default)
+        if isinstance(default, bool):
+            fits = isinstance(value, bool)
+        elif isinstance(default, int):
+            fits = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        else:
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+            fits = fits and (name != "val_split" or value < 1)
+        if not fits:
+            raise ValueError(f"Expected `{name}` to be {allowed}, got {value!r}.")
+    device = request.get("device")
+    known = [*device_list(), "cpu", "cuda"]
+    if device is not None and (device[0] if isinstance(device, list) and device else device) not in known:
+        raise ValueError(f"Expected `device` among {', '.join(known)}, got {device!r}.")
