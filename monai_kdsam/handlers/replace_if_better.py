@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
@@ -66,6 +67,9 @@ class ReplaceIfBetter:
         report: JSON file.
         evaluator: on the held-out images, with the key metric Dice by image and prompt.
         prompts: names of the prompts.
+
+    Raises:
+        ValueError: in a run of several processes.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class ReplaceIfBetter:
 
     def attach(self, engine: Engine) -> None:
         """Measure when the trainer starts, report on each epoch, decide when it has completed the last one."""
+        if idist.get_world_size() > 1:
+            raise ValueError("The phase `learn` is for one process: leave multi_gpu_train.json out.")
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.tell)
         engine.add_event_handler(Events.COMPLETED, self.decide)

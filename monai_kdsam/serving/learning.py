@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from monai.bundle import ConfigParser
 from monailabel.interfaces.datastore import Datastore
@@ -23,17 +23,35 @@ from monai_kdsam.serving.submitted_label import check_labels
 
 __all__ = ["LearnTask"]
 
-PHASE = "learn.json"
-# What a client may set beside `device`: the default, what is allowed, and the test of it.
-PARAMETERS: dict[str, tuple[Any, str]] = {
-    "max_epochs": (20, "a whole number from 1"),
-    "batch_size": (2, "a whole number from 1"),
-    "learning_rate": (1e-4, "a number above 0"),
-    "val_split": (0.2, "a number between 0 and 1"),
-    "train_encoder": (False, "true or false"),
+PHASE, REPORT, HELD_OUT = "learn.json", "report.json", "held_out.json"
+
+
+class Parameter(NamedTuple):
+    """What a client may set."""
+
+    default: Any
+    allowed: str
+    is_allowed: Callable[[Any], bool]
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+PARAMETERS = {
+    "max_epochs": Parameter(20, "a whole number from 1", _is_count),
+    "batch_size": Parameter(2, "a whole number from 1", _is_count),
+    "learning_rate": Parameter(1e-4, "a number above 0", _is_positive),
+    "val_split": Parameter(0.2, "a number between 0 and 1", lambda value: _is_positive(value) and value < 1),
+    "train_encoder": Parameter(False, "true or false", lambda value: isinstance(value, bool)),
 }
-# What the server itself and its clients add to every request.
-OTHERS = {"model", "device", "client_id", "gpus", "bundle_path", "local_rank"}
+DEFAULTS = {name: parameter.default for name, parameter in PARAMETERS.items()}
+# What the server itself and its clients add to every request, and what this task adds.
+OTHERS = {"model", "device", "client_id", "gpus", "bundle_path", "local_rank", "multi_gpu"}
 
 
 class LearnTask(BundleTrainTask):
@@ -58,11 +76,11 @@ class LearnTask(BundleTrainTask):
 
     def config(self) -> dict[str, Any]:
         """What clients may set, with the defaults."""
-        return {"device": device_list()} | {name: default for name, (default, _) in PARAMETERS.items()}
+        return {"device": device_list()} | DEFAULTS
 
     def stats(self) -> dict[str, Any]:
         """How far the last training came and what was decided; empty before the first one."""
-        report = self.folder / "report.json"
+        report = self.folder / REPORT
         content: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
         return content
 
@@ -74,14 +92,15 @@ class LearnTask(BundleTrainTask):
         """
         _check_parameters(request)
         items = [{"image": item["image"], "label": item["label"]} for item in datastore.datalist() if item]
-        self._split(items, request)
+        self._choose(items, request)
         parser: ConfigParser = self.bundle_config
         check_labels(items, parser.get_parsed_content("foreground_values"))
         return items
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train, compare and decide; returns `stats`."""
-        request = {name: default for name, (default, _) in PARAMETERS.items()} | request | {"multi_gpu": False}
+        # A handful of labels is the work of one device.
+        request = DEFAULTS | request | {"multi_gpu": False}
         self._report({"epoch": 0, "total_epochs": request["max_epochs"]})
         try:
             super().__call__(request, datastore)
@@ -94,21 +113,22 @@ class LearnTask(BundleTrainTask):
     def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> list[dict[str, str]]:
         return self.check(request, datastore)
 
-    def _split(self, items: list[dict[str, str]], request: Mapping[str, Any]) -> list[bool]:
-        """Whether each item is held out."""
-        file = self.folder / "held_out.json"
+    def _choose(self, items: list[dict[str, str]], request: Mapping[str, Any]) -> tuple[list[str], dict[str, bool]]:
+        """Checksum of each image, and whether an image of a checksum is held out."""
+        file = self.folder / HELD_OUT
         earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         images = [file_sha256(item["image"]) for item in items]
-        choice = hold_out(images, earlier, request.get("val_split", PARAMETERS["val_split"][0]))
-        write_text(file, json.dumps(choice, indent=1))
-        return [choice[image] for image in images]
+        return images, hold_out(images, earlier, request.get("val_split", DEFAULTS["val_split"]))
 
     def _partition_datalist(
         self, datalist: list[dict[str, str]], request: dict[str, Any], shuffle: bool = False
     ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-        held_out = self._split(datalist, request)
-        sides = [[item for item, out in zip(datalist, held_out, strict=True) if out is side] for side in (False, True)]
-        return sides[0], sides[1]
+        images, is_held_out = self._choose(datalist, request)
+        write_text(self.folder / HELD_OUT, json.dumps(is_held_out, indent=1))
+        sides: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+        for item, image in zip(datalist, images, strict=True):
+            sides[is_held_out[image]].append(item)
+        return sides
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[Any]) -> None:
         """Nothing: the phase `learn` starts from the served weights on its own."""
@@ -126,7 +146,7 @@ class LearnTask(BundleTrainTask):
         super().run_single_gpu(request, overrides | own)
 
     def _report(self, content: dict[str, Any]) -> None:
-        write_text(self.folder / "report.json", json.dumps(content))
+        write_text(self.folder / REPORT, json.dumps(content))
 
 
 def _linked_bundle(served: Path) -> Path:
@@ -136,20 +156,12 @@ def _linked_bundle(served: Path) -> Path:
 
 
 def _check_parameters(request: Mapping[str, Any]) -> None:
-    unknown = sorted(set(request) - set(PARAMETERS) - OTHERS - {"multi_gpu"})
+    unknown = sorted(set(request) - set(PARAMETERS) - OTHERS)
     if unknown:
         raise ValueError(f"Expected parameters among device, {', '.join(PARAMETERS)}; got {', '.join(unknown)}.")
-    for name, (default, allowed) in PARAMETERS.items():
-        value = request.get(name, default)
-        if isinstance(default, bool):
-            fits = isinstance(value, bool)
-        elif isinstance(default, int):
-            fits = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        else:
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-            fits = fits and (name != "val_split" or value < 1)
-        if not fits:
-            raise ValueError(f"Expected `{name}` to be {allowed}, got {value!r}.")
+    for name, parameter in PARAMETERS.items():
+        if not parameter.is_allowed(request.get(name, parameter.default)):
+            raise ValueError(f"Expected `{name}` to be {parameter.allowed}, got {request[name]!r}.")
     device = request.get("device")
     known = [*device_list(), "cpu", "cuda"]
     if device is not None and (device[0] if isinstance(device, list) and device else device) not in known:
