@@ -44,7 +44,7 @@ def with_learning(base: type[MONAILabelApp]) -> type[MONAILabelApp]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             spec = getattr(sys.modules["__main__"], "__spec__", None)
             if spec is not None and spec.name == BACKGROUND and hasattr(os, "nice"):
-                os.nice(10)  # clicks go first
+                os.nice(5)  # clicks go first
             super().__init__(*args, **kwargs)
             # The server would score at its start and after every request for an image, without end of the queue.
             self._auto_update_scoring = False
