@@ -86,12 +86,12 @@ def numpy1(session: nox.Session) -> None:
 
 @nox.session
 def interruptions(session: nox.Session) -> None:
-    """Real runs, killed 50 times at random moments; the plain tests kill a few times."""
+    """Real runs, killed 50 times at random moments; `pytest -m slow` kills a few times."""
     if borrow_dependencies(session):
         install_own(session, "-e", ".")
     else:
         session.install("-e", ".[test]")
-    command = ("python", "-m", "pytest", "-p", "no:cacheprovider", "tests/test_interruptions.py")
+    command = ("python", "-m", "pytest", "-p", "no:cacheprovider", "-m", "slow", "tests/test_interruptions.py")
     session.run(*command, env={"KDSAM_KILLS": "50"})
 
 

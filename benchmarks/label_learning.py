@@ -12,6 +12,7 @@ that it has. The Dice is that of 80 images that are never submitted, at their ow
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -20,7 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import requests
+from monai.utils import ensure_tuple
 from PIL import Image
+from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.label_server import MODEL, LabelServer, running_server
@@ -29,6 +32,7 @@ from monai_kdsam.data import read_dataset
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.picture import to_mask
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.serving.active_learning import score_file
 from monai_kdsam.transforms.masks import clean_mask
 from monai_kdsam.transforms.prompts import box_from_mask, center_click
 
@@ -37,29 +41,23 @@ TEST = 80
 
 
 def read_mask(item: dict) -> np.ndarray:
-    paths = [item["label"]] if isinstance(item["label"], str) else item["label"]
-    return (
-        clean_mask(np.stack([to_mask(decode(path, mask=True)) for path in paths]), item.get("mask_kind", "binary"))[0]
-        > 0
-    )
+    masks = np.stack([to_mask(decode(path, mask=True)) for path in ensure_tuple(item["label"])])
+    return clean_mask(masks, item.get("mask_kind", "binary"))[0] > 0
 
 
-def dice(bundle: Path, items: list[dict]) -> dict[str, float]:
-    """Mean Dice of the served weights with a box, with one click, and without a prompt."""
-    predict, found = BundlePredictor(bundle), {"box": [], "click": [], "none": []}
+def measure(bundle: Path, items: list[dict]) -> list[float]:
+    """Mean Dice with a box, one click and no prompt; rank correlation of the uncertainty with the last one."""
+    predict, found, scores = BundlePredictor(bundle), [], []
     for item in items:
         truth = read_mask(item)
         box = box_from_mask(truth)
         box[1] += box[1] == box[0]
-        prompts = {
-            "box": {"roi": box.ravel().tolist()},
-            "click": {"foreground": center_click(truth).tolist()},
-            "none": {},
-        }
-        for kind, prompt in prompts.items():
-            mask = predict(item["image"], **prompt) > 0
-            found[kind].append(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
-    return {kind: float(np.mean(values)) for kind, values in found.items()}
+        prompts = [{"roi": box.ravel().tolist()}, {"foreground": center_click(truth).tolist()}, {}]
+        masks = [predict(item["image"], **prompt) > 0 for prompt in prompts]
+        found.append([2 * (mask & truth).sum() / (mask.sum() + truth.sum()) for mask in masks])
+        scores.append(score_file(predict, item["image"]).score)
+    dice = np.array(found)
+    return [*dice.mean(axis=0), spearmanr(scores, dice[:, 2]).statistic]
 
 
 def submit(server: LabelServer, item: dict, folder: Path) -> None:
@@ -70,11 +68,18 @@ def submit(server: LabelServer, item: dict, folder: Path) -> None:
         requests.put(address, params=query, files={"label": label}, timeout=60).raise_for_status()
 
 
-def row(name: str, values: dict[str, float], more: str = "") -> None:
-    print(
-        f"| {name} | " + " | ".join(f"{values[kind]:.3f}" for kind in ("box", "click", "none")) + f" | {more} |",
-        flush=True,
-    )
+def train(server: LabelServer, params: dict) -> str:
+    """Train in the server; its decision."""
+    address = f"{server.address}/train/{MODEL}"
+    answer = requests.post(address, params={"run_sync": True}, json=params, timeout=3600)
+    answer.raise_for_status()
+    report = answer.json()
+    verb = "replaced" if report["replaced"] else "kept"
+    return f"{report['before']['mean']:.3f} to {report['after']['mean']:.3f}, {verb}"
+
+
+def row(labels: int, figures: list[float], decision: str = "") -> None:
+    print(f"| {labels} | {' | '.join(f'{figure:.3f}' for figure in figures)} | {decision} |", flush=True)
 
 
 def main() -> None:
@@ -94,22 +99,18 @@ def main() -> None:
         shutil.copy(given.weights, bundle / "models" / "model.pt")
         (folder / "studies").mkdir()
         for item in rest[: max(given.labels)]:
-            (folder / "studies" / Path(item["image"]).name).write_bytes(Path(item["image"]).read_bytes())
-        print(f"{given.set}, {TEST} images that are never submitted")
-        print("| labels | box | click | none | the server's decision |\n|---|---|---|---|---|")
-        row("0", dice(bundle, test))
-        submitted = 0
+            shutil.copy(item["image"], folder / "studies")
+        print(f"{given.set}, {TEST} images that are never submitted; {given.params or 'the default parameters'}")
+        print(
+            "| labels | box | click | none | uncertainty and Dice | the server's comparison |\n|---|---|---|---|---|---|"
+        )
+        row(0, measure(bundle, test))
         with running_server(bundle, folder / "studies", folder / "server") as server:
-            for count in given.labels:
-                for item in rest[submitted:count]:
+            for before, count in itertools.pairwise([0, *given.labels]):
+                for item in rest[before:count]:
                     submit(server, item, folder)
-                submitted = count
-                address = f"{server.address}/train/{MODEL}"
-                answer = requests.post(address, params={"run_sync": True}, json=given.params, timeout=3600)
-                answer.raise_for_status()
-                report = answer.json()
-                decision = f"{report['before']['mean']:.3f} to {report['after']['mean']:.3f}, "
-                row(str(count), dice(bundle, test), decision + ("replaced" if report["replaced"] else "kept"))
+                decision = train(server, given.params)
+                row(count, measure(bundle, test), decision)
 
 
 if __name__ == "__main__":
