@@ -101,9 +101,8 @@ def main() -> None:
         for item in rest[: max(given.labels)]:
             shutil.copy(item["image"], folder / "studies")
         print(f"{given.set}, {TEST} images that are never submitted; {given.params or 'the default parameters'}")
-        print(
-            "| labels | box | click | none | uncertainty and Dice | the server's comparison |\n|---|---|---|---|---|---|"
-        )
+        print("| labels | box | click | none | uncertainty and Dice | the server's comparison |")
+        print("|---|---|---|---|---|---|")
         row(0, measure(bundle, test))
         with running_server(bundle, folder / "studies", folder / "server") as server:
             for before, count in itertools.pairwise([0, *given.labels]):
