@@ -186,7 +186,7 @@ def test_learning_on_replaces_the_weights_only_by_better_ones_and_leaves_the_enc
     served = trained.models / "model.pt"
     before, decisions = weights(served), []
     for rate in (1e-3, 30.0):
-        trained.run("train.json", "learn.json", epochs=2, learning_rate=rate)
+        trained.run("train.json", "learn.json", epochs=1, learning_rate=rate)
         report = json.loads((trained.output / "learn" / "report.json").read_text())
         assert report["replaced"] == (report["after"]["mean"] > report["before"]["mean"])
         assert same(before, weights(served)) != report["replaced"]

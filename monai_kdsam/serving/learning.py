@@ -29,7 +29,6 @@ PHASE, REPORT, HELD_OUT = "learn.json", "report.json", "held_out.json"
 class Parameter(NamedTuple):
     """What a client may set."""
 
-    default: Any
     allowed: str
     is_allowed: Callable[[Any], bool]
 
@@ -43,13 +42,12 @@ def _is_positive(value: Any) -> bool:
 
 
 PARAMETERS = {
-    "max_epochs": Parameter(20, "a whole number from 1", _is_count),
-    "batch_size": Parameter(2, "a whole number from 1", _is_count),
-    "learning_rate": Parameter(1e-4, "a number above 0", _is_positive),
-    "val_split": Parameter(0.2, "a number between 0 and 1", lambda value: _is_positive(value) and value < 1),
-    "train_encoder": Parameter(False, "true or false", lambda value: isinstance(value, bool)),
+    "max_epochs": Parameter("a whole number from 1", _is_count),
+    "batch_size": Parameter("a whole number from 1", _is_count),
+    "learning_rate": Parameter("a number above 0", _is_positive),
+    "val_split": Parameter("a number between 0 and 1", lambda value: _is_positive(value) and value < 1),
+    "train_encoder": Parameter("true or false", lambda value: isinstance(value, bool)),
 }
-DEFAULTS = {name: parameter.default for name, parameter in PARAMETERS.items()}
 # What the server itself and its clients add to every request, and what this task adds.
 OTHERS = {"model", "device", "client_id", "gpus", "bundle_path", "local_rank", "multi_gpu"}
 
@@ -58,7 +56,8 @@ class LearnTask(BundleTrainTask):
     """MONAI Label's own training of a bundle, with the phase `learn` behind train.json.
 
     It learns from the labels with the tag `final`, on the images that are not held out, and replaces the served
-    weights only by better ones (see `ReplaceIfBetter`). Files are written to the bundle that the served one links to.
+    weights only by better ones (see `ReplaceIfBetter`). Files are written to the bundle that the served one links to;
+    the defaults of `max_epochs`, `batch_size` and `learning_rate` are those of learn.json.
 
     Args:
         path: folder of the served bundle; without configs/learn.json the task is not valid, and is not offered.
@@ -72,11 +71,13 @@ class LearnTask(BundleTrainTask):
         if self.valid:
             self.bundle_config_path = configs
             self.bundle_config = self._load_bundle_config(path, configs)
+            own = {name: self.bundle_config[name] for name in ("epochs", "batch_size", "learning_rate")}
+            self.defaults = {"max_epochs": own.pop("epochs"), **own, "val_split": 0.2, "train_encoder": False}
             self.folder = _linked_bundle(Path(path)) / "output" / "learn"
 
     def config(self) -> dict[str, Any]:
         """What clients may set, with the defaults."""
-        return {"device": device_list()} | DEFAULTS
+        return {"device": device_list()} | self.defaults
 
     def stats(self) -> dict[str, Any]:
         """How far the last training came and what was decided; empty before the first one."""
@@ -100,7 +101,7 @@ class LearnTask(BundleTrainTask):
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train, compare and decide; returns `stats`."""
         # A handful of labels is the work of one device.
-        request = DEFAULTS | request | {"multi_gpu": False}
+        request = self.defaults | request | {"multi_gpu": False}
         self._report({"epoch": 0, "total_epochs": request["max_epochs"]})
         try:
             super().__call__(request, datastore)
@@ -118,7 +119,7 @@ class LearnTask(BundleTrainTask):
         file = self.folder / HELD_OUT
         earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         images = [file_sha256(item["image"]) for item in items]
-        return images, hold_out(images, earlier, request.get("val_split", DEFAULTS["val_split"]))
+        return images, hold_out(images, earlier, request.get("val_split", self.defaults["val_split"]))
 
     def _partition_datalist(
         self, datalist: list[dict[str, str]], request: dict[str, Any], shuffle: bool = False
@@ -160,7 +161,7 @@ def _check_parameters(request: Mapping[str, Any]) -> None:
     if unknown:
         raise ValueError(f"Expected parameters among device, {', '.join(PARAMETERS)}; got {', '.join(unknown)}.")
     for name, parameter in PARAMETERS.items():
-        if not parameter.is_allowed(request.get(name, parameter.default)):
+        if name in request and not parameter.is_allowed(request[name]):
             raise ValueError(f"Expected `{name}` to be {parameter.allowed}, got {request[name]!r}.")
     device = request.get("device")
     known = [*device_list(), "cpu", "cuda"]
