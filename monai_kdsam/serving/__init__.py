@@ -3,5 +3,6 @@
 
 from monai_kdsam.serving.remembered_image import RememberedImaged
 from monai_kdsam.serving.result_geometry import ResultGeometryd, VolumeFormatd
+from monai_kdsam.serving.submitted_label import SubmittedLabeld
 
-__all__ = ["RememberedImaged", "ResultGeometryd", "VolumeFormatd"]
+__all__ = ["RememberedImaged", "ResultGeometryd", "SubmittedLabeld", "VolumeFormatd"]

@@ -19,6 +19,15 @@ from pathlib import Path
 __all__ = ["prepare_app", "serve"]
 
 APP = "monaibundle"
+OWN_APP = '''# SPDX-License-Identifier: Apache-2.0
+"""Written at each start. MONAI Label's own app is monaibundle.py beside this file, as it was released."""
+
+import monaibundle
+
+from monai_kdsam.serving.learning_app import with_learning
+
+App = with_learning(monaibundle.MyApp)
+'''
 # pydicom-seg, which the server imports, works with these versions and no later ones.
 PACKAGES = 'monailabel==0.8.5 "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" dcmqi "setuptools<81"'
 # The server's own list knows neither DICOM files nor BMP, nor the long names of JPEG and TIFF.
@@ -90,7 +99,7 @@ def serve(
 
 
 def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
-    """Copy MONAI Label's `monaibundle` app, as it is, and put a bundle into it.
+    """Copy MONAI Label's `monaibundle` app, as it is, put a bundle into it, and an app that derives from it before it.
 
     The bundle's files are links: weights that are trained while the server runs are served from the next request on.
 
@@ -105,6 +114,9 @@ def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
     if not (app / "main.py").is_file():
         with contextlib.redirect_stdout(io.StringIO()):
             _monailabel("apps", "--download", "--name", APP, "--output", str(app.parent))
+    if not (app / f"{APP}.py").is_file():
+        (app / "main.py").replace(app / f"{APP}.py")
+    (app / "main.py").write_text(OWN_APP, encoding="utf-8")
     name = served_name(model)
     served = app / "model" / name
     shutil.rmtree(served, ignore_errors=True)

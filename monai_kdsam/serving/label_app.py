@@ -8,13 +8,17 @@ mistake with "Internal Server Error", and the reason stands in its log alone.
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from monailabel.app import app
 from monailabel.interfaces.exception import MONAILabelException
+from monailabel.utils.async_tasks.task import AsyncTask
 
 from monai_kdsam.bundles import find_mistake
+from monai_kdsam.serving import train_endpoint
 
 __all__ = ["app"]
 
@@ -43,6 +47,21 @@ async def answer_defect(request: Request, error: Exception) -> JSONResponse:
     return _answer(500, f"The server could not do this: {type(error).__name__}: {error}")
 
 
+serve_requests = app.router.lifespan_context
+
+
+@asynccontextmanager
+async def lifespan(server: FastAPI) -> AsyncIterator[None]:
+    """The server's own, and at its end no training or scoring goes on without it."""
+    async with serve_requests(server):
+        yield
+    for method in ("train", "scoring"):
+        AsyncTask.stop(method)
+
+
+app.router.lifespan_context = lifespan
+# Before the server's own route of the same path.
+app.router.routes[:0] = train_endpoint.router.routes
 for kind in (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, MONAILabelException):
     app.add_exception_handler(kind, answer_mistake)
 app.add_exception_handler(Exception, answer_defect)
