@@ -15,11 +15,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from monai_kdsam.serving.dicomweb import check_dicomweb
+
 __all__ = ["prepare_app", "serve"]
 
 APP = "monaibundle"
 # pydicom-seg, which the server imports, works with these versions and no later ones.
-PACKAGES = 'monailabel==0.8.5 "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" dcmqi "setuptools<81"'
+PACKAGES = 'monailabel==0.8.5 "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" dcmqi "highdicom<0.23" "setuptools<81"'
 # The server's own list knows neither DICOM files nor BMP, nor the long names of JPEG and TIFF.
 SUFFIXES = ("*.nii.gz", "*.nii", "*.png", "*.jpg", "*.jpeg", "*.bmp", "*.tif", "*.tiff", "*.dcm")
 
@@ -58,17 +60,21 @@ def serve(
     Raises:
         RuntimeError: when MONAI Label is not installed, with the command that does.
         FileNotFoundError: when there are no studies, no bundle, or no weights in it.
-        OSError: when the port is taken.
+        OSError: when the port is taken, or no DICOMweb server answers at the address.
+        ValueError: when what answers there is something else.
     """
     if importlib.util.find_spec("monailabel") is None:
         raise RuntimeError(f"MONAI Label is not installed here. In an environment of its own: pip install {PACKAGES}")
     is_address = studies.startswith(("http://", "https://"))
     if not is_address and not Path(studies).is_dir():
-        raise FileNotFoundError(f"Expected `--studies` to be a folder of images, got {studies}.")
+        raise FileNotFoundError(
+            f"Expected `--studies` to be a folder of images or the http address of a DICOMweb server, got {studies}."
+        )
     _check_bundle(Path(model))
     _check_port(host, port)
-    # The server reads its settings when it is first imported.
-    os.environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps(SUFFIXES))
+    if is_address and "googleapis.com" not in studies:  # there the server logs in by itself
+        check_dicomweb(studies)
+    _set_defaults(Path(folder).resolve())
     app, name = prepare_app(folder, model)
     _use_own_temporary_folder(app.parent / "tmp")
     sys.stdout.write(WELCOME.format(model=name, address=f"http://{host}:{port}"))
@@ -80,6 +86,14 @@ def serve(
     quiet = ("--verbose", "WARNING")
     _monailabel("start_server", *arguments, *quiet, "--uvicorn_app", "monai_kdsam.serving.label_app:app")
     return "The server has stopped."
+
+
+def _set_defaults(folder: Path) -> None:
+    """Settings that the user's environment may override; the server reads them when it is first imported."""
+    os.environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps(SUFFIXES))
+    # It would offer CT alone, and copy the studies into the home folder.
+    os.environ.setdefault("MONAI_LABEL_DICOMWEB_SEARCH_FILTER", "{}")
+    os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(folder / "studies"))
 
 
 def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
