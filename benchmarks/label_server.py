@@ -31,7 +31,7 @@ class LabelServer:
 
     address: str
     bundle: Path
-    studies: Path
+    studies: Path | str
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -76,7 +76,7 @@ def label_command(given: dict[str, object]) -> dict[str, Any]:
 
 
 @contextmanager
-def running_server(bundle: Path, studies: Path, folder: Path) -> Iterator[LabelServer]:
+def running_server(bundle: Path, studies: Path | str, folder: Path) -> Iterator[LabelServer]:
     """Start the server, wait until it answers, and stop it at the end."""
     port, log = free_port(), folder / "server.log"
     folder.mkdir(parents=True, exist_ok=True)

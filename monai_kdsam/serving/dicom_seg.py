@@ -16,7 +16,7 @@ import highdicom
 import numpy as np
 import pydicom
 import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
-from highdicom.seg import SegmentDescription, Segmentation
+from highdicom.seg import Segmentation, SegmentDescription
 from highdicom.sr import CodedConcept
 from pydicom.sr.codedict import codes
 

@@ -66,17 +66,18 @@ def _clicked_slice(data: Mapping[Hashable, Any], slices: int) -> int:
     """The slice of a request, counted from 0."""
     if slices == 1:
         return 0
-    clicks = [click for key in ("foreground", "background") for click in data.get(key) or []]
-    indices = {click[2] for click in clicks if isinstance(click, (list, tuple)) and len(click) == 3}
+    given = [data.get(key) for key in ("foreground", "background")]
+    clicks = [click for clicks in given if isinstance(clicks, (list, tuple)) for click in clicks]
+    indices = [click[2] for click in clicks if isinstance(click, (list, tuple)) and len(click) == 3]
     # 3D Slicer names the slice, and has nothing else to do so when its user drew a box alone.
-    if not indices and isinstance(data.get("slice"), int):
-        indices = {data["slice"]}
-    if len(indices) != 1:
+    if not indices and data.get("slice") is not None:
+        indices = [data["slice"]]
+    different = [index for position, index in enumerate(indices) if index not in indices[:position]]
+    if len(different) != 1:
         raise ValueError(
             f"The series has {slices} slices, and this model segments one at a time. "
-            f"Expected clicks [x, y, slice] on one slice, got {sorted(indices, key=str) or 'none with a slice'}."
+            f"Expected clicks [x, y, slice] on one slice, got {different or 'none with a slice'}."
         )
-    index = indices.pop()
-    if index not in range(slices):
-        raise ValueError(f"Expected clicks on a slice from 0 to {slices - 1}, got slice {index}.")
-    return int(index)
+    if not isinstance(different[0], (int, float)) or different[0] not in range(slices):
+        raise ValueError(f"Expected clicks on a slice from 0 to {slices - 1}, got slice {different[0]}.")
+    return int(different[0])

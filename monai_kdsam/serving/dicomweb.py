@@ -24,8 +24,9 @@ def check_dicomweb(address: str, seconds: float = 10) -> None:
         ValueError: when what answers is not DICOMweb.
     """
     url = "/".join(filter(None, [address.rstrip("/"), os.environ.get("MONAI_LABEL_QIDO_PREFIX"), "studies"]))
-    request = urllib.request.Request(f"{url}?limit=1", headers={"Accept": "application/dicom+json", **_user()})
+    headers = {"Accept": "application/dicom+json", **_user()}
     try:
+        request = urllib.request.Request(f"{url}?limit=1", headers=headers)
         with urllib.request.urlopen(request, timeout=seconds) as answer:
             status, kind, body = answer.status, answer.headers.get_content_type(), answer.read()
     except urllib.error.HTTPError as error:
@@ -38,10 +39,10 @@ def check_dicomweb(address: str, seconds: float = 10) -> None:
         ) from error
     if status in (401, 403):
         raise OSError(
-            f"{url} answered {status}, not allowed. Set MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD "
-            "to a user who may read and store."
+            f"{url} answered {status}, not allowed. Set MONAI_LABEL_DICOMWEB_USERNAME and "
+            "MONAI_LABEL_DICOMWEB_PASSWORD to a user who may read and store."
         )
-    if status != 204 and not _is_list(body):
+    if status != 204 and not _are_datasets(kind, body):
         raise ValueError(
             f"Expected a DICOMweb server at `--studies`, but {url} answered {status} with {kind}. "
             "Orthanc's address ends in /dicom-web, and its DICOMweb plugin must be loaded."
@@ -55,8 +56,12 @@ def _user() -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
 
 
-def _is_list(body: bytes) -> bool:
+def _are_datasets(kind: str, body: bytes) -> bool:
+    """Orthanc's own interface answers the same question too, with a list of names."""
     try:
-        return isinstance(json.loads(body), list)
+        found = json.loads(body)
     except ValueError:
         return False
+    if not found:
+        return found == [] and kind == "application/dicom+json"
+    return isinstance(found, list) and all(isinstance(item, dict) for item in found)

@@ -75,8 +75,9 @@ class ResultGeometryd(MapTransform):
 
     That writer drops the affine of a 2-D array, and takes its format from the image's name, which would compress a
     mask as JPEG or make it a DICOM file without a patient. So the mask becomes a slice of a volume with the file's
-    affine where the format has a geometry (of a series the slice that `ClickedSliced` chose, the others are empty), and
-    the default formats are PNG for pictures, NIfTI for NIfTI, NRRD for DICOM. Anywhere but in MONAI Label, which is known by its `image_path`, nothing changes.
+    affine where the format has a geometry (of a series the slice that `ClickedSliced` chose; the others are empty), and
+    the default formats are PNG for pictures, NIfTI for NIfTI, NRRD for DICOM. Anywhere but in MONAI Label, which is
+    known by its `image_path`, nothing changes.
 
     Args:
         keys: of the mask, (W, H).
