@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cachetools import TTLCache, cached
+from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 
 __all__ = ["SeriesDatastore"]
@@ -64,8 +66,10 @@ class SeriesDatastore(DICOMWebDatastore):
             instance.save_as(unfinished / f"{instance.SOPInstanceUID}.dcm")
         unfinished.rename(folder)
 
+    # Asked at every click, for the server's description of itself.
+    @cached(cache=TTLCache(maxsize=16, ttl=settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY))
     def list_images(self) -> list[str]:
-        """UIDs of the series with images."""
+        """UIDs of the series with images, as of the last MONAI_LABEL_DICOMWEB_CACHE_EXPIRY seconds."""
         found = self._client.search_for_series(search_filters=self._search_filter)
         kinds = {item["0020000E"]["Value"][0]: item.get("00080060", {}).get("Value", [""])[0] for item in found}
         return [series for series, kind in kinds.items() if kind not in NOT_IMAGES]

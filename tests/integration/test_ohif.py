@@ -26,8 +26,8 @@ if any(importlib.util.find_spec(name) is None for name in ("monailabel", "playwr
 from playwright.sync_api import Page, Response, sync_playwright
 
 from benchmarks.label_server import random_bundle, running_server
+from benchmarks.orthanc import debian_root, encoded, library_path, mr_series
 from monai_kdsam.inferers import BundlePredictor
-from tests.integration.archive import encoded, find_program, library_path, mr_series, running_orthanc
 
 # WebGL in software, and nothing that asks the Internet.
 FLAGS = [
@@ -60,12 +60,11 @@ def series():
 
 
 @pytest.fixture(scope="module")
-def server(series, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ohif")
-    with running_orthanc(folder) as archive:
-        archive.store(*series)
-        with running_server(random_bundle(folder, "resnet18", 256), archive.dicomweb, folder) as running:
-            yield running
+def server(archive, series, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    archive.store(*series)
+    with running_server(random_bundle(folder, "resnet18", 256), archive.dicomweb, folder) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +79,12 @@ def predict(server, tmp_path_factory):
 
 
 @pytest.fixture
-def page():
-    program = find_program("usr/lib/chromium/chromium", "usr/bin/chromium")
+def page(chromium):
     environment = os.environ | library_path()
     if not Path("/etc/fonts/fonts.conf").is_file():
-        environment["FONTCONFIG_SYSROOT"] = os.environ.get("KDSAM_DEBIAN", "/")
+        environment["FONTCONFIG_SYSROOT"] = str(debian_root())
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS, env=environment)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS, env=environment)
         yield browser.new_page(viewport={"width": 1280, "height": 800})
         browser.close()
 
@@ -169,6 +167,8 @@ def test_a_click_in_the_viewer_shows_the_mask_of_a_direct_call(page, server, ser
     assert (coloured(page) & ~before).sum() > 0.2 * expected.mean() * box["width"] ** 2 * PICTURE
 
     away = click_on(page, "background", 0.3, 0.45)
+    # The panel takes the clicks of the segment that is chosen for the foreground, those of the background too.
+    page.locator("tr.clickable-row", has_text="structure").click()
     sent, _ = run(page)
     assert (sent["foreground"], sent["background"]) == ([clicked], [away])
     corrected = predict(series[clicked[2]], foreground=[clicked[:2]], background=[away[:2]])
