@@ -28,7 +28,7 @@ SUFFIXES = ("*.nii.gz", "*.nii", "*.png", "*.jpg", "*.jpeg", "*.bmp", "*.tif", "
 WELCOME = """Serving {model} on {address}
 
   3D Slicer  Module MONAI Label: server {address}, Next Sample; then points or a box under SmartEdit.
-  OHIF       {address}/ohif/ when --studies is a DICOMweb address.
+  OHIF       {address}/ohif/ when --studies is a DICOMweb address; the same server in its panel.
   CVAT       MONAI Label's interactor with MONAI_LABEL_SERVER={address} and MONAI_LABEL_MODEL={model}.
   REST       curl -o mask.png -F 'params={{"foreground": [[120, 90]]}}' \\
                  '{address}/infer/{model}?image=NAME&output=image'
