@@ -35,6 +35,8 @@ class SeriesDatastore(DICOMWebDatastore):
             FileNotFoundError: when the archive has no such series.
             ValueError: when its images do not make one volume.
         """
+        if not re.fullmatch(r"[0-9.]*[0-9][0-9.]*", image_id):  # no way out of the folder
+            raise FileNotFoundError(f"Expected a SeriesInstanceUID, got {image_id!r}.")
         folder = Path(self._datastore.image_path(), image_id).resolve()
         if not folder.is_dir():
             self._download(image_id, folder)
@@ -52,19 +54,19 @@ class SeriesDatastore(DICOMWebDatastore):
         return str(path)
 
     def _download(self, series: str, folder: Path) -> None:
-        is_uid = re.fullmatch(r"[0-9.]{1,64}", series)
-        found = self._client.search_for_series(search_filters={"SeriesInstanceUID": series}) if is_uid else []
+        found = self._client.search_for_series(search_filters={"SeriesInstanceUID": series})
         # An archive may ignore a filter.
         found = [item for item in found if item["0020000E"]["Value"] == [series]]
         if not found:
-            raise FileNotFoundError(f"There is no series {series!r} in {self.name()}.")
+            raise FileNotFoundError(f"There is no series {series} in {self.name()}.")
         study = found[0]["0020000D"]["Value"][0]
         as_stored: Any = (("application/dicom", "*"),)
-        # Under its name only when it is whole.
-        unfinished = Path(tempfile.mkdtemp(prefix="unfinished", dir=folder.parent))
-        for instance in self._client.retrieve_series(study, series, media_types=as_stored):
-            instance.save_as(unfinished / f"{instance.SOPInstanceUID}.dcm")
-        unfinished.rename(folder)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+            whole = Path(unfinished, "series")
+            whole.mkdir()
+            for instance in self._client.retrieve_series(study, series, media_types=as_stored):
+                instance.save_as(whole / f"{instance.SOPInstanceUID}.dcm")
+            whole.rename(folder)
 
     # Asked at every click, for the server's description of itself.
     @cached(cache=TTLCache(maxsize=16, ttl=settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY))
