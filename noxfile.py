@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -103,17 +104,50 @@ def export(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "tests/export", "tests/runtime")
 
 
+def unpack_debian(session: nox.Session, *packages: str) -> Path:
+    """Unpack Debian packages, with what they need and the machine lacks, into a folder; nothing is installed."""
+    folder = Path(session.create_tmp()).resolve() / "debian"
+    shutil.rmtree(folder, ignore_errors=True)
+    archives, lists = folder / "archives", folder / "lists"
+    for place in (archives, lists):
+        (place / "partial").mkdir(parents=True)
+    # Its own lists and archives, so that this works without being root.
+    settings = {"Dir::State::lists": lists, "Dir::Cache": folder, "Dir::Cache::archives": archives}
+    settings |= {"Debug::NoLocking": "1", "APT::Sandbox::User": ""}
+    apt = ("apt-get", "-qq", *(word for key, value in settings.items() for word in ("-o", f"{key}={value}")))
+    session.run(*apt, "update", external=True, silent=True)
+    wanted = ("install", "--yes", "--download-only", "--reinstall", "--no-install-recommends", *packages)
+    session.run(*apt, *wanted, external=True, silent=True)
+    for archive in sorted(archives.glob("*.deb")):
+        session.run("dpkg-deb", "-x", str(archive), str(folder / "root"), external=True, silent=True)
+        archive.unlink()
+    return folder / "root"
+
+
 @nox.session
 def label(session: nox.Session) -> None:
-    """MONAI Label's released server as a process, and all its clients, against direct calls of the bundle."""
+    """MONAI Label's released server as a process, its clients, an archive and a browser, against direct calls."""
     if sys.version_info >= (3, 13):
         session.skip("MONAI Label needs NumPy 1.26, which is not built for Python 3.13.")
     borrow_dependencies(session)
     # pip puts what the borrowed environment has in other versions, NumPy 2 and pydicom 3, before it.
-    session.install("-e", ".[label]", "pytest>=8")
-    session.run(
-        "python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "tests/integration", "tests/serving"
+    session.install("-e", ".[label]", "pytest>=8", "playwright")
+    environment = {}
+    if shutil.which("apt-get"):
+        environment["KDSAM_DEBIAN"] = str(unpack_debian(session, "orthanc", "orthanc-dicomweb", "chromium"))
+    elif os.environ.get("KDSAM_COMPLETE"):
+        session.error("Orthanc and Chromium come from Debian's apt-get, which this machine does not have.")
+    command = (
+        "python",
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--durations=5",
+        "tests/integration",
+        "tests/serving",
     )
+    session.run(*command, env=environment)
 
 
 @nox.session

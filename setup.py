@@ -78,6 +78,8 @@ EXTRAS = {
         "dicomweb-client<0.60",
         # provides itkimage2segimage, which the server would download at its start
         "dcmqi",
+        # writes DICOM segmentations; the last version for pydicom 2
+        "highdicom<0.23",
         # the server imports distutils and pydicom 2 pkg_resources, both of which Python and setuptools have given up
         "setuptools<81",
     ],

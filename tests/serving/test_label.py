@@ -103,7 +103,8 @@ def test_a_second_start_uses_the_app_again_with_another_bundle(server, bundle, t
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"studies": "nowhere"}, "Expected `--studies` to be a folder of images, got nowhere"),
+        ({"studies": "nowhere"}, "Expected `--studies` to be a folder of images or the http address of a DICOMweb"),
+        ({"studies": "http://127.0.0.1:9/dicom-web"}, "http://127.0.0.1:9/dicom-web does not answer ("),
         ({"model": "nowhere"}, "Expected a bundle with configs/inference.json at `--model`, got nowhere"),
         ({"port": 70000}, "Cannot listen on 127.0.0.1, port 70000"),
     ],
