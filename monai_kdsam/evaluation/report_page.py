@@ -107,11 +107,12 @@ def _sets(summary: dict[str, Any]) -> str:
         for name, row in summary["sets"].items()
     ]
     text = _table(["set", "images", "subjects", "empty references", "unit of distances"], rows)
-    for row in summary["empty_references"]:
-        text += (
-            f"<p>{html.escape(row['model'])}, automatic, marks something in {row['with_foreground']} of the "
-            f"{row['images']} images where there is nothing to find; these have no other score.</p>"
+    alarms = [(row["model"], row["images"], row["with_foreground"]) for row in summary["empty_references"]]
+    if alarms:
+        text += _note(
+            "Images with an empty reference have no scores; without a prompt, a model should mark nothing there."
         )
+        text += _table(["model", "images with nothing to find", "marked something"], alarms)
     return text
 
 
