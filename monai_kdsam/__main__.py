@@ -8,6 +8,8 @@ import json
 import sys
 from typing import Any
 
+from monai_kdsam.deploy import MODALITIES
+
 
 def _demo(arguments: argparse.Namespace) -> str:
     from monai_kdsam.demo import run_demo
@@ -148,10 +150,9 @@ def build_parser() -> argparse.ArgumentParser:
     deploy.add_argument("--input", required=True, metavar="DICOM", help="folder of DICOM files")
     deploy.add_argument("--output", required=True, metavar="DIR", help="folder to write, new or empty")
     model = deploy.add_mutually_exclusive_group()
-    model.add_argument(
-        "--bundle", dest="model", default="kdsam_deepgrow_2d", help="folder of the bundle (default: %(default)s)"
-    )
-    model.add_argument("--model", help="TorchScript file made from a bundle, instead")
+    bundle_default = "kdsam_deepgrow_2d"
+    model.add_argument("--bundle", dest="model", metavar="DIR", default=bundle_default, help="default: %(default)s")
+    model.add_argument("--model", metavar="FILE", help="instead: TorchScript file made from a bundle")
     deploy.add_argument("--prompts", metavar="FILE", help="JSON file of points and boxes (default: none, automatic)")
     deploy.add_argument(
         "--segment",
@@ -159,12 +160,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="what is segmented: a name, or NAME=CATEGORY/TYPE by keywords of pydicom's codes (default: %(default)s)",
     )
-    deploy.add_argument(
-        "--modalities",
-        nargs="+",
-        default=["US", "MR", "CT", "OT", "ES", "XC", "DMS"],
-        help="of the series to segment (default: %(default)s)",
-    )
+    modalities = f"of the series to segment (default: {' '.join(MODALITIES)})"
+    deploy.add_argument("--modalities", nargs="+", default=MODALITIES, metavar="US", help=modalities)
     deploy.set_defaults(run=_deploy)
     return parser
 

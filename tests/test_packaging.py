@@ -106,6 +106,19 @@ def test_the_pins_in_the_bundles_metadata_satisfy_the_packages_requirements(whee
 
 
 @needs_build
+def test_the_packaged_deploy_application_installs_what_its_extra_does(wheel):
+    name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    fields = map(Requirement, Parser().parsestr(wheel.read(name).decode()).get_all("Requires-Dist"))
+    wanted = {_plain(r) for r in fields if r.marker is None or r.marker.evaluate({"extra": "deploy"})}
+    lines = (ROOT / "deploy" / "requirements.txt").read_text().splitlines()
+    assert {_plain(Requirement(line)) for line in lines if line[:1] != "#"} == wanted
+
+
+def _plain(requirement):
+    return requirement.name, frozenset(requirement.extras), requirement.specifier
+
+
+@needs_build
 def test_the_sdist_holds_sources_tests_docs_bundles_and_overlays(copy):
     built(copy, "sdist")
     with tarfile.open(next((copy / "dist").glob("*.tar.gz"))) as archive:
@@ -127,3 +140,4 @@ def test_the_version_is_told_to_users():
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert re.search(rf"^(## \[|The first release will be ){re.escape(monai_kdsam.__version__)}", changelog, re.M)
     assert f"version: {monai_kdsam.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version: {monai_kdsam.__version__}\n" in (ROOT / "deploy" / "app.yaml").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -20,7 +21,8 @@ from monai.deploy.operators.dicom_utils import ModelInfo
 from monai.deploy.operators.monai_bundle_inference_operator import IOMapping
 from pydicom.uid import generate_uid
 
-from monai_kdsam.deploy.dicom_folder import MODALITIES, check_folder
+from monai_kdsam.deploy import MODALITIES
+from monai_kdsam.deploy.dicom_folder import check_folder
 from monai_kdsam.deploy.model import DeployModel, open_model
 from monai_kdsam.deploy.operators import (
     BundleOperator,
@@ -79,7 +81,8 @@ class SegmentationApplication(Application):
         """Connect the operators."""
         series, image = "study_selected_series_list", "image"
         load = LoaderOperator(self, CountCondition(self, 1), input_folder=self.input_folder, name="load")
-        rules = {"selections": [{"name": "", "conditions": {"Modality": f"^({'|'.join(self.modalities)})$"}}]}
+        allowed = "|".join(map(re.escape, self.modalities))
+        rules = {"selections": [{"name": "", "conditions": {"Modality": f"^({allowed})$"}}]}
         select = DICOMSeriesSelectorOperator(self, rules=json.dumps(rules), all_matched=True, name="select")
         read = FrameReaderOperator(self, files=self.files, prompts=self.prompts, name="read")
         infer = BundleOperator(

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monai_kdsam.data.decoding import is_dicom
+from monai_kdsam.deploy import MODALITIES
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["MODALITIES", "check_folder"]
+__all__ = ["check_folder"]
 
 logger = logging.getLogger(__name__)
-# Ultrasound, MR, CT, secondary capture, endoscopy, photographs, dermoscopy.
-MODALITIES = ("US", "MR", "CT", "OT", "ES", "XC", "DMS")
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality")
 
 

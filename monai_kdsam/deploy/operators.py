@@ -145,8 +145,8 @@ class BundleOperator(MonaiBundleInferenceOperator):
 
     def post_process(self, data: Any, *args: Any, **kwargs: Any) -> Any:
         """Postprocess the logits, and turn the mask (W, H) into (1, H, W), rows first."""
-        result = super().post_process(data, *args, **kwargs)
-        return {"pred": result["pred"].squeeze().T[None]}
+        mask = super().post_process(data, *args, **kwargs)["pred"]
+        return {"pred": mask.reshape(mask.shape[-2:]).T[None]}
 
 
 class MaskCollectorOperator(Operator):

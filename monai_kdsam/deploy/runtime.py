@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 __all__ = ["prepare_runtime"]
 
@@ -45,7 +46,7 @@ def prepare_runtime() -> None:
     _load_cuda_runtime()
 
 
-def _missing(package: str) -> None:
+def _missing(package: str) -> NoReturn:
     raise RuntimeError(f"`deploy` needs {package}, which is not installed here: {INSTALL[package]}")
 
 

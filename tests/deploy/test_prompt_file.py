@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +25,13 @@ def test_points_and_boxes_become_the_requests_of_the_hosts(tmp_path):
     assert series == (("1.2", None), {"foreground": [], "background": [], "roi": [1, 2, 30, 40]})
     assert still == (("1.2.3", None), {"foreground": [[5, 6]], "background": [[7, 8.5]], "roi": None})
     assert prompts.find("other", "9", 1, SIZE) is None
+
+
+def test_the_file_of_the_documentation_is_read(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "deploy.md"
+    (block,) = re.findall(r"```json\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "p.json").write_text(block)
+    assert len(read_prompts(tmp_path / "p.json").requests) == 3
 
 
 def test_the_nearest_prompt_wins_frame_before_instance_before_series(tmp_path):

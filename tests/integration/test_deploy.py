@@ -257,6 +257,30 @@ def test_an_oblique_series_in_any_order_of_files(bundle, predict, tmp_path):
     assert (list(measures.PixelSpacing), float(measures.SpacingBetweenSlices)) == ([0.5, 0.7], 2.5)
 
 
+def test_an_enhanced_multi_frame_image_keeps_the_geometry_of_its_frames(bundle, predict, tmp_path):
+    image, frames = pydicom.dcmread(get_testdata_file("MR_small.dcm", download=False)), 3
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
+    image.NumberOfFrames, shared, per_frame = frames, pydicom.Dataset(), [pydicom.Dataset() for _ in range(frames)]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [pydicom.Dataset()], [pydicom.Dataset()]
+    shared.PixelMeasuresSequence[0].PixelSpacing = [0.5, 0.7]
+    shared.PixelMeasuresSequence[0].SliceThickness = 2
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    for number, item in enumerate(per_frame):
+        item.PlanePositionSequence = [pydicom.Dataset()]
+        item.PlanePositionSequence[0].ImagePositionPatient = [-3, 2 * number, 40]
+    image.SharedFunctionalGroupsSequence, image.PerFrameFunctionalGroupsSequence = [shared], per_frame
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(image, keyword)
+    image.PixelData = np.random.default_rng(0).integers(0, 2000, (frames, 64, 64), dtype=np.int16).tobytes()
+    (tmp_path / "in").mkdir()
+    image.save_as(tmp_path / "in" / "enhanced.dcm")
+    (found,) = deploy(tmp_path / "in", bundle, tmp_path / "out")
+    assert set(found.masks) == {(image.SOPInstanceUID, number) for number in (1, 2, 3)}
+    for (uid, number), mask in found.masks.items():
+        np.testing.assert_array_equal(mask, predict(tmp_path / "in" / f"enhanced#frame{number - 1}.dcm"))
+        assert found.positions[uid, number] == [-3, 2 * (number - 1), 40]
+
+
 def test_torchscript_gives_the_masks_of_the_bundle(segmented, images, scripts, tmp_path):
     names = ("examples_rgb_color.dcm", CINE)
     folder = copy_files(tmp_path / "two", *(images / name for name in names))
@@ -266,6 +290,17 @@ def test_torchscript_gives_the_masks_of_the_bundle(segmented, images, scripts, t
     assert set(masks) == set(expected)
     for place, mask in masks.items():
         np.testing.assert_array_equal(mask, expected[place])
+
+
+def test_where_nothing_is_found_a_segmentation_says_so(images, mr, bundle, tmp_path):
+    strict = Path(shutil.copytree(bundle, tmp_path / "strict"))
+    config = strict / "configs" / "inference.json"
+    config.write_text(config.read_text().replace('"threshold": 0.0', '"threshold": 1e9'))
+    folder = copy_files(tmp_path / "in", images / CINE, *sorted(mr.glob("1*.dcm")))
+    found = deploy(folder, strict, tmp_path / "out")
+    assert len(found) == 2
+    assert not any(mask.any() for one in found for mask in one.masks.values())
+    assert all((one.folder / "overlay.png").is_file() for one in found)
 
 
 def prompt_file(path: Path, *entries: dict) -> str:

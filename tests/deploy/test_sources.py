@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from monai_kdsam.deploy.sources import group_sources
+
+pydicom = pytest.importorskip("pydicom")
+
+
+def sample(name="MR_small.dcm", **changes):
+    from pydicom.data import get_testdata_file
+
+    dataset = pydicom.dcmread(get_testdata_file(name, download=False))
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def test_slices_are_stacked_along_their_normal_and_other_images_stand_alone():
+    along = [0, 1, 0, 0, 0, -1]  # coronal: the normal points to -x
+    slices = [sample(ImageOrientationPatient=along, ImagePositionPatient=[x, 0, 5]) for x in (3, 1, 2)]
+    other = sample(ImagePositionPatient=[0, 0, 0])
+    cine = sample("SC_rgb_rle_2frame.dcm")
+    sources = group_sources([slices[0], cine, other, *slices[1:]])
+    assert [[float(i.ImagePositionPatient[0]) for i in source.instances] for source in sources[:2]] == [[3, 2, 1], [0]]
+    assert [frame.number for frame in sources[2].frames] == [1, 2]
+    assert sources[2].frames[1].path.endswith("SC_rgb_rle_2frame#frame1.dcm")
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_headers_get_what_a_segmentation_copies():
+    old = sample("SC_rgb_rle.dcm", StudyDate="1994.11.05", StudyTime="11:20:00")
+    del old.PatientID
+    group_sources([old])
+    assert (old.StudyDate, old.StudyTime, old.PatientID) == ("19941105", "112000", "")
+
+
+def test_instances_without_pixels_are_left_out():
+    report = sample()
+    del report.PixelData
+    assert group_sources([report]) == []
