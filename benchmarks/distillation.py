@@ -8,6 +8,7 @@ own configs, each way in a process of its own (so that its peak memory is its ow
 
 - student: the student's forward, loss, backward and optimizer step on one batch in memory: nothing can be faster
 - cached: the phase `distill` with `cached_embeddings`, images decoded and embeddings read
+- two: cached, shared by two processes of half the threads (gloo); peak memory is that of one of them
 - live: the phase `distill` with the teacher run in every step
 - huber: live, with NanoSAM's loss (Huber on the embedding, nothing else)
 - embed: the phase `embed`: the teacher's forward, and the embedding written
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -40,13 +42,13 @@ from monai_kdsam.bundles import bundle_path, config_path
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.networks import build_teacher
 
-WAYS = ("student", "cached", "live", "huber", "embed")
+WAYS = ("student", "cached", "two", "live", "huber", "embed")
 IMAGES = 4
 
 
 def read_config(folder: Path, way: str, settings: dict[str, Any]) -> ConfigParser:
     """The merged config of the phase that a way needs."""
-    phases = ["train", "distill", *(["embed"] if way == "embed" else [])]
+    phases = ["train", "distill", *{"embed": ["embed"], "two": ["multi_gpu_train"]}.get(way, [])]
     parser = ConfigParser()
     files = [bundle_path() / "configs" / f"{name}.json" for name in phases]
     parser.read_config([str(file) for file in (*files, config_path("offline.yaml"))])
@@ -55,7 +57,7 @@ def read_config(folder: Path, way: str, settings: dict[str, Any]) -> ConfigParse
             "dataset_dir": str(folder / "phantoms"),
             "bundle_root": str(folder),
             "teacher_checkpoint": str(folder / "teacher.pt"),
-            "cached_embeddings": way in ("cached", "embed"),
+            "cached_embeddings": way in ("cached", "two", "embed"),
             "embedding_variants": 1,
             "embedding_shard_size": 2,
             "augment": False,
@@ -77,7 +79,10 @@ def batches(parser: ConfigParser) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
 
 def train_seconds(parser: ConfigParser, way: str, steps: int) -> list[float]:
     """Seconds an image of a few steps."""
-    encoder = parser.get_parsed_content("trained_network").train()
+    processes = parser.get_parsed_content("world_size")
+    if processes > 1:
+        parser.get_parsed_content("process_group")
+    encoder = parser.get_parsed_content("train#trainer#network" if processes > 1 else "trained_network").train()
     optimizer, loss = parser.get_parsed_content("optimizer"), parser.get_parsed_content("loss")
     found = batches(parser)
     if way == "student":
@@ -91,7 +96,7 @@ def train_seconds(parser: ConfigParser, way: str, steps: int) -> list[float]:
         value = F.huber_loss(embedding, target["embedding"]) if way == "huber" else loss(embedding, target)
         value.backward()
         optimizer.step()
-        seconds.append((time.perf_counter() - begin) / len(image))
+        seconds.append((time.perf_counter() - begin) / len(image) / processes)
     return seconds[1:]
 
 
@@ -112,13 +117,12 @@ def embed_seconds(parser: ConfigParser) -> list[float]:
 
 def measure(folder: Path, way: str, arguments: argparse.Namespace) -> None:
     """Print the seconds and the peak memory (GiB) of one way as JSON."""
-    settings = {
-        name: getattr(arguments, name) for name in ("image_size", "teacher", "backbone", "batch_size", "bfloat16")
-    }
-    parser = read_config(folder, way, settings)
+    settings = {name: getattr(arguments, name) for name in ("image_size", "teacher", "backbone", "bfloat16")}
+    parser = read_config(folder, way, {**settings, "batch_size": arguments.batch_size * (2 if way == "two" else 1)})
     seconds = embed_seconds(parser) if way == "embed" else train_seconds(parser, way, arguments.steps)
     peak = peak_mib() / 2**10
-    print(json.dumps({"seconds": statistics.median(seconds), "peak": peak}))
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(json.dumps({"seconds": statistics.median(seconds), "peak": peak}))
 
 
 def main() -> None:
@@ -149,7 +153,8 @@ def main() -> None:
                 if way == "embed":
                     for shard in folder.glob("output/embeddings/*"):
                         shard.unlink()
-                command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--way", name, way]
+                start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if way == "two" else []
+                command = [sys.executable, "-W", "ignore", *start, __file__, *sys.argv[1:], "--way", name, way]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 found[way].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {way: statistics.median(one["seconds"] for one in rounds) for way, rounds in found.items()}

@@ -32,7 +32,7 @@ class LabelServer:
 
     address: str
     bundle: Path
-    studies: Path
+    studies: Path | str
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -83,7 +83,7 @@ def label_command(given: dict[str, object]) -> dict[str, Any]:
 
 
 @contextmanager
-def running_server(bundle: Path, studies: Path, folder: Path, *others: Path) -> Iterator[LabelServer]:
+def running_server(bundle: Path, studies: Path | str, folder: Path, *others: Path) -> Iterator[LabelServer]:
     """Start the server on a bundle, or several, wait until it answers, and stop it at the end."""
     port, log = free_port(), folder / "server.log"
     folder.mkdir(parents=True, exist_ok=True)

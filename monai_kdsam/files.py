@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = ["file_sha256", "replacing"]
+
+
+# Seconds. Nobody writes for so long; a number of a process says nothing on a disk that several machines share.
+LEFTOVER_AGE = 3600.0
 
 
 @contextlib.contextmanager
@@ -17,7 +23,8 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` once the block has ended well.
 
     Its content is on the disk before it does, so that a power cut does not leave a file of the right name and wrong
-    content. The name is hidden and has the process's number: two processes never write to one file.
+    content. The name is hidden and has the process's number: two processes never write to one file. What killed
+    processes left is removed when it is older than `LEFTOVER_AGE`.
 
     Args:
         path: of the file; its folder is created.
@@ -33,6 +40,7 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
         with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+        _remove_leftovers(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -41,6 +49,13 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
             reason = getattr(error, "strerror", None) or error
             raise OSError(f"Cannot write {path}: {reason}. {remedy}") from error
         raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE:
+                leftover.unlink()
 
 
 def file_sha256(path: str | Path) -> str:

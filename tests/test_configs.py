@@ -133,5 +133,5 @@ def test_overlays_are_small_and_address_nothing_by_position():
 def test_every_config_of_the_bundle_is_run_by_some_test():
     assert {path.name for path in bundle_path().glob("configs/*.json")} == {
         *("adapt.json", "distill.json", "train.json", "evaluate.json", "inference.json", "metadata.json"),
-        *("embed.json", "multi_gpu_train.json"),
+        *("embed.json", "learn.json", "multi_gpu_train.json"),
     }

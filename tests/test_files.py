@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from monai_kdsam.files import replacing
+from monai_kdsam.files import LEFTOVER_AGE, replacing
 
 
 def write(path: Path, content: str, error: BaseException | None = None) -> None:
@@ -51,3 +53,14 @@ def test_a_write_makes_its_folder_and_replaces_what_was_there(tmp_path) -> None:
     for content in ("one", "two"):
         write(path, content)
     assert path.read_text() == "two"
+
+
+def test_what_killed_processes_left_is_removed_and_what_another_one_writes_now_is_not(tmp_path) -> None:
+    path = tmp_path / "model.pt"
+    left, writing = tmp_path / ".model.pt.1.part", tmp_path / ".model.pt.2.part"
+    for file in (left, writing):
+        file.write_text("half")
+    os.utime(left, (time.time() - LEFTOVER_AGE - 1,) * 2)
+    write(path, "new")
+    assert not left.exists()
+    assert writing.exists()

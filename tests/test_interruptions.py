@@ -112,6 +112,7 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_runs_killed_at_random_moments_lose_nothing(trained, uninterrupted, tmp_path) -> None:
     whole, seconds = uninterrupted
     draw = random.Random(0)

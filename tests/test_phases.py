@@ -180,3 +180,19 @@ def test_the_command_line_ends_in_one_line_without_a_traceback(workspace):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "monai_kdsam: error: No weights at" in done.stderr.splitlines()[-1]
+
+
+def test_learning_on_replaces_the_weights_only_by_better_ones_and_leaves_the_encoder(trained):
+    served = trained.models / "model.pt"
+    before, decisions = weights(served), []
+    for rate in (1e-3, 30.0):
+        trained.run("train.json", "learn.json", epochs=1, learning_rate=rate)
+        report = json.loads((trained.output / "learn" / "report.json").read_text())
+        assert report["replaced"] == (report["after"]["mean"] > report["before"]["mean"])
+        assert same(before, weights(served)) != report["replaced"]
+        assert same(before, weights(served), "image_encoder")
+        if report["replaced"]:
+            assert same(before, weights(trained.models / "previous.pt"))
+        before = weights(served)
+        decisions.append(report["replaced"])
+    assert decisions[1] is False

@@ -121,6 +121,7 @@ def runs(trained_once, tmp_path_factory) -> Runs:
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", TRAINED)
 def test_two_processes_log_the_losses_and_metrics_of_one(runs, phase):
     one, two = runs.losses(phase)
@@ -130,6 +131,7 @@ def test_two_processes_log_the_losses_and_metrics_of_one(runs, phase):
         assert two[tag] == pytest.approx(values, rel=0, abs=1e-5), tag
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", TRAINED)
 def test_two_processes_end_at_the_weights_of_one_batch_norms_statistics_included(runs, phase):
     one, two = network(runs.one, phase), network(runs.two, phase)
@@ -138,12 +140,14 @@ def test_two_processes_end_at_the_weights_of_one_batch_norms_statistics_included
         torch.testing.assert_close(two[name], value, atol=2 * LEARNING_RATE[phase], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_resume_what_one_began(runs):
     one, resumed = network(runs.one, "train"), network(runs.resumed, "train")
     for name, value in one.items():
         torch.testing.assert_close(resumed[name], value, atol=2 * LEARNING_RATE["train"], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["cases.csv", "summary.csv"])
 def test_two_processes_report_what_one_does_though_three_images_cannot_be_shared_equally(runs, table):
     one, two = ((folder / "evaluate" / table).read_text() for folder in (runs.one, runs.two))
@@ -151,12 +155,14 @@ def test_two_processes_report_what_one_does_though_three_images_cannot_be_shared
     assert len((runs.two / "evaluate" / "cases.csv").read_text().splitlines()) == 1 + 3
 
 
+@pytest.mark.slow
 def test_only_the_first_process_writes(runs):
     for phase in TRAINED:
         writers = {file.name.split(".")[-2] for file in (runs.two / "tensorboard" / phase).glob("events*")}
         assert len(writers) == 1  # the number of the process, which the file's name has
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_all_with_its_message(workspace, tmp_path):
     names = configs(workspace, ["train.json", "adapt.json", "offline.yaml", "smoke.yaml", "multi_gpu_train.json"])
     only_there = "$'nowhere.pth' if @rank == 1 else None"

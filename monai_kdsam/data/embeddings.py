@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import ignite.distributed as idist
 import torch
 from monai.transforms import Transform
 from safetensors import SafetensorError, safe_open
@@ -178,9 +179,21 @@ class EmbeddingStore:
     def verify(self) -> list[str]:
         """Read everything, name what is damaged, and remove it, so that `embed` makes it anew.
 
+        Of several processes the first one does it, and the others wait.
+
         Returns:
             a line for each damaged shard.
         """
+        found = self._find_damage() if idist.get_rank() == 0 else {}
+        for shard, message in found.items():
+            logger.warning("%s It is deleted and made anew.", message)
+            shard.unlink()
+        idist.barrier()
+        logger.info("%d embeddings verified, %d damaged shards.", len(self), len(found))
+        self.refresh()
+        return list(found.values())
+
+    def _find_damage(self) -> dict[Path, str]:
         found = dict(self._damaged)
         for key, place in self._places.items():
             if place.shard in found:
@@ -189,12 +202,7 @@ class EmbeddingStore:
                 self.read(key)
             except ValueError as error:
                 found[place.shard] = str(error).removesuffix(f" {REDO}")
-        for shard, message in found.items():
-            logger.warning("%s It is deleted and made anew.", message)
-            shard.unlink()
-        logger.info("%d embeddings verified, %d damaged shards.", len(self), len(found))
-        self.refresh()
-        return list(found.values())
+        return found
 
 
 class LoadEmbeddingd(Transform):

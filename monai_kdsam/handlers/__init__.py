@@ -5,6 +5,7 @@ from monai_kdsam.handlers.case_report import CaseReport
 from monai_kdsam.handlers.embeddings import EmbeddingSaver
 from monai_kdsam.handlers.input_wait import InputWait
 from monai_kdsam.handlers.process_mean import ProcessMean
+from monai_kdsam.handlers.replace_if_better import ReplaceIfBetter
 from monai_kdsam.handlers.resume import BestWeightsSaver, EpochSeed, ResumeHandler
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "EpochSeed",
     "InputWait",
     "ProcessMean",
+    "ReplaceIfBetter",
     "ResumeHandler",
 ]

@@ -18,8 +18,10 @@ __all__ = ["EmbeddingCache"]
 class EmbeddingCache(BoundedCache[Tensor]):
     """Least recently used embeddings, keyed by the content of the image.
 
-    A key is made of the image's whole content, so two users never get each other's, and users of one image share the
-    work. Copies and pickles of a cache are empty.
+    A key is made of the image's whole content and of the encoder's weights, so two users never get each other's, users
+    of one image share the work, and an encoder that has learned sees its images anew. Deep copies of a network share
+    one cache, and its bound: MONAI Label replaces its network by a copy when the weights' file changes, and where only
+    the decoder has changed nothing needs to be encoded again. Pickles of a cache are empty.
 
     Args:
         max_bytes: what all kept embeddings together may occupy; 0 keeps none.
@@ -28,9 +30,9 @@ class EmbeddingCache(BoundedCache[Tensor]):
     def __init__(self, max_bytes: int = 256 * 2**20) -> None:
         super().__init__(max_bytes)
 
-    def get(self, image: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """The embedding of `image`, from memory, or by `encode` and then kept."""
-        return self.recall(self._key(image), lambda: encode(image))
+    def get(self, image: Tensor, encode: Callable[[Tensor], Tensor], weights: str) -> Tensor:
+        """The embedding of `image` by an encoder of these weights, from memory, or by `encode` and then kept."""
+        return self.recall(f"{weights}-{self._key(image)}", lambda: encode(image))
 
     @staticmethod
     def _key(image: Tensor) -> str:
@@ -40,7 +42,7 @@ class EmbeddingCache(BoundedCache[Tensor]):
         return f"{digest}-{tuple(image.shape)}-{image.dtype}-{image.device}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingCache:
-        return EmbeddingCache(self.max_bytes)
+        return self
 
     def __reduce__(self) -> tuple[type[EmbeddingCache], tuple[int]]:
         return EmbeddingCache, (self.max_bytes,)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_kdsam.networks.embedding_cache import EmbeddingCache
+from monai_kdsam.networks.fingerprint import Fingerprint
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
 
 __all__ = ["KDSAM"]
@@ -45,8 +46,8 @@ class KDSAM(nn.Module):
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
         self.embeddings = EmbeddingCache()
+        self._encoder_fingerprint = Fingerprint()
         self._frozen: set[str] = set()
-        self.register_load_state_dict_post_hook(lambda module, keys: module.embeddings.clear())
 
     @property
     def image_size(self) -> int:
@@ -71,7 +72,7 @@ class KDSAM(nn.Module):
         return self.image_encoder(image)
 
     def embed(self, image: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """`encode` that remembers: equal content is encoded once. For inference; never while training.
+        """`encode` that remembers: equal content is encoded once by equal weights. For inference; never in training.
 
         Args:
             image: what the embedding is remembered by; the network's input, unless there is `prepare`.
@@ -83,7 +84,7 @@ class KDSAM(nn.Module):
 
         if self.training or torch.is_grad_enabled():
             return encode(image)
-        return self.embeddings.get(image, encode)
+        return self.embeddings.get(image, encode, self._encoder_fingerprint(self.image_encoder))
 
     def decode(
         self, embedding: Tensor, points: Tensor | None = None, labels: Tensor | None = None, *, multimask: bool = False
@@ -177,12 +178,10 @@ class KDSAM(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> KDSAM:
-        """Set training mode, but for the frozen parts; weights are about to change, so kept embeddings go."""
+        """Set training mode, but for the frozen parts."""
         super().train(mode)
         for part in self._frozen:
             self.get_submodule(part).eval()
-        if mode:
-            self.embeddings.clear()
         return self
 
     def __prepare_scriptable__(self) -> nn.Module:

@@ -16,18 +16,29 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from monai_kdsam.serving.dicomweb import check_dicomweb
+
 __all__ = ["prepare_app", "serve"]
 
 APP = "monaibundle"
+OWN_APP = '''# SPDX-License-Identifier: Apache-2.0
+"""Written at each start. MONAI Label's own app is monaibundle.py beside this file, as it was released."""
+
+import monaibundle
+
+from monai_kdsam.serving.learning_app import with_learning
+
+App = with_learning(monaibundle.MyApp)
+'''
 # pydicom-seg, which the server imports, works with these versions and no later ones.
-PACKAGES = 'monailabel==0.8.5 "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" dcmqi "setuptools<81"'
+PACKAGES = 'monailabel==0.8.5 "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" dcmqi "highdicom<0.23" "setuptools<81"'
 # The server's own list knows neither DICOM files nor BMP, nor the long names of JPEG and TIFF.
 SUFFIXES = ("*.nii.gz", "*.nii", "*.png", "*.jpg", "*.jpeg", "*.bmp", "*.tif", "*.tiff", "*.dcm")
 
 WELCOME = """Serving {models} on {address}
 
   3D Slicer  Module MONAI Label: server {address}, Next Sample; then points or a box under SmartEdit.
-  OHIF       {address}/ohif/ when --studies is a DICOMweb address.
+  OHIF       {address}/ohif/ when --studies is a DICOMweb address; the same server in its panel.
   CVAT       MONAI Label's interactor with MONAI_LABEL_SERVER={address} and MONAI_LABEL_MODEL={model}.
   REST       curl -o mask -F 'params={{"foreground": [[120, 90]]}}' '{address}/infer/{model}?image=NAME&output=image'
              A click on a volume has a third coordinate, its slice.
@@ -59,22 +70,25 @@ def serve(
     Raises:
         RuntimeError: when MONAI Label is not installed, with the command that does.
         FileNotFoundError: when there are no studies, no bundle, or no weights in it.
-        ValueError: when clients could not tell two bundles apart.
-        OSError: when the port is taken.
+        ValueError: when clients could not tell two bundles apart, or what answers at the address is not DICOMweb.
+        OSError: when the port is taken, or no DICOMweb server answers at the address.
     """
     if importlib.util.find_spec("monailabel") is None:
         raise RuntimeError(f"MONAI Label is not installed here. In an environment of its own: pip install {PACKAGES}")
     is_address = studies.startswith(("http://", "https://"))
     if not is_address and not Path(studies).is_dir():
-        raise FileNotFoundError(f"Expected `--studies` to be a folder of images, got {studies}.")
+        raise FileNotFoundError(
+            f"Expected `--studies` to be a folder of images or the http address of a DICOMweb server, got {studies}."
+        )
     bundles = [Path(model)] if isinstance(model, (str, Path)) else [Path(name) for name in model]
     for bundle in bundles:
         _check_bundle(bundle)
     if len({served_name(bundle) for bundle in bundles}) < len(bundles):
         raise ValueError(f"Expected `--model` to name bundles of different names, got {', '.join(map(str, bundles))}.")
     _check_port(host, port)
-    # The server reads its settings when it is first imported.
-    os.environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps(SUFFIXES))
+    if is_address and "googleapis.com" not in studies:  # there the server logs in by itself
+        check_dicomweb(studies)
+    _set_defaults(Path(folder).resolve())
     prepared = [prepare_app(folder, bundle) for bundle in bundles]
     app, names = prepared[0][0], [name for _, name in prepared]
     _use_own_temporary_folder(app.parent / "tmp")
@@ -89,8 +103,16 @@ def serve(
     return "The server has stopped."
 
 
+def _set_defaults(folder: Path) -> None:
+    """Settings that the user's environment may override; the server reads them when it is first imported."""
+    os.environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps(SUFFIXES))
+    # It would offer CT alone, and copy the studies into the home folder.
+    os.environ.setdefault("MONAI_LABEL_DICOMWEB_SEARCH_FILTER", "{}")
+    os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(folder / "studies"))
+
+
 def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
-    """Copy MONAI Label's `monaibundle` app, as it is, and put a bundle into it.
+    """Copy MONAI Label's `monaibundle` app, as it is, put a bundle into it, and an app that derives from it before it.
 
     The bundle's files are links: weights that are trained while the server runs are served from the next request on.
 
@@ -105,6 +127,9 @@ def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
     if not (app / "main.py").is_file():
         with contextlib.redirect_stdout(io.StringIO()):
             _monailabel("apps", "--download", "--name", APP, "--output", str(app.parent))
+    if not (app / f"{APP}.py").is_file():
+        (app / "main.py").replace(app / f"{APP}.py")
+    (app / "main.py").write_text(OWN_APP, encoding="utf-8")
     name = served_name(model)
     served = app / "model" / name
     shutil.rmtree(served, ignore_errors=True)

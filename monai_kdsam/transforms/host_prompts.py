@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
-__all__ = ["HostPromptsd", "points_from_request"]
+__all__ = ["HostPromptsd", "points_from_request", "to_network_frame"]
 
 MAX_POINTS = 64
 
@@ -81,6 +81,24 @@ def _inside(key: str, xy: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     return np.minimum(xy, np.array(shape[:2]) - 1)  # a box may end on the far edge of the last pixel
 
 
+def to_network_frame(points: NDArray[Any], image: MetaTensor) -> NDArray[np.float64]:
+    """Move points with the image through every spatial transform it went through, by its affine.
+
+    Args:
+        points: (N, 2), XY pixels of the image file.
+        image: (C, rows, columns), loaded by Image2DReader and transformed.
+
+    Returns:
+        (N, 2), XY pixels of `image`.
+    """
+    original = np.asarray(image.meta["original_affine"], dtype=np.float64)[:3, :3]
+    now = np.asarray(image.affine, dtype=np.float64)
+    now = now if now.shape == (3, 3) else now[np.ix_([0, 1, -1], [0, 1, -1])]
+    homogeneous = np.column_stack([points, np.ones(len(points))])
+    row_column = (np.linalg.inv(now) @ original @ homogeneous.T)[:2].T
+    return row_column[:, ::-1].copy()
+
+
 class HostPromptsd(MapTransform):
     """Puts a request's prompts into the image's metadata, as `points` (64, 2) and `labels` (64,).
 
@@ -107,12 +125,7 @@ class HostPromptsd(MapTransform):
             found, kinds = points_from_request(data, shape)
             points, labels = torch.zeros(MAX_POINTS, 2), torch.full((MAX_POINTS,), -1)
             if len(kinds):
-                original = np.asarray(image.meta["original_affine"], dtype=np.float64)[:3, :3]
-                now = np.asarray(image.affine, dtype=np.float64)
-                now = now if now.shape == (3, 3) else now[np.ix_([0, 1, -1], [0, 1, -1])]
-                homogeneous = np.column_stack([found, np.ones(len(found))])
-                row_column = (np.linalg.inv(now) @ original @ homogeneous.T)[:2].T
-                points[: len(kinds)] = torch.from_numpy(row_column[:, ::-1].copy())
+                points[: len(kinds)] = torch.from_numpy(to_network_frame(found, image))
                 labels[: len(kinds)] = torch.from_numpy(kinds)
             image.meta["points"], image.meta["labels"] = points, labels
         return result

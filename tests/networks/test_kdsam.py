@@ -192,17 +192,48 @@ def test_baseline_and_network_take_the_same_call():
     )
 
 
-def test_second_encoding_of_equal_content_comes_from_memory_until_weights_change():
-    network = build_student("resnet18", image_size=64).eval()
-    calls = []
+@pytest.fixture
+def counted():
+    """A network, and a list that grows with each call of its encoder or of a copy's."""
+    network, calls = build_student("resnet18", image_size=64).eval(), []
     network.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+    return network, calls
+
+
+def test_equal_content_is_encoded_once(counted):
+    network, calls = counted
     image, other = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         first = network.embed(image)
         assert torch.equal(network.embed(image.clone()), first)
         assert len(calls) == 1
         assert not torch.equal(network.embed(other), first)
-        network.load_state_dict(network.state_dict())
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("part", ["image_encoder", "mask_decoder"])
+def test_a_copy_with_other_weights_encodes_anew_only_if_they_are_the_encoders(counted, part):
+    """As MONAI Label's server does when the weights' file has changed."""
+    network, calls = counted
+    other = build_student("resnet18", image_size=64)
+    state = network.state_dict() | {k: v for k, v in other.state_dict().items() if k.startswith(part)}
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
         network.embed(image)
-    assert len(calls) == 3
-    assert len(copy.deepcopy(network).embeddings) == 0
+        fresh = copy.deepcopy(network)
+        fresh.load_state_dict(state)
+        assert torch.equal(fresh.embed(image), fresh.encode(image))
+    assert len(calls) == (2 if part == "mask_decoder" else 3)  # one of them is the comparison's
+
+
+def test_a_step_of_the_optimizer_makes_the_embeddings_of_its_encoder_old(counted):
+    network, calls = counted
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        network.embed(image)
+    network.train()(image).mean().backward()
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    network.eval()
+    with torch.no_grad():
+        assert torch.equal(network.embed(image), network.encode(image))
+    assert len(calls) == 4

@@ -39,7 +39,7 @@ def server(monkeypatch):
         if words[0] == "apps":
             app = Path(words[words.index("--output") + 1]) / "monaibundle"
             app.mkdir(parents=True)
-            (app / "main.py").touch()
+            (app / "main.py").write_text("MONAI Label's")
 
     monkeypatch.setattr(label, "_monailabel", command)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
@@ -73,6 +73,8 @@ def test_the_app_serves_the_bundles_own_files_and_no_teacher(server, bundle, tmp
     assert name == "trained_deepgrow"
     assert (served / "configs" / "inference.json").read_text() == "configs/inference.json"
     assert [file.name for file in (served / "models").iterdir()] == ["model.pt"]
+    assert "with_learning(monaibundle.MyApp)" in (app / "main.py").read_text()
+    assert (app / "monaibundle.py").read_text() == "MONAI Label's"
     (bundle / "models" / "model.pt").write_text("trained on")
     assert (served / "models" / "model.pt").read_text() == "trained on"
 
@@ -94,13 +96,15 @@ def test_a_second_start_uses_the_app_again_with_another_bundle(server, bundle, t
     app, name = label.prepare_app(tmp_path / "label", other)
     assert name == "my_deepgrow"
     assert (app / "model" / name / "models" / "model.pt").read_text() == "models/model.pt"
+    assert (app / "monaibundle.py").read_text() == "MONAI Label's"
     assert len(server) == 1
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"studies": "nowhere"}, "Expected `--studies` to be a folder of images, got nowhere"),
+        ({"studies": "nowhere"}, "Expected `--studies` to be a folder of images or the http address of a DICOMweb"),
+        ({"studies": "http://127.0.0.1:9/dicom-web"}, "http://127.0.0.1:9/dicom-web does not answer ("),
         ({"model": "nowhere"}, "Expected a bundle with configs/inference.json at `--model`, got nowhere"),
         ({"port": 70000}, "Cannot listen on 127.0.0.1, port 70000"),
     ],

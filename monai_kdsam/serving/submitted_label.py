@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels as annotators submit them: on the pixels of their image, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from numpy.typing import NDArray
+
+from monai_kdsam.data.decoding import PICTURE_SUFFIXES, decode, suffix_of
+from monai_kdsam.data.picture import to_mask
+from monai_kdsam.serving.result_geometry import file_affine
+from monai_kdsam.transforms.masks import clean_mask
+
+__all__ = ["SubmittedLabeld", "check_labels", "read_label"]
+
+
+def read_label(label: str, image: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Read a label, whatever its format, as it lies on its image's pixels.
+
+    A picture (PNG, BMP, TIFF) is taken pixel by pixel. A label with a geometry (NIfTI, NRRD, DICOM) must have its
+    image's: 3D Slicer's and this server's own masks do, and one that was turned or mirrored would teach nonsense.
+
+    Args:
+        label: path of the label.
+        image: path of its image.
+        shape: (H, W) of the image.
+
+    Returns:
+        (H, W), values as stored.
+
+    Raises:
+        ValueError: when the label is damaged, of another size, or lies elsewhere than the image.
+    """
+    pixels = _read_nrrd(label) if suffix_of(label) == ".nrrd" else to_mask(decode(label, mask=True))
+    if pixels.shape != shape:
+        sizes = [f"{width} x {height}" for height, width in (shape, pixels.shape)]
+        raise ValueError(f"Expected a label of {sizes[0]} pixels, as its image, got {sizes[1]}.")
+    if suffix_of(label) not in PICTURE_SUFFIXES and not _lies_on(label, image, shape):
+        raise ValueError(
+            "Expected a label that lies on its image, but its axes or its position are other ones. "
+            "Save it in the image's geometry, or as PNG, which has none."
+        )
+    return pixels
+
+
+def _read_nrrd(path: str) -> NDArray[Any]:
+    try:
+        pixels = sitk.GetArrayFromImage(sitk.ReadImage(path))
+    except RuntimeError as error:
+        raise ValueError(f"Cannot read {Path(path).name}: it is damaged or incomplete.") from error
+    if pixels.ndim not in (2, 3) or pixels.shape[:-2] not in ((), (1,)):
+        raise ValueError(f"Expected one slice, got an array of shape {pixels.shape}.")
+    return pixels.reshape(pixels.shape[-2:])
+
+
+def _lies_on(label: str, image: str, shape: tuple[int, ...]) -> bool:
+    """Whether the corners of the label are those of the image, to a tenth of a pixel."""
+    own, reference = file_affine(label), file_affine(image)
+    if suffix_of(image) in PICTURE_SUFFIXES:
+        # Its axes are known, its spacing and position are the reading program's guess.
+        own, reference = (axes[:3, :2] / np.linalg.norm(axes[:3, :2], axis=0) for axes in (own, reference))
+        return bool(np.allclose(own, reference, atol=1e-3))
+    corners = np.array([[x, y, 0, 1] for x in (0, shape[1] - 1) for y in (0, shape[0] - 1)], dtype=np.float64).T
+    moved = np.linalg.inv(reference) @ own @ corners
+    return bool(np.abs(moved - corners)[:2].max() < 0.1)
+
+
+def check_labels(items: Sequence[Mapping[str, str]], foreground_values: Collection[float] | None = None) -> None:
+    """Look at every label before one is learned from.
+
+    Args:
+        items: dictionaries with the paths `image` and `label`.
+        foreground_values: see `clean_mask`.
+
+    Raises:
+        ValueError: listing all labels that are damaged, empty, of another size than their image, or lie elsewhere.
+    """
+    problems = []
+    for item in items:
+        try:
+            shape = decode(item["image"]).pixels.shape[:2]
+            pixels = read_label(item["label"], item["image"], shape)
+            if not clean_mask(pixels[None], foreground_values=foreground_values).any():
+                raise ValueError("The label has no foreground. Draw the structure, or remove the label.")
+        except (OSError, ValueError) as error:
+            problems.append(f"{Path(item['image']).name}: {error}")
+    if problems:
+        shown = " ".join(problems[:5]) + (f" And {len(problems) - 5} more." if len(problems) > 5 else "")
+        raise ValueError(f"{len(problems)} of {len(items)} labels cannot be learned from. {shown}")
+
+
+class SubmittedLabeld(MapTransform):
+    """Replaces the path of a label by its pixels (1, W, H), with the geometry of its image.
+
+    MONAI's readers give a label its own file's axes, so that a PNG label of a NIfTI image would be turned against it.
+
+    Args:
+        keys: of the label's path.
+        image: key of the image, a MetaTensor (C, W, H) that was loaded from a file and not moved since.
+
+    Raises:
+        ValueError: see `read_label`.
+    """
+
+    def __init__(self, keys: KeysCollection = "label", *, image: str = "image") -> None:
+        super().__init__(keys)
+        self.image = image
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Load the labels."""
+        result = dict(data)
+        image: MetaTensor = result[self.image]
+        width, height = image.shape[1:]
+        for key in self.key_iterator(result):
+            pixels = read_label(str(result[key]), str(image.meta["filename_or_obj"]), (height, width))
+            columns_first = torch.from_numpy(np.ascontiguousarray(pixels.T[None]).astype(np.float32))
+            meta = {name: image.meta[name] for name in ("original_affine", "spatial_shape", "space")}
+            result[key] = MetaTensor(columns_first, affine=image.affine.clone(), meta=meta)
+        return result
