@@ -54,7 +54,7 @@ def has_ended(previous: NDArray[np.bool_], current: NDArray[np.bool_], min_overl
         (False, True)
     """
     union = (previous | current).sum()
-    return not current.any() or (previous & current).sum() < min_overlap * union
+    return not current.any() or bool((previous & current).sum() < min_overlap * union)
 
 
 def propagate(

@@ -213,3 +213,26 @@ def test_the_bundle_for_pictures_is_served_as_before(server, studies, tmp_path):
     predict_picture = BundlePredictor(server.bundle.with_name(MODEL))
     expected = predict_picture(studies / "picture.png", foreground=[[30, 20]])
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), expected)
+
+
+def test_a_series_in_an_archive_gets_the_mask_of_its_files(server, archive, predict, real_data, tmp_path):
+    """The archive's series, which MONAI Label converts, against the folder of the same files."""
+    folder = next((real_data / "dicom-mr").iterdir())
+    files = series_files(folder)
+    archive.store(*files)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(files[0]))
+    reader.ReadImageInformation()
+    prompt = PROMPTS["a click, propagated"]
+    with running_server(server.bundle, archive.dicomweb, tmp_path) as beside:
+        answer = beside.post(
+            reader.GetMetaData("0020|000e").strip("\0 "),
+            prompt | {"result_extension": ".nrrd"},
+            model=VOLUMES,
+            output="image",
+        )
+    found = saved(answer, tmp_path / "mask.nrrd")
+    series = sitk.ImageSeriesReader()
+    series.SetFileNames([str(path) for path in files])
+    assert_same_place(found, series.Execute())
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found).T, predict(folder, **prompt))
