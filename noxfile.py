@@ -134,7 +134,9 @@ def label(session: nox.Session) -> None:
     session.install("-e", ".[label]", "pytest>=8", "playwright")
     environment = {}
     if shutil.which("apt-get"):
-        environment["KDSAM_DEBIAN"] = str(unpack_debian(session, "orthanc", "orthanc-dicomweb", "chromium"))
+        # chromium-common by name, for where it is installed: Chromium wants its files in its own folder.
+        packages = ("orthanc", "orthanc-dicomweb", "chromium", "chromium-common")
+        environment["KDSAM_DEBIAN"] = str(unpack_debian(session, *packages))
     elif os.environ.get("KDSAM_COMPLETE"):
         session.error("Orthanc and Chromium come from Debian's apt-get, which this machine does not have.")
     command = (

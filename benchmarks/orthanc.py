@@ -101,8 +101,8 @@ def running_orthanc(folder: Path) -> Iterator[Archive]:
         "Plugins": [str(plugins[-1])],
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    dictionary = sorted(debian_root().glob("usr/share/libdcmtk*/dicom.dic"))
-    environment = os.environ | library_path() | {"DCMDICTPATH": os.pathsep.join(map(str, dictionary))}
+    dictionary = [file for root in (debian_root(), Path("/")) for file in root.glob("usr/share/libdcmtk*/dicom.dic")]
+    environment = os.environ | library_path() | {"DCMDICTPATH": str(dictionary[0])}
     with (folder / "orthanc.log").open("wb") as log:
         command = [str(program), str(folder / "orthanc.json")]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

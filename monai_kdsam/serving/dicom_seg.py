@@ -63,7 +63,8 @@ def write_dicom_seg(series_dir: str, label: str, label_info: Sequence[Mapping[st
     if not values.size:
         raise ValueError("The mask is empty: there is nothing to write as DICOM SEG.")
     infos = [*(label_info or []), *({} for _ in values)]
-    segments = [_describe(number, info) for number, (_, info) in enumerate(zip(values, infos, strict=False), start=1)]
+    segments = [_describe(number, info) for number, info in enumerate(infos[: len(values)], start=1)]
+    # The standard numbers segments from 1 without a gap.
     numbered = np.searchsorted(np.concatenate([[0], values]), mask).astype(np.uint8)
     frames = sum(int(source.get("NumberOfFrames") or 1) for source in sources)
     if frames != len(mask):

@@ -191,12 +191,32 @@ def test_a_saved_label_is_found_in_the_archive_as_dicom_seg(server, archive, vol
     answer = save_label(server, series, (tmp_path / "mask.nrrd").read_bytes(), {"label_info": [{"name": "cyst"}]})
     assert answer.status_code == 200, answer.text
     (found,) = archive.find("series", Modality="SEG", StudyInstanceUID=volume[0].StudyInstanceUID)
+    assert answer.json()["image"] == series
     seg = highdicom.seg.Segmentation.from_dataset(archive.read(found.SeriesInstanceUID))
     assert seg.SegmentSequence[0].SegmentLabel == "cyst"
     mask = seg.get_pixels_by_source_instance([volume[SLICE].SOPInstanceUID], combine_segments=True)
     np.testing.assert_array_equal(mask[0], direct(volume[SLICE], foreground=[CLICK]))
     listed = requests.get(f"{server.address}/datastore/?output=stats", timeout=60)
     assert listed.status_code == 200, listed.text
+
+
+def test_values_of_a_label_become_segments_in_their_order(server, archive, volume, tmp_path):
+    """Two structures, 3 and 7, on different slices: as 3D Slicer sends a segmentation with gaps in its numbers."""
+    series = volume[1].SeriesInstanceUID
+    image = image_of(server, series, {"foreground": [[*CLICK, 1]]}, tmp_path)
+    drawn = np.zeros(image.GetSize()[::-1], np.uint8)
+    drawn[1, 10:30, 20:50], drawn[4, 60:90, 30:40] = 7, 3
+    label = sitk.GetImageFromArray(drawn)
+    label.CopyInformation(image)
+    sitk.WriteImage(label, str(tmp_path / "drawn.nrrd"))
+    before = {found.SeriesInstanceUID for found in archive.find("series", Modality="SEG")}
+    info = {"label_info": [{"name": "three"}, {"name": "seven"}]}
+    assert save_label(server, series, (tmp_path / "drawn.nrrd").read_bytes(), info).status_code == 200
+    (new,) = {found.SeriesInstanceUID for found in archive.find("series", Modality="SEG")} - before
+    seg = highdicom.seg.Segmentation.from_dataset(archive.read(new))
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["three", "seven"]
+    masks = seg.get_pixels_by_source_instance([volume[k].SOPInstanceUID for k in (1, 4)], combine_segments=True)
+    np.testing.assert_array_equal(masks, np.select([drawn == 3, drawn == 7], [1, 2])[[1, 4]])
 
 
 def test_a_label_that_is_turned_moved_empty_or_of_another_size_is_not_saved(server, archive, volume, tmp_path):
