@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 # `interruptions` is run on demand.
-nox.options.sessions = ["wheel", "numpy1", "export", "label"]
+nox.options.sessions = ["wheel", "numpy1", "export", "label", "deploy"]
 
 # Site-packages of an environment that has the dependencies already; without it each session installs its own torch.
 DEPENDENCIES = os.environ.get("KDSAM_DEPENDENCIES")
@@ -103,14 +104,59 @@ def export(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "tests/export", "tests/runtime")
 
 
+def unpack_debian(session: nox.Session, *packages: str) -> Path:
+    """Unpack Debian packages, with what they need and the machine lacks, into a folder; nothing is installed."""
+    folder = Path(session.create_tmp()).resolve() / "debian"
+    shutil.rmtree(folder, ignore_errors=True)
+    archives, lists = folder / "archives", folder / "lists"
+    for place in (archives, lists):
+        (place / "partial").mkdir(parents=True)
+    # Its own lists and archives, so that this works without being root.
+    settings = {"Dir::State::lists": lists, "Dir::Cache": folder, "Dir::Cache::archives": archives}
+    settings |= {"Debug::NoLocking": "1", "APT::Sandbox::User": ""}
+    apt = ("apt-get", "-qq", *(word for key, value in settings.items() for word in ("-o", f"{key}={value}")))
+    session.run(*apt, "update", external=True, silent=True)
+    wanted = ("install", "--yes", "--download-only", "--reinstall", "--no-install-recommends", *packages)
+    session.run(*apt, *wanted, external=True, silent=True)
+    for archive in sorted(archives.glob("*.deb")):
+        session.run("dpkg-deb", "-x", str(archive), str(folder / "root"), external=True, silent=True)
+        archive.unlink()
+    return folder / "root"
+
+
 @nox.session
 def label(session: nox.Session) -> None:
-    """MONAI Label's released server as a process, and all its clients, against direct calls of the bundle."""
+    """MONAI Label's released server as a process, its clients, an archive and a browser, against direct calls."""
     if sys.version_info >= (3, 13):
         session.skip("MONAI Label needs NumPy 1.26, which is not built for Python 3.13.")
     borrow_dependencies(session)
     # pip puts what the borrowed environment has in other versions, NumPy 2 and pydicom 3, before it.
-    session.install("-e", ".[label]", "pytest>=8")
-    session.run(
-        "python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "tests/integration", "tests/serving"
+    session.install("-e", ".[label]", "pytest>=8", "playwright")
+    environment = {}
+    if shutil.which("apt-get"):
+        environment["KDSAM_DEBIAN"] = str(unpack_debian(session, "orthanc", "orthanc-dicomweb", "chromium"))
+    elif os.environ.get("KDSAM_COMPLETE"):
+        session.error("Orthanc and Chromium come from Debian's apt-get, which this machine does not have.")
+    command = (
+        "python",
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--durations=5",
+        "tests/integration",
+        "tests/serving",
     )
+    session.run(*command, env=environment)
+
+
+@nox.session
+def deploy(session: nox.Session) -> None:
+    """The MONAI Deploy application on real DICOM files, its segmentations read back by other means."""
+    if borrow_dependencies(session):
+        install_own(session, "monai==1.6.*")  # the App SDK puts its folder into MONAI's
+    # Of an older Python, setuptools is older than torch wants. dcmqi: a reader that shares no code with the writer.
+    session.install("-e", ".[deploy]", "pytest>=8", "setuptools>=77", "dcmqi")
+    session.run("python", "-m", "pip", "check")
+    tests = ("tests/integration/test_deploy.py", "tests/deploy")
+    session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", *tests)

@@ -45,7 +45,11 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
+    # the plots of `python -m monai_kdsam report`
+    "report": ["matplotlib>=3.8"],
     "test": [
+        # the report is tested
+        "matplotlib>=3.8",
         # runs the tests and the examples in the documentation
         "pytest>=8",
         # builds the wheel whose content a test compares with the tree
@@ -74,13 +78,22 @@ EXTRAS = {
         "dicomweb-client<0.60",
         # provides itkimage2segimage, which the server would download at its start
         "dcmqi",
+        # writes DICOM segmentations; the last version for pydicom 2
+        "highdicom<0.23",
         # the server imports distutils and pydicom 2 pkg_resources, both of which Python and setuptools have given up
         "setuptools<81",
     ],
     # pipelines between DICOM and DICOM
     "deploy": [
-        "monai-deploy-app-sdk>=4.0",
-        # reads and writes the studies
+        # the operators; our application builds on methods of theirs that a later version may change
+        "monai-deploy-app-sdk==4.0.0",
+        # what runs them; 4.2 is the last that the App SDK's authors name
+        "holoscan-cu13<4.3",
+        # `monai-deploy package`, which later versions have given up
+        "holoscan-cli<4.3",
+        # libcudart.so.13, which holoscan is linked with; torch's builds for a CPU alone do not bring it along
+        "nvidia-cuda-runtime>=13,<14",
+        # reads the studies; the vocabulary of segments
         "pydicom>=3",
         # writes DICOM segmentations
         "highdicom>=0.23",

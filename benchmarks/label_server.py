@@ -17,6 +17,7 @@ from typing import Any
 
 import requests
 import torch
+from monai.utils import ensure_tuple
 
 from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.networks import build_student
@@ -31,15 +32,21 @@ class LabelServer:
 
     address: str
     bundle: Path
-    studies: Path
+    studies: Path | str
     process: subprocess.Popen[bytes]
     log: Path
 
     def post(
-        self, image: str = "", params: Any = None, file: tuple[str, bytes] | None = None, **query: str
+        self,
+        image: str = "",
+        params: Any = None,
+        file: tuple[str, bytes] | None = None,
+        *,
+        model: str = MODEL,
+        **query: str,
     ) -> requests.Response:
         return requests.post(
-            f"{self.address}/infer/{MODEL}",
+            f"{self.address}/infer/{model}",
             params={"image": image, **query},
             data={"params": params if isinstance(params, str) else json.dumps(params or {})},
             files={"file": file} if file else None,
@@ -52,9 +59,9 @@ class LabelServer:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def random_bundle(folder: Path, backbone: str, image_size: int, seed: int = 0) -> Path:
-    """A copy of the bundle with random weights, which answer each prompt with a mask of its own."""
-    bundle = copy_bundle(folder, MODEL, settings={"backbone": backbone, "image_size": image_size})
+def random_bundle(folder: Path, backbone: str, image_size: int, seed: int = 0, name: str = MODEL) -> Path:
+    """A copy of a bundle with random weights, which answer each prompt with a mask of its own."""
+    bundle = copy_bundle(folder, name, settings={"backbone": backbone, "image_size": image_size})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.save(build_student(backbone, image_size=image_size).state_dict(), bundle / "models" / "model.pt")
@@ -69,18 +76,18 @@ def free_port() -> int:
 
 def label_command(given: dict[str, object]) -> dict[str, Any]:
     """Arguments of `subprocess` for the command of this checkout."""
-    words = [str(word) for pair in given.items() for word in pair]
+    words = [str(word) for key, value in given.items() for word in (key, *ensure_tuple(value))]
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "monai_kdsam", "label", *words]
     return {"args": command, "env": os.environ | {"PYTHONPATH": paths}}
 
 
 @contextmanager
-def running_server(bundle: Path, studies: Path, folder: Path) -> Iterator[LabelServer]:
-    """Start the server, wait until it answers, and stop it at the end."""
+def running_server(bundle: Path, studies: Path | str, folder: Path, *others: Path) -> Iterator[LabelServer]:
+    """Start the server on a bundle, or several, wait until it answers, and stop it at the end."""
     port, log = free_port(), folder / "server.log"
     folder.mkdir(parents=True, exist_ok=True)
-    given = {"--studies": studies, "--model": bundle, "--port": port, "--dir": folder / "label"}
+    given = {"--studies": studies, "--model": (bundle, *others), "--port": port, "--dir": folder / "label"}
     with log.open("wb") as stream:
         process = subprocess.Popen(**label_command(given), stdout=stream, stderr=subprocess.STDOUT, cwd=folder)
     server = LabelServer(f"http://127.0.0.1:{port}", bundle, studies, process, log)

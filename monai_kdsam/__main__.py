@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: python -m monai_kdsam {demo, download, bundle, export, label}; `monai.bundle run` does the rest."""
+"""The command line: python -m monai_kdsam COMMAND; training and inference are `python -m monai.bundle run`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def _download(arguments: argparse.Namespace) -> str:
 
 
 def _bundle(arguments: argparse.Namespace) -> str:
-    from monai_kdsam.bundles import copy_bundle
+    from monai_kdsam.bundles import BUNDLES, copy_bundles
 
     settings = dict(_setting(text) for text in arguments.set)
-    path = copy_bundle(arguments.dir, arguments.name, settings=settings)
-    return f"Wrote {path} and the overlays in {path.parent / 'configs'}."
+    paths = copy_bundles(arguments.dir, [arguments.name] if arguments.name else BUNDLES, settings=settings)
+    return f"Wrote {', '.join(map(str, paths))} and the overlays in {paths[0].parent / 'configs'}."
 
 
 def _export(arguments: argparse.Namespace) -> str:
@@ -43,6 +43,25 @@ def _export(arguments: argparse.Namespace) -> str:
     return f"{arguments.format} {arguments.precision}: {parity}.\nWrote {folder}."
 
 
+def _report(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.evaluation import write_report
+
+    page, summary = write_report(
+        arguments.bundle,
+        arguments.data_list,
+        arguments.output,
+        sources=dict(_pair(text, "source") for text in arguments.source),
+        split=arguments.split,
+        others=arguments.other,
+        teacher=arguments.teacher,
+        commands=arguments.command_line,
+        tolerance=arguments.tolerance,
+        seed=arguments.seed,
+    )
+    counts = ", ".join(f"{name} {row['images']}" for name, row in summary["sets"].items())
+    return f"Images of the {arguments.split} split: {counts}.\nWrote {page}, summary.json and cases.csv beside it."
+
+
 def _label(arguments: argparse.Namespace) -> str:
     from monai_kdsam.serving.label import serve
 
@@ -50,10 +69,27 @@ def _label(arguments: argparse.Namespace) -> str:
     return serve(arguments.studies, arguments.model, **place)
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _deploy(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.deploy.runtime import prepare_runtime
+
+    prepare_runtime()
+    from monai_kdsam.deploy.application import run_application
+
+    settings = {"segment": arguments.segment, "prompts": arguments.prompts, "modalities": arguments.modalities}
+    written = run_application(arguments.input, arguments.output, model=arguments.model, **settings)
+    plural = "" if len(written) == 1 else "s"
+    return f"Wrote {len(written)} DICOM segmentation{plural} to {arguments.output}."
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator:
-        raise ValueError(f"Expected `--set` KEY=VALUE, got {text!r}.")
+        raise ValueError(f"Expected `--{option}` KEY=VALUE, got {text!r}.")
+    return key, value
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, value = _pair(text, "set")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:
@@ -76,13 +112,15 @@ def build_parser() -> argparse.ArgumentParser:
     download.add_argument("--dir", default="models", help="folder to write to (default: %(default)s)")
     download.set_defaults(run=_download)
 
-    bundle = commands.add_parser("bundle", help="copy the bundle and the config overlays out, to train and edit")
+    bundle = commands.add_parser("bundle", help="copy the bundles and the config overlays out, to train and edit")
     bundle.add_argument("dir", help="folder to write to")
-    bundle.add_argument("--name", default="kdsam_deepgrow_2d", help="of the bundle (default: %(default)s)")
+    bundle.add_argument("--name", help="of one bundle, such as kdsam_deepgrow_2d (default: all of them)")
     bundle.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as backbone=resnet18 image_size=512"
     )
     bundle.set_defaults(run=_bundle)
+
+    _add_report(commands)
 
     export = commands.add_parser("export", help="to ONNX, OpenVINO or TorchScript, with a check of the masks")
     export.add_argument("--bundle", required=True, help="folder of the bundle, with models/model.pt")
@@ -95,12 +133,79 @@ def build_parser() -> argparse.ArgumentParser:
 
     label = commands.add_parser("label", help="serve a trained bundle to 3D Slicer, OHIF and CVAT with MONAI Label")
     label.add_argument("--studies", required=True, help="folder of images, or address of a DICOMweb server")
-    label.add_argument("--model", default="kdsam_deepgrow_2d", help="folder of the bundle (default: %(default)s)")
+    label.add_argument(
+        "--model",
+        nargs="+",
+        default=["kdsam_deepgrow_2d"],
+        help="folders of bundles, for pictures, volumes or both (default: kdsam_deepgrow_2d)",
+    )
     label.add_argument("--port", type=int, default=8000, help="default: %(default)s")
     label.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
     label.add_argument("--dir", default="kdsam_label", help="folder for the server's files (default: %(default)s)")
     label.set_defaults(run=_label)
+
+    deploy = commands.add_parser("deploy", help="DICOM to DICOM segmentations, as a MONAI Deploy application")
+    deploy.add_argument("--input", required=True, metavar="DICOM", help="folder of DICOM files")
+    deploy.add_argument("--output", required=True, metavar="DIR", help="folder to write, new or empty")
+    model = deploy.add_mutually_exclusive_group()
+    model.add_argument(
+        "--bundle", dest="model", default="kdsam_deepgrow_2d", help="folder of the bundle (default: %(default)s)"
+    )
+    model.add_argument("--model", help="TorchScript file made from a bundle, instead")
+    deploy.add_argument("--prompts", metavar="FILE", help="JSON file of points and boxes (default: none, automatic)")
+    deploy.add_argument(
+        "--segment",
+        default="lesion",
+        metavar="NAME",
+        help="what is segmented: a name, or NAME=CATEGORY/TYPE by keywords of pydicom's codes (default: %(default)s)",
+    )
+    deploy.add_argument(
+        "--modalities",
+        nargs="+",
+        default=["US", "MR", "CT", "OT", "ES", "XC", "DMS"],
+        help="of the series to segment (default: %(default)s)",
+    )
+    deploy.set_defaults(run=_deploy)
     return parser
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser("report", help="evaluate a bundle against other models: intervals, plots, cases")
+    report.add_argument("--bundle", required=True, metavar="[NAME=]DIR", help="with models/model.pt")
+    report.add_argument(
+        "--data_list",
+        required=True,
+        metavar="FILE",
+        help="datalist, or the split.json that training wrote in its output",
+    )
+    report.add_argument(
+        "--source", nargs="+", default=[], metavar="SET=FOLDER", help="where the images of a split.json lie"
+    )
+    report.add_argument(
+        "--split", default="test", choices=["training", "validation", "test"], help="default: %(default)s"
+    )
+    report.add_argument(
+        "--other",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]DIR|FILE",
+        help="other bundles, or weights of the same network",
+    )
+    report.add_argument("--teacher", metavar="KIND=FILE", help="weights of SAM's layout, as in vit_b=FILE")
+    report.add_argument(
+        "--command",
+        dest="command_line",
+        action="append",
+        default=[],
+        metavar="[NAME=]COMMAND",
+        help="a model of any kind that speaks docs/report.md's protocol; may be given several times",
+    )
+    report.add_argument(
+        "--tolerance", type=float, default=1.0, metavar="MM", help="of the surface Dice (default: %(default)s)"
+    )
+    report.add_argument("--seed", type=int, default=0, help="of prompts and intervals (default: %(default)s)")
+    report.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
+    report.set_defaults(run=_report)
 
 
 def main(argv: list[str] | None = None) -> int:

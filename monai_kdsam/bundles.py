@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,7 +27,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 import monai_kdsam
 from monai_kdsam.processes import check_launch, tell_torchrun
 
-__all__ = ["begin_run", "bundle_path", "config_checksum", "config_path", "copy_bundle", "find_mistake"]
+__all__ = ["begin_run", "bundle_path", "config_checksum", "config_path", "copy_bundle", "copy_bundles", "find_mistake"]
+
+BUNDLES = ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d")
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +82,7 @@ def copy_bundle(
     target = Path(folder) / name
     if target.exists():
         raise FileExistsError(f"{target} exists already; choose another folder, or delete it first.")
-    source = bundle_path(name)
-    known = {key for file in source.glob("configs/*.json") for key in json.loads(file.read_text(encoding="utf-8"))}
+    source, known = bundle_path(name), _settings_of(name)
     for key in settings or {}:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -95,13 +96,29 @@ def copy_bundle(
     return target
 
 
+def copy_bundles(
+    folder: str | Path, names: Sequence[str] = BUNDLES, *, settings: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Copy bundles as `copy_bundle` does; each takes those settings that it has, one that none has is refused."""
+    foreign = {name: set().union(*(_settings_of(other) for other in names)) - _settings_of(name) for name in names}
+    return [
+        copy_bundle(folder, name, settings={k: v for k, v in (settings or {}).items() if k not in foreign[name]})
+        for name in names
+    ]
+
+
+def _settings_of(name: str) -> set[str]:
+    files = bundle_path(name).glob("configs/*.json")
+    return {key for file in files for key in json.loads(file.read_text(encoding="utf-8"))}
+
+
 def _set_scalars(file: Path, settings: Mapping[str, Any]) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     config.update({key: value for key, value in settings.items() if key in config})
     if file.name == "metadata.json" and "image_size" in settings:
         formats = config["network_data_format"]
         for tensor in (formats["inputs"]["image"], formats["outputs"]["pred"]):
-            tensor["spatial_shape"] = [settings["image_size"]] * 2
+            tensor["spatial_shape"][:2] = [settings["image_size"]] * 2
     file.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
 
 

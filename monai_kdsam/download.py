@@ -31,6 +31,8 @@ _SAM_FILES = {
     "sam_vit_l_0b3195.pth": "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
     "sam_vit_h_4b8939.pth": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
 }
+# Names that the bundle's phases give to what they trained.
+WRITTEN_BY = {"teacher.pt": "adapt", "distilled.pt": "distill", "model.pt": "train"}
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def require_weights(path: str | Path, name: str | None = None) -> Path:
         ``path`` as a path.
 
     Raises:
-        FileNotFoundError: if it is missing, naming the command that fetches it.
+        FileNotFoundError: if it is missing, naming the command that fetches it, or the phase that writes it.
         ValueError: if it has a published file's name but not its content, naming the command that replaces it, or if
             ``name`` is unknown.
 
@@ -234,6 +236,8 @@ def require_weights(path: str | Path, name: str | None = None) -> Path:
         if name:
             advice = f"Run: python -m monai_kdsam download {name} --dir {path.parent}"
             advice += "" if name == published else f" and use {path.parent / WEIGHTS[name].filename}"
+        elif path.name in WRITTEN_BY:
+            advice = f"The phase `{WRITTEN_BY[path.name]}` writes this file: run it first, or correct the path."
         raise FileNotFoundError(f"No {what} at {path}. {advice}")
     if published and not sha256_of(path).startswith(WEIGHTS[published].sha256):
         raise ValueError(

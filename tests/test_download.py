@@ -192,6 +192,11 @@ def test_every_published_name_is_listed_once() -> None:
             "sam_vit_l",
             "No SAM checkpoint at {path}. Run: {run} sam_vit_l --dir {folder} and use {folder}/sam_vit_l_0b3195.pth",
         ),
+        (
+            "distilled.pt",
+            None,
+            "No weights at {path}. The phase `distill` writes this file: run it first, or correct the",
+        ),
         ("my.pth", None, "No weights at {path}. Correct the path, or run: {run} NAME, with one of sam_vit_b, "),
     ],
 )

@@ -111,7 +111,9 @@ def test_the_sdist_holds_sources_tests_docs_bundles_and_overlays(copy):
     with tarfile.open(next((copy / "dist").glob("*.tar.gz"))) as archive:
         files = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "noxfile.py", ".ci/run"}
-    wanted |= {name for folder in ("monai_kdsam", "tests", "docs", "bundles", "configs") for name in tree(folder)}
+    wanted |= {
+        name for folder in ("monai_kdsam", "tests", "docs", "bundles", "configs", "deploy") for name in tree(folder)
+    }
     assert not wanted - files
     assert not [name for name in files if re.search(r"\.pt$|/(models|output|__pycache__)/", name)]
 

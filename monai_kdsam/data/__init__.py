@@ -9,8 +9,10 @@ from monai_kdsam.data.embedding_writer import EmbeddingWriter
 from monai_kdsam.data.embeddings import EmbeddingStore, LoadEmbeddingd
 from monai_kdsam.data.image_reader import Image2DReader, list_images, number_of_frames
 from monai_kdsam.data.seeding import SeededDataset
+from monai_kdsam.data.slices import write_slices
 from monai_kdsam.data.splits import duplicate_groups, split_items
 from monai_kdsam.data.validation import Problem, check_images, validate_items
+from monai_kdsam.data.volume_reader import VolumeReader, list_volumes
 
 __all__ = [
     "LAYOUTS",
@@ -20,12 +22,15 @@ __all__ = [
     "LoadEmbeddingd",
     "Problem",
     "SeededDataset",
+    "VolumeReader",
     "check_images",
     "duplicate_groups",
     "list_images",
+    "list_volumes",
     "number_of_frames",
     "prepare_datalist",
     "read_dataset",
     "split_items",
     "validate_items",
+    "write_slices",
 ]

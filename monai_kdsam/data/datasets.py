@@ -25,6 +25,7 @@ __all__ = [
     "read_dataset",
     "read_folder",
     "read_hc18",
+    "read_head_circumferences",
     "read_isic2017",
     "read_kvasir",
 ]
@@ -110,6 +111,22 @@ def read_hc18(root: str | Path) -> list[Item]:
             raise ValueError(f"Expected a row for {image.name} in {table}, got none. Add its pixel size in mm.")
         items.append({**item, "spacing": [pixel_size[image.name]] * 2})
     return _checked(items, root)
+
+
+def read_head_circumferences(root: str | Path) -> dict[str, float]:
+    """Read HC18's official head circumferences in mm, by name of the image file.
+
+    Raises:
+        FileNotFoundError: there is no ``training_set_pixel_size_and_HC.csv``.
+        ValueError: a row has no circumference.
+    """
+    table = _existing(root, "training_set_pixel_size_and_HC.csv", "HC18's official download")
+    with open(table, newline="") as file:
+        rows = [row for row in list(csv.reader(file))[1:] if row]
+    try:
+        return {row[0].strip(): float(row[2]) for row in rows}
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"Expected rows of image, pixel size and head circumference in {table}: {error}.") from error
 
 
 def read_busi(root: str | Path) -> list[Item]:

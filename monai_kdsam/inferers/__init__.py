@@ -3,5 +3,6 @@
 
 from monai_kdsam.inferers.bundle import BundlePredictor
 from monai_kdsam.inferers.prompted import PromptedInferer
+from monai_kdsam.inferers.volume import VolumeInferer
 
-__all__ = ["BundlePredictor", "PromptedInferer"]
+__all__ = ["BundlePredictor", "PromptedInferer", "VolumeInferer"]

@@ -17,7 +17,7 @@ __all__ = ["BundlePredictor"]
 
 
 class BundlePredictor:
-    """Segments image files with a bundle's own preprocessing, network and postprocessing.
+    """Segments image files, or volumes, with a bundle's own preprocessing, network and postprocessing.
 
     The image's embedding stays in memory, so a second prompt on the same image costs only the decoder.
 
@@ -51,24 +51,28 @@ class BundlePredictor:
         foreground: Sequence[Sequence[float]] = (),
         background: Sequence[Sequence[float]] = (),
         roi: Sequence[float] | None = None,
+        propagate: bool | None = None,
     ) -> NDArray[np.uint8]:
-        """Segment one image file.
+        """Segment one image file or volume.
 
         Args:
-            image: path; one frame of a multi-frame DICOM is `cine#frame3.dcm`.
-            foreground: clicks [x, y] on the structure, in pixels of the file.
-            background: clicks [x, y] beside it.
-            roi: box [x1, y1, x2, y2] around it. Without any prompt the network segments on its own.
+            image: path; one frame of a multi-frame DICOM is `cine#frame3.dcm`, a DICOM series is its folder.
+            foreground: clicks [x, y] on the structure, in pixels of the file; [i, j, k] in voxels of a volume.
+            background: clicks beside it.
+            roi: box [x1, y1, x2, y2] around it; [i1, i2, j1, j2, k1, k2] in a volume. Without any prompt the network
+                segments on its own, a volume slice by slice.
+            propagate: carry the mask from the prompted slices of a volume to the others; None is the bundle's setting.
 
         Returns:
-            (H, W) mask of 0 and 1, in the file's size.
+            (H, W) mask of 0 and 1, in the file's size; (X, Y, Z) of a volume.
 
         Raises:
             ValueError: when a prompt is not on the image, or the file is damaged.
         """
-        prompts = {"foreground": list(foreground), "background": list(background), "roi": roi}
+        prompts = {"foreground": list(foreground), "background": list(background), "roi": roi, "propagate": propagate}
         data = self.preprocessing({"image": str(image), **prompts})
         with torch.no_grad():
             logits = self.inferer(data["image"][None].to(self.device), self.network)
         mask = self.postprocessing({"image": data["image"], "pred": logits[0].cpu()})["pred"]
-        return np.asarray(mask, dtype=np.uint8).T  # MONAI's arrays of pictures are (W, H)
+        array = np.asarray(mask, dtype=np.uint8)
+        return array.T if array.ndim == 2 else array[0]  # MONAI's arrays of pictures are (W, H)

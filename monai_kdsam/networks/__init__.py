@@ -10,6 +10,7 @@ from monai_kdsam.networks.image_encoder import DeconvNeck, FPNNeck, ResNetEncode
 from monai_kdsam.networks.kdsam import KDSAM
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
 from monai_kdsam.networks.teacher import TeacherEncoder, weights_checksum
+from monai_kdsam.networks.volume import VolumeKDSAM, build_volume_student
 
 __all__ = [
     "KDSAM",
@@ -23,9 +24,11 @@ __all__ = [
     "SamNeck",
     "SharedBatchNorm2d",
     "TeacherEncoder",
+    "VolumeKDSAM",
     "build_kdsam",
     "build_student",
     "build_teacher",
+    "build_volume_student",
     "load_weights",
     "synchronize_batch_norm",
     "weights_checksum",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Optional
 
 import torch
@@ -70,11 +71,20 @@ class KDSAM(nn.Module):
             raise ValueError(f"Expected `image` of shape (B, 3, {size}, {size}), got {tuple(image.shape)}.")
         return self.image_encoder(image)
 
-    def embed(self, image: Tensor) -> Tensor:
-        """`encode` that remembers: equal content is encoded once by equal weights. For inference; never in training."""
+    def embed(self, image: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """`encode` that remembers: equal content is encoded once by equal weights. For inference; never in training.
+
+        Args:
+            image: what the embedding is remembered by; the network's input, unless there is `prepare`.
+            prepare: makes the network's input of the image; always the same one.
+        """
+
+        def encode(content: Tensor) -> Tensor:
+            return self.encode(content if prepare is None else prepare(content))
+
         if self.training or torch.is_grad_enabled():
-            return self.encode(image)
-        return self.embeddings.get(image, self.encode, self._encoder_fingerprint(self.image_encoder))
+            return encode(image)
+        return self.embeddings.get(image, encode, self._encoder_fingerprint(self.image_encoder))
 
     def decode(
         self, embedding: Tensor, points: Tensor | None = None, labels: Tensor | None = None, *, multimask: bool = False

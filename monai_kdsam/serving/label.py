@@ -13,7 +13,10 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from monai_kdsam.serving.dicomweb import check_dicomweb
 
 __all__ = ["prepare_app", "serve"]
 
@@ -28,17 +31,17 @@ from monai_kdsam.serving.learning_app import with_learning
 App = with_learning(monaibundle.MyApp)
 '''
 # pydicom-seg, which the server imports, works with these versions and no later ones.
-PACKAGES = 'monailabel==0.8.5 "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" dcmqi "setuptools<81"'
+PACKAGES = 'monailabel==0.8.5 "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" dcmqi "highdicom<0.23" "setuptools<81"'
 # The server's own list knows neither DICOM files nor BMP, nor the long names of JPEG and TIFF.
 SUFFIXES = ("*.nii.gz", "*.nii", "*.png", "*.jpg", "*.jpeg", "*.bmp", "*.tif", "*.tiff", "*.dcm")
 
-WELCOME = """Serving {model} on {address}
+WELCOME = """Serving {models} on {address}
 
   3D Slicer  Module MONAI Label: server {address}, Next Sample; then points or a box under SmartEdit.
-  OHIF       {address}/ohif/ when --studies is a DICOMweb address.
+  OHIF       {address}/ohif/ when --studies is a DICOMweb address; the same server in its panel.
   CVAT       MONAI Label's interactor with MONAI_LABEL_SERVER={address} and MONAI_LABEL_MODEL={model}.
-  REST       curl -o mask.png -F 'params={{"foreground": [[120, 90]]}}' \\
-                 '{address}/infer/{model}?image=NAME&output=image'
+  REST       curl -o mask -F 'params={{"foreground": [[120, 90]]}}' '{address}/infer/{model}?image=NAME&output=image'
+             A click on a volume has a third coordinate, its slice.
 
 Ready when "Application startup complete" appears. Ctrl-C stops it.
 """
@@ -46,7 +49,7 @@ Ready when "Application startup complete" appears. Ctrl-C stops it.
 
 def serve(
     studies: str,
-    model: str | Path = "kdsam_deepgrow_2d",
+    model: str | Path | Sequence[str | Path] = "kdsam_deepgrow_2d",
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -56,7 +59,7 @@ def serve(
 
     Args:
         studies: folder of images, or the address of a DICOMweb server.
-        model: folder of a trained bundle.
+        model: folder of a trained bundle, or several.
         host: address to listen on; "0.0.0.0" for other machines too.
         port: to listen on.
         folder: where the server's application and its log are put.
@@ -67,28 +70,45 @@ def serve(
     Raises:
         RuntimeError: when MONAI Label is not installed, with the command that does.
         FileNotFoundError: when there are no studies, no bundle, or no weights in it.
-        OSError: when the port is taken.
+        ValueError: when clients could not tell two bundles apart, or what answers at the address is not DICOMweb.
+        OSError: when the port is taken, or no DICOMweb server answers at the address.
     """
     if importlib.util.find_spec("monailabel") is None:
         raise RuntimeError(f"MONAI Label is not installed here. In an environment of its own: pip install {PACKAGES}")
     is_address = studies.startswith(("http://", "https://"))
     if not is_address and not Path(studies).is_dir():
-        raise FileNotFoundError(f"Expected `--studies` to be a folder of images, got {studies}.")
-    _check_bundle(Path(model))
+        raise FileNotFoundError(
+            f"Expected `--studies` to be a folder of images or the http address of a DICOMweb server, got {studies}."
+        )
+    bundles = [Path(model)] if isinstance(model, (str, Path)) else [Path(name) for name in model]
+    for bundle in bundles:
+        _check_bundle(bundle)
+    if len({served_name(bundle) for bundle in bundles}) < len(bundles):
+        raise ValueError(f"Expected `--model` to name bundles of different names, got {', '.join(map(str, bundles))}.")
     _check_port(host, port)
-    # The server reads its settings when it is first imported.
-    os.environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps(SUFFIXES))
-    app, name = prepare_app(folder, model)
+    if is_address and "googleapis.com" not in studies:  # there the server logs in by itself
+        check_dicomweb(studies)
+    _set_defaults(Path(folder).resolve())
+    prepared = [prepare_app(folder, bundle) for bundle in bundles]
+    app, names = prepared[0][0], [name for _, name in prepared]
     _use_own_temporary_folder(app.parent / "tmp")
-    sys.stdout.write(WELCOME.format(model=name, address=f"http://{host}:{port}"))
+    sys.stdout.write(WELCOME.format(models=", ".join(names), model=names[0], address=f"http://{host}:{port}"))
     sys.stdout.flush()
-    settings = {"models": name, "zoo_source": "local", "sam2": "false", "preload": "true"}
+    settings = {"models": ",".join(names), "zoo_source": "local", "sam2": "false", "preload": "true"}
     arguments = ["--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
     for key, value in settings.items():
         arguments += ["--conf", key, value]
     quiet = ("--verbose", "WARNING")
     _monailabel("start_server", *arguments, *quiet, "--uvicorn_app", "monai_kdsam.serving.label_app:app")
     return "The server has stopped."
+
+
+def _set_defaults(folder: Path) -> None:
+    """Settings that the user's environment may override; the server reads them when it is first imported."""
+    os.environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps(SUFFIXES))
+    # It would offer CT alone, and copy the studies into the home folder.
+    os.environ.setdefault("MONAI_LABEL_DICOMWEB_SEARCH_FILTER", "{}")
+    os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(folder / "studies"))
 
 
 def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
@@ -110,8 +130,7 @@ def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
     if not (app / f"{APP}.py").is_file():
         (app / "main.py").replace(app / f"{APP}.py")
     (app / "main.py").write_text(OWN_APP, encoding="utf-8")
-    # From this word in the name the server concludes that a model takes clicks.
-    name = model.name if "deepgrow" in model.name.lower() else f"{model.name}_deepgrow"
+    name = served_name(model)
     served = app / "model" / name
     shutil.rmtree(served, ignore_errors=True)
     # Of the weights only model.pt: the server would offer its clients each .pt file, a teacher's too, for this network.
@@ -119,6 +138,12 @@ def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
     for part in ("configs", "models/model.pt"):
         _link(model / part, served / part)
     return app, name
+
+
+def served_name(bundle: Path) -> str:
+    """The name by which clients know a bundle: from the word "deepgrow" the server concludes that it takes clicks."""
+    name = bundle.resolve().name
+    return name if "deepgrow" in name.lower() else f"{name}_deepgrow"
 
 
 def _link(source: Path, target: Path) -> None:
@@ -140,7 +165,8 @@ def _check_bundle(model: Path) -> None:
     if not (model / "models" / "model.pt").is_file():
         raise FileNotFoundError(
             f"Expected weights at {model / 'models' / 'model.pt'}. The phase `train` writes them (train.json), "
-            "best after `distill` (train.json with distill.json); README.md has both commands."
+            "best after `distill` (train.json with distill.json); README.md has both commands. "
+            "kdsam_deepgrow_3d takes those of kdsam_deepgrow_2d."
         )
 
 

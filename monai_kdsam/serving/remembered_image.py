@@ -18,6 +18,8 @@ from monai_kdsam.files import file_sha256
 
 __all__ = ["RememberedImaged"]
 
+_SHARED: dict[str, BoundedCache[MetaTensor]] = {}
+
 
 class RememberedImaged(MapTransform):
     """Preprocesses a file once, and recalls the result as long as a file of the same content is asked for.
@@ -30,6 +32,8 @@ class RememberedImaged(MapTransform):
         keys: of the paths of the images.
         transform: from {key: path} to {key: MetaTensor}; deterministic.
         max_bytes: what all kept images together may occupy; an image of 1024 x 1024 pixels has 12 MiB.
+        shared: objects of one such text share one memory in the process, for a bundle that has options to show: MONAI
+            Label builds its transforms anew at each request. It must tell apart what `transform` does differently.
     """
 
     def __init__(
@@ -38,10 +42,12 @@ class RememberedImaged(MapTransform):
         *,
         transform: Callable[[dict[Hashable, Any]], Mapping[Hashable, Any]],
         max_bytes: int = 256 * 2**20,
+        shared: str | None = None,
     ) -> None:
         super().__init__(keys)
         self.transform = transform
-        self.images: BoundedCache[MetaTensor] = BoundedCache(max_bytes)
+        memory: BoundedCache[MetaTensor] = BoundedCache(max_bytes)
+        self.images = memory if shared is None else _SHARED.setdefault(shared, memory)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace paths by preprocessed images; metadata are each call's own, pixels must not be changed in place.
@@ -66,6 +72,9 @@ class RememberedImaged(MapTransform):
     def _identity(path: str) -> tuple[str, str, int | None]:
         """What decides how a file is decoded: its content, its suffix, and which of its frames is meant."""
         file, frame = split_frame(path)
+        if path and file.is_dir():  # a DICOM series
+            files = sorted(part for part in file.iterdir() if part.is_file())
+            return " ".join(map(file_sha256, files)), "", None
         if not file.is_file():
             raise FileNotFoundError(f"There is no image file {path!r}." if path else "There is no such image.")
         return file_sha256(file), suffix_of(file), frame

@@ -9,13 +9,14 @@ from typing import Any
 import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
 from monai_kdsam.data.decoding import NIFTI_SUFFIXES, PICTURE_SUFFIXES, is_dicom, split_frame, suffix_of
 
-__all__ = ["ResultGeometryd", "file_affine"]
+__all__ = ["ResultGeometryd", "VolumeFormatd", "file_affine"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -44,6 +45,23 @@ def file_affine(path: str) -> NDArray[np.float64]:
     return LPS_TO_RAS @ _with_normal(affine)
 
 
+def slices_of(path: str) -> int:
+    """Slices of a NIfTI volume; 1 of any other picture."""
+    if suffix_of(path) not in NIFTI_SUFFIXES:
+        return 1
+    header: Any = nibabel.load(path)
+    return int(header.shape[2]) if len(header.shape) > 2 else 1
+
+
+def _in_volume(mask: torch.Tensor, slices: int, index: int | None) -> torch.Tensor:
+    """A mask (W, H) as the only slice of a volume (W, H, 1), or as one of a volume that is empty otherwise."""
+    if slices == 1 or index is None:
+        return mask[..., None]
+    volume = mask.new_zeros((*mask.shape, slices))
+    volume[..., index] = mask
+    return volume
+
+
 def _with_normal(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Give a plane without a third axis, as some writers leave it, its normal."""
     if abs(np.linalg.det(affine)) < 1e-9:
@@ -57,8 +75,9 @@ class ResultGeometryd(MapTransform):
 
     That writer drops the affine of a 2-D array, and takes its format from the image's name, which would compress a
     mask as JPEG or make it a DICOM file without a patient. So the mask becomes a slice of a volume with the file's
-    affine where the format has a geometry, and the default formats are PNG for pictures, NIfTI for NIfTI, NRRD for
-    DICOM. Anywhere but in MONAI Label, which is known by its `image_path`, nothing changes.
+    affine where the format has a geometry (of a series the slice that `ClickedSliced` chose; the others are empty), and
+    the default formats are PNG for pictures, NIfTI for NIfTI, NRRD for DICOM. Anywhere but in MONAI Label, which is
+    known by its `image_path`, nothing changes.
 
     Args:
         keys: of the mask, (W, H).
@@ -70,23 +89,52 @@ class ResultGeometryd(MapTransform):
         self.image = image
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Reshape masks to (1, W, H, 1) and tell the image's metadata, unless the result is a PNG or the like."""
+        """Reshape masks to (1, W, H, slices) and tell the image's metadata, unless the result is a PNG or the like."""
         result = dict(data)
         path = result.get("image_path")
         if path is None:
             return result
-        result["result_extension"] = result.get("result_extension") or self._default_extension(path)
+        result["result_extension"] = result.get("result_extension") or _default_extension(path)
         if result["result_extension"].lower() in PICTURE_SUFFIXES:
             return result
         for key in self.key_iterator(result):
-            result[key] = result[key][None, ..., None]
+            result[key] = _in_volume(result[key], slices_of(path), result.get("slice"))[None]
             shape = tuple(result[key].shape[1:])
             result[self.image].meta.update(spatial_shape=shape, original_affine=file_affine(path))
         return result
 
-    @staticmethod
-    def _default_extension(path: str) -> str:
-        suffix = suffix_of(split_frame(path)[0])
-        if suffix in PICTURE_SUFFIXES:
-            return ".png"
-        return suffix if suffix in NIFTI_SUFFIXES else ".nrrd"
+
+class VolumeFormatd(MapTransform):
+    """The last postprocessing step for volumes: the format of the mask, NIfTI for NIfTI and NRRD for DICOM.
+
+    MONAI Label's writer would take it from the image's name, of which a folder has no suffix; the geometry is the
+    image's by its affine. Anywhere but in MONAI Label, which is known by its `image_path`, nothing changes.
+
+    Args:
+        keys: of the mask, (1, X, Y, Z).
+
+    Raises:
+        ValueError: when a format of pictures is asked for.
+    """
+
+    def __init__(self, keys: KeysCollection = "pred") -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Name the format."""
+        result = dict(data)
+        path = result.get("image_path")
+        if path is not None:
+            result["result_extension"] = extension = result.get("result_extension") or _default_extension(path)
+            if str(extension).lower() in PICTURE_SUFFIXES:
+                raise ValueError(
+                    f"Expected `result_extension` of a format for volumes, .nii.gz or .nrrd, got {extension}."
+                )
+        return result
+
+
+def _default_extension(path: str) -> str:
+    suffix = suffix_of(split_frame(path)[0])
+    if suffix in PICTURE_SUFFIXES:
+        return ".png"
+    return suffix if suffix in NIFTI_SUFFIXES else ".nrrd"

@@ -12,14 +12,19 @@ from monai_kdsam.transforms.prompts import (
     simulate_prompts,
 )
 from monai_kdsam.transforms.variants import RandVariantd
+from monai_kdsam.transforms.volume_prompts import VolumePromptsd
+from monai_kdsam.transforms.volumes import GrayValuesd, SlicesLastd
 
 __all__ = [
     "CleanMaskd",
     "FixedPromptd",
+    "GrayValuesd",
     "HostPromptsd",
     "RandPromptd",
     "RandVariantd",
+    "SlicesLastd",
     "ValidRegiond",
+    "VolumePromptsd",
     "box_from_mask",
     "center_click",
     "clicks_from_mask",

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
-__all__ = ["HostPromptsd", "points_from_request"]
+__all__ = ["HostPromptsd", "points_from_request", "to_network_frame"]
 
 MAX_POINTS = 64
 
@@ -43,13 +43,13 @@ def points_from_request(data: Mapping[Hashable, Any], shape: tuple[int, ...]) ->
         if not isinstance(clicks, (list, tuple, np.ndarray)):
             raise ValueError(f"Expected `{key}` to be a list of clicks, got {clicks!r}.")
         for click in clicks:
-            xy = _numbers(key, click)
+            xy = finite_numbers(key, click)
             if xy.size not in (2, 3):
                 raise ValueError(f"Expected clicks [x, y] in `{key}`, got {click}.")
             points.append(_inside(key, xy[:2], shape))
             labels.append(label)
     roi = [] if data.get("roi") is None else data["roi"]
-    numbers = _numbers("roi", roi)
+    numbers = finite_numbers("roi", roi)
     if numbers.size:
         if numbers.size not in (4, 6):
             raise ValueError(f"Expected `roi` to be [x1, y1, x2, y2] or [x1, x2, y1, y2, z1, z2], got {roi}.")
@@ -64,7 +64,8 @@ def points_from_request(data: Mapping[Hashable, Any], shape: tuple[int, ...]) ->
     return np.array(points, dtype=np.float64).reshape(-1, 2), np.array(labels, dtype=np.int64)
 
 
-def _numbers(key: str, value: Any) -> NDArray[Any]:
+def finite_numbers(key: str, value: Any) -> NDArray[Any]:
+    """Read a request's numbers as one row, else raise a ValueError that names their key."""
     try:
         numbers = np.asarray(value, dtype=np.float64).ravel()
     except (TypeError, ValueError) as error:
@@ -78,6 +79,24 @@ def _inside(key: str, xy: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     if (xy < 0).any() or (xy > np.array(shape[:2])).any():
         raise ValueError(f"Expected `{key}` within the image of {shape[0]} x {shape[1]} pixels, got {xy.tolist()}.")
     return np.minimum(xy, np.array(shape[:2]) - 1)  # a box may end on the far edge of the last pixel
+
+
+def to_network_frame(points: NDArray[Any], image: MetaTensor) -> NDArray[np.float64]:
+    """Move points with the image through every spatial transform it went through, by its affine.
+
+    Args:
+        points: (N, 2), XY pixels of the image file.
+        image: (C, rows, columns), loaded by Image2DReader and transformed.
+
+    Returns:
+        (N, 2), XY pixels of `image`.
+    """
+    original = np.asarray(image.meta["original_affine"], dtype=np.float64)[:3, :3]
+    now = np.asarray(image.affine, dtype=np.float64)
+    now = now if now.shape == (3, 3) else now[np.ix_([0, 1, -1], [0, 1, -1])]
+    homogeneous = np.column_stack([points, np.ones(len(points))])
+    row_column = (np.linalg.inv(now) @ original @ homogeneous.T)[:2].T
+    return row_column[:, ::-1].copy()
 
 
 class HostPromptsd(MapTransform):
@@ -106,12 +125,7 @@ class HostPromptsd(MapTransform):
             found, kinds = points_from_request(data, shape)
             points, labels = torch.zeros(MAX_POINTS, 2), torch.full((MAX_POINTS,), -1)
             if len(kinds):
-                original = np.asarray(image.meta["original_affine"], dtype=np.float64)[:3, :3]
-                now = np.asarray(image.affine, dtype=np.float64)
-                now = now if now.shape == (3, 3) else now[np.ix_([0, 1, -1], [0, 1, -1])]
-                homogeneous = np.column_stack([found, np.ones(len(found))])
-                row_column = (np.linalg.inv(now) @ original @ homogeneous.T)[:2].T
-                points[: len(kinds)] = torch.from_numpy(row_column[:, ::-1].copy())
+                points[: len(kinds)] = torch.from_numpy(to_network_frame(found, image))
                 labels[: len(kinds)] = torch.from_numpy(kinds)
             image.meta["points"], image.meta["labels"] = points, labels
         return result

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -78,6 +79,17 @@ def test_the_app_serves_the_bundles_own_files_and_no_teacher(server, bundle, tmp
     assert (served / "models" / "model.pt").read_text() == "trained on"
 
 
+def test_several_bundles_are_served_together(server, bundle, studies, tmp_path, capsys):
+    other = shutil.copytree(bundle, tmp_path / "volumes_deepgrow_3d")
+    given = ["--studies", str(studies), "--dir", str(tmp_path / "label"), "--port", "0", "--model", str(bundle)]
+    assert main(["label", *given, str(other)]) == 0
+    assert "--conf models trained_deepgrow,volumes_deepgrow_3d" in " ".join(server[1])
+    assert "Serving trained_deepgrow, volumes_deepgrow_3d on" in capsys.readouterr().out
+    twin = shutil.copytree(bundle, tmp_path / "elsewhere" / "trained")
+    assert main(["label", *given, str(twin)]) == 1
+    assert "bundles of different names" in capsys.readouterr().err
+
+
 def test_a_second_start_uses_the_app_again_with_another_bundle(server, bundle, tmp_path):
     label.prepare_app(tmp_path / "label", bundle)
     other = bundle.rename(tmp_path / "my_deepgrow")
@@ -91,7 +103,8 @@ def test_a_second_start_uses_the_app_again_with_another_bundle(server, bundle, t
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"studies": "nowhere"}, "Expected `--studies` to be a folder of images, got nowhere"),
+        ({"studies": "nowhere"}, "Expected `--studies` to be a folder of images or the http address of a DICOMweb"),
+        ({"studies": "http://127.0.0.1:9/dicom-web"}, "http://127.0.0.1:9/dicom-web does not answer ("),
         ({"model": "nowhere"}, "Expected a bundle with configs/inference.json at `--model`, got nowhere"),
         ({"port": 70000}, "Cannot listen on 127.0.0.1, port 70000"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, Resized
 from PIL import Image
 
@@ -100,3 +101,19 @@ def test_memory_is_bounded(tmp_path, steps):
 def test_a_file_that_is_not_there_is_named(steps, path, message):
     with pytest.raises(FileNotFoundError, match=message):
         RememberedImaged(transform=steps)({"image": path})
+
+
+def test_transforms_of_one_name_share_their_memory(tmp_path, steps):
+    path = save(tmp_path / "a.png", 0)
+    for name, calls in (("one", 1), ("one", 1), ("other", 2)):
+        RememberedImaged(transform=steps, shared=f"{tmp_path} {name}")({"image": path})
+        assert steps.calls == calls
+
+
+def test_a_folder_is_prepared_anew_when_one_of_its_files_changes(tmp_path):
+    asked = []
+    remembered = RememberedImaged(transform=lambda data: asked.append(data) or {"image": MetaTensor(torch.zeros(1))})
+    for seed, calls in ((0, 1), (0, 1), (1, 2)):
+        save(tmp_path / "slice.png", seed)
+        remembered({"image": str(tmp_path)})
+        assert len(asked) == calls

@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from monai_kdsam.serving import ResultGeometryd
+from monai_kdsam.serving import ResultGeometryd, VolumeFormatd
 from monai_kdsam.serving.result_geometry import file_affine
 
 OBLIQUE = np.array([[0.52, -0.3, 0, -31.5], [-0.3, -0.52, 0, 20.25], [0, 0, 2.5, 7.0], [0, 0, 0, 1]])
@@ -85,3 +85,24 @@ def test_a_plane_without_a_third_axis_gets_its_normal(tmp_path):
     header.to_filename(tmp_path / "a.nii")
     normal = file_affine(str(tmp_path / "a.nii"))[:3, 2]
     np.testing.assert_allclose(np.abs(normal), [0, 0, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "extension"),
+    [
+        ("v.nii.gz", None, ".nii.gz"),
+        ("v.nii", None, ".nii"),
+        ("series", None, ".nrrd"),
+        ("cine.dcm", "", ".nrrd"),
+        ("v.nii", ".nrrd", ".nrrd"),
+    ],
+)
+def test_a_volumes_mask_gets_a_format_that_holds_it(path, asked, extension):
+    data = {"pred": torch.ones(1, 2, 3, 4), "image_path": path, "result_extension": asked}
+    assert VolumeFormatd()(data)["result_extension"] == extension
+
+
+def test_a_volumes_mask_is_no_picture():
+    data = {"pred": torch.ones(1, 2, 3, 4), "image_path": "v.nii", "result_extension": ".png"}
+    with pytest.raises(ValueError, match="Expected `result_extension` of a format for volumes"):
+        VolumeFormatd()(data)

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI reader of volumes: NIfTI, DICOM series in a folder, multi-frame DICOM (a cine is a volume of frames)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+from monai.config import PathLike
+from monai.data import ImageReader
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from numpy.typing import NDArray
+
+from monai_kdsam.data.decoding import DECODE_ERRORS, NIFTI_SUFFIXES, count_frames, is_dicom, suffix_of
+from monai_kdsam.data.dicom import open_dicom
+
+__all__ = ["VolumeReader", "list_volumes", "series_files"]
+
+MAX_VOXELS = 2**30
+MODALITY = "0008|0060"
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class VolumeReader(ImageReader):
+    """Read one volume as it is stored, gray (X, Y, Z) or color (X, Y, Z, 3), with the modality that a DICOM file names.
+
+    MONAI's own readers take any array for a volume: pictures, time series, volumes with NaN, two series in a folder.
+    The affine (4, 4) is in RAS and millimetres, NIfTI's own, or ITK's for DICOM: slices are sorted by their position.
+    Frames of a multi-frame DICOM file are its slices.
+
+    Files are decoded in :meth:`get_data` on purpose, as with :class:`Image2DReader`.
+
+    Example:
+        >>> from monai.transforms import LoadImaged
+        >>> load = LoadImaged(keys="image", reader="monai_kdsam.data.VolumeReader")
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """True: what cannot be read is told by :meth:`get_data`, with the reason."""
+        return True
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[str, ...]:
+        """Return the paths; :meth:`get_data` opens them."""
+        return tuple(str(name) for name in ensure_tuple(data))
+
+    def get_data(self, img: Sequence[PathLike] | PathLike) -> tuple[np.ndarray, dict]:
+        """Decode what :meth:`read` returned.
+
+        Returns:
+            array (X, Y, Z) or (X, Y, Z, 3), and its metadata, among them `modality`: DICOM's, or "".
+
+        Raises:
+            FileNotFoundError: there is no such file or folder.
+            ValueError: it is damaged, a picture, a time series, has NaN, or is a folder of several series.
+        """
+        paths = ensure_tuple(img)
+        if len(paths) != 1:
+            raise ValueError(f"Expected one file or folder per volume, got {len(paths)}: {', '.join(map(str, paths))}.")
+        path = Path(paths[0])
+        if not path.exists():
+            raise FileNotFoundError(f"Expected a volume, but there is no file or folder {path}.")
+        files = series_files(path) if path.is_dir() else [path]
+        if not path.is_dir() and not is_dicom(path) and suffix_of(path) not in NIFTI_SUFFIXES:
+            raise ValueError(
+                f"{path} is no volume: expected NIfTI, a folder with a DICOM series, or a multi-frame DICOM file. "
+                "Pictures are segmented by the bundle kdsam_deepgrow_2d."
+            )
+        try:
+            array, affine, modality = _read_dicom(files) if is_dicom(files[0]) else _read_nifti(path)
+        except DECODE_ERRORS as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise ValueError(f"Cannot read {path}: it is damaged, incomplete, or no volume ({reason}).") from error
+        _check(array, path)
+        color = array.ndim == 4
+        return array, {
+            MetaKeys.AFFINE: affine.copy(),
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:3]),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if color else "no_channel",
+            "modality": modality,
+        }
+
+
+def series_files(folder: Path) -> list[Path]:
+    """The files of the one DICOM series in a folder, sorted by position.
+
+    Raises:
+        ValueError: when there is none, or more than one.
+    """
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        found = ", ".join(series) or "none"
+        raise ValueError(f"Expected a folder with the files of one DICOM series, got {folder} with {found}.")
+    return [Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])]
+
+
+def list_volumes(folder: str | Path) -> list[dict[str, str]]:
+    """List all volumes below a folder, sorted, as items ``{"image": path}``: NIfTI files, folders of DICOM files.
+
+    A DICOM file of several frames is a volume of its own.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder holds no volume.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"Expected a folder with volumes, but there is none at {folder}.")
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    volumes = {path for path in files if suffix_of(path) in NIFTI_SUFFIXES}
+    for path in files:
+        if path not in volumes and is_dicom(path):
+            volumes.add(path if count_frames(path) > 1 else path.parent)
+    if not volumes:
+        raise ValueError(f"No volume in {folder}. Expected NIfTI (.nii, .nii.gz) or folders of DICOM files.")
+    return [{"image": str(path)} for path in sorted(volumes)]
+
+
+def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], str]:
+    image: Any = nibabel.load(path)
+    # (X, Y, Z, 1), as some writers leave it, is a volume.
+    shape = image.shape[:3] + tuple(side for side in image.shape[3:] if side > 1)
+    _check_size(shape, path)
+    if len(shape) != 3:
+        return np.empty(shape, np.uint8), np.eye(4), ""
+    array = np.asanyarray(image.dataobj).reshape(shape)
+    if array.dtype.names:
+        array = np.stack([array[name] for name in array.dtype.names[:3]], axis=-1)
+    affine = np.array(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+        raise ValueError(f"its affine is singular: {affine.tolist()}")
+    return array, affine, ""
+
+
+def _read_dicom(files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64], str]:
+    header = open_dicom(files[0])
+    _check_size((*header.GetSize()[:2], max(len(files), header.GetSize()[2])), files[0])
+    if len(files) == 1:
+        image = header.Execute()
+    else:
+        reader = sitk.ImageSeriesReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileNames([str(file) for file in files])
+        image = reader.Execute()
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    array = np.moveaxis(sitk.GetArrayFromImage(image), (0, 1, 2), (2, 1, 0))
+    modality = header.GetMetaData(MODALITY).strip() if header.HasMetaDataKey(MODALITY) else ""
+    return array, LPS_TO_RAS @ affine, modality
+
+
+def _check_size(shape: tuple[int, ...], path: Path) -> None:
+    if np.prod(shape, dtype=np.float64) > MAX_VOXELS:
+        raise ValueError(f"{path} has {' x '.join(map(str, shape))} voxels, more than {MAX_VOXELS} in all")
+
+
+def _check(array: NDArray[Any], path: Path) -> None:
+    if array.ndim < 3 or array.shape[2] < 2:
+        raise ValueError(
+            f"{path} is a 2-D picture: its array is {array.shape}. The bundle kdsam_deepgrow_2d segments pictures; "
+            "a DICOM series is named by its folder."
+        )
+    if array.ndim > 4 or (array.ndim == 4 and array.shape[3] != 3):
+        raise ValueError(f"{path} is no single volume: its array is {array.shape}. Cut a time series into volumes.")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"{path} contains NaN or infinite values. Replace the file or leave it out.")

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MONAI Deploy application, and one run of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.deploy.conditions import CountCondition
+from monai.deploy.core import AppContext, Application, Image, IOType
+from monai.deploy.operators.dicom_seg_writer_operator import SegmentDescription
+from monai.deploy.operators.dicom_series_selector_operator import DICOMSeriesSelectorOperator
+from monai.deploy.operators.dicom_utils import ModelInfo
+from monai.deploy.operators.monai_bundle_inference_operator import IOMapping
+from pydicom.uid import generate_uid
+
+from monai_kdsam.deploy.dicom_folder import MODALITIES, check_folder
+from monai_kdsam.deploy.model import DeployModel, open_model
+from monai_kdsam.deploy.operators import (
+    BundleOperator,
+    FrameReaderOperator,
+    LoaderOperator,
+    MaskCollectorOperator,
+    OverlayOperator,
+    SegWriterOperator,
+)
+from monai_kdsam.deploy.prompt_file import Prompts, read_prompts
+from monai_kdsam.deploy.segment import Segment, segment_named
+
+__all__ = ["SegmentationApplication", "run_application"]
+
+
+class PromptedDescription(SegmentDescription):
+    """A segment that a person pointed at."""
+
+    def to_segment_description(self, segment_number: int) -> object:
+        """For highdicom."""
+        description = super().to_segment_description(segment_number)
+        description.SegmentAlgorithmType = "SEMIAUTOMATIC"
+        return description
+
+
+class SegmentationApplication(Application):
+    """DICOM files to DICOM segmentations and pictures.
+
+    Args:
+        input_folder: with DICOM files; subfolders count.
+        files: in it, that must be segmented; see `check_folder`.
+        output_folder: gets a folder for each segmentation, named by the UID of the series or of the image.
+        model: what segments.
+        segment: what it segments.
+        prompts: for the images that shall be segmented; None segments all without a prompt.
+        modalities: of the series that are segmented.
+    """
+
+    def __init__(
+        self,
+        input_folder: Path,
+        files: Sequence[Path],
+        output_folder: Path,
+        *,
+        model: DeployModel,
+        segment: Segment,
+        prompts: Prompts | None = None,
+        modalities: Sequence[str] = MODALITIES,
+    ) -> None:
+        self.input_folder, self.files, self.output_folder = input_folder, files, output_folder
+        self.model, self.segment = model, segment
+        self.prompts, self.modalities = prompts, modalities
+        super().__init__([sys.executable])  # holoscan would read the command line itself
+
+    def compose(self) -> None:
+        """Connect the operators."""
+        series, image = "study_selected_series_list", "image"
+        load = LoaderOperator(self, CountCondition(self, 1), input_folder=self.input_folder, name="load")
+        rules = {"selections": [{"name": "", "conditions": {"Modality": f"^({'|'.join(self.modalities)})$"}}]}
+        select = DICOMSeriesSelectorOperator(self, rules=json.dumps(rules), all_matched=True, name="select")
+        read = FrameReaderOperator(self, files=self.files, prompts=self.prompts, name="read")
+        infer = BundleOperator(
+            self,
+            app_context=self._context(),
+            input_mapping=[IOMapping(image, Image, IOType.IN_MEMORY)],
+            output_mapping=[IOMapping("pred", Image, IOType.IN_MEMORY)],
+            bundle_path=self.model.path,
+            name="infer",
+        )
+        collect = MaskCollectorOperator(self, output_folder=self.output_folder, name="collect")
+        write, draw = self._writer(), OverlayOperator(self, name="draw")
+        self.add_flow(load, select, {("dicom_study_list", "dicom_study_list")})
+        self.add_flow(select, read, {(series, series)})
+        self.add_flow(read, infer, {(image, image)})
+        self.add_flow(read, collect, {("sources", "sources")})
+        self.add_flow(infer, collect, {("pred", "pred")})
+        self.add_flow(collect, write, {(name, name) for name in ("seg_image", series, "output_folder")})
+        self.add_flow(collect, draw, {(name, name) for name in ("seg_image", "source", "output_folder")})
+
+    def _context(self) -> AppContext:
+        context = AppContext({"model": str(self.model.path)})
+        if self.model.path.is_dir():  # the operator loads a bundle's folder by itself, if there is no other model
+            context.models = None
+            return context
+        try:
+            _ = context.models.get().predictor  # loads it
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"Cannot load {self.model.path} with this version of PyTorch: {reason}") from error
+        return context
+
+    def _writer(self) -> SegWriterOperator:
+        version = str(self.model.metadata["version"])
+        describe = PromptedDescription if self.prompts else SegmentDescription
+        description = describe(
+            segment_label=self.segment.label,
+            segmented_property_category=self.segment.category,
+            segmented_property_type=self.segment.kind,
+            algorithm_name="KD SAM",
+            algorithm_version=version,
+        )
+        # The UID of a device that is another one with other weights.
+        uid = generate_uid(entropy_srcs=[self.model.sha256])
+        return SegWriterOperator(
+            self,
+            segment_descriptions=[description],
+            output_folder=self.output_folder,
+            model_info=ModelInfo("monai_kdsam", str(self.model.metadata.get("name", "KD SAM")), version, uid),
+            custom_tags={"SeriesDescription": f"KD SAM: {self.segment.label}"[:64]},
+            name="write",
+        )
+
+
+def run_application(
+    input_folder: str | Path,
+    output_folder: str | Path,
+    *,
+    model: str | Path,
+    segment: str = "lesion",
+    prompts: str | Path | None = None,
+    modalities: Sequence[str] = MODALITIES,
+) -> list[Path]:
+    """Segment the DICOM images of a folder.
+
+    Args:
+        input_folder: with DICOM files.
+        output_folder: new or empty.
+        model: folder of a bundle, or TorchScript file made from it.
+        segment: a name in `SEGMENTS`, or NAME=CATEGORY/TYPE.
+        prompts: file of prompts; docs/deploy.md describes it.
+        modalities: of the series that are segmented.
+
+    Returns:
+        The DICOM segmentations; beside each lies a picture, `overlay.png`. After an error there are none.
+
+    Raises:
+        FileNotFoundError: when an input is missing.
+        FileExistsError: when there is something in the output folder.
+        ValueError: when an input is damaged or of another kind.
+    """
+    described = segment_named(segment)
+    opened = open_model(model)
+    asked = read_prompts(prompts) if prompts is not None else None
+    files = check_folder(input_folder, modalities)
+    settings: dict[str, Any] = {"segment": described, "prompts": asked, "modalities": modalities}
+    with _all_or_nothing(Path(output_folder)) as scratch:
+        SegmentationApplication(Path(input_folder), files, scratch, model=opened, **settings).run()
+    return sorted(Path(output_folder).glob("*/*.dcm"))
+
+
+@contextlib.contextmanager
+def _all_or_nothing(output: Path) -> Iterator[Path]:
+    """A folder inside the output, whose content is moved up once the block has ended well."""
+    existed = output.exists()
+    if existed and (not output.is_dir() or any(not entry.name.startswith(".") for entry in output.iterdir())):
+        raise FileExistsError(f"Expected `--output` to be new or empty, got {output}.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=output, prefix=".unfinished"))
+    except OSError as error:
+        raise OSError(f"Cannot write to `--output` {output}: {error.strerror}. Choose another one.") from error
+    try:
+        yield scratch
+        for folder in sorted(scratch.iterdir()):
+            folder.rename(output / folder.name)
+    except BaseException:
+        if not existed:
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a segment is: its name, and its codes in SNOMED CT."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["SEGMENTS", "Segment", "segment_named"]
+
+# Name to CATEGORY/TYPE: keywords of DICOM's context group 7150 and of SNOMED CT in pydicom's dictionaries.
+SEGMENTS = {
+    "lesion": "MorphologicallyAbnormalStructure/Lesion",
+    "nodule": "MorphologicallyAbnormalStructure/Nodule",
+    "polyp": "MorphologicallyAbnormalStructure/PolypOfColon",
+    "skin lesion": "MorphologicallyAbnormalStructure/SkinLesion",
+    "tumor": "MorphologicallyAbnormalStructure/Neoplasm",
+    "head": "AnatomicalStructure/Head",
+    "hippocampus": "AnatomicalStructure/Hippocampus",
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment of a DICOM segmentation.
+
+    Args:
+        label: what a viewer shows.
+        category: `pydicom.sr.coding.Code` of its property category.
+        kind: and of its property type.
+    """
+
+    label: str
+    category: Any
+    kind: Any
+
+
+def segment_named(text: str) -> Segment:
+    """The segment of a name in `SEGMENTS`, or of NAME=CATEGORY/TYPE.
+
+    Raises:
+        ValueError: on an unknown name or keyword, naming what is known.
+
+    Example:
+        >>> segment_named("polyp").kind.value
+        '68496003'
+        >>> segment_named("prostate=AnatomicalStructure/Prostate").category.value
+        '91723000'
+    """
+    from pydicom.sr.codedict import codes
+
+    name, separator, keywords = (part.strip() for part in text.partition("="))
+    if not separator and name not in SEGMENTS:
+        raise ValueError(f"Expected `--segment` among {', '.join(SEGMENTS)}, or NAME=CATEGORY/TYPE, got {text!r}.")
+    category, slash, kind = (part.strip() for part in (keywords or SEGMENTS.get(name, "")).partition("/"))
+    # 64 characters fit into DICOM's Segment Label.
+    if not (name and slash) or len(name) > 64:
+        raise ValueError(f"Expected `--segment` NAME=CATEGORY/TYPE with a NAME of 1 to 64 characters, got {text!r}.")
+    return Segment(name, _code(codes.CID7150, category, "CATEGORY"), _code(codes.SCT, kind, "TYPE"))
+
+
+def _code(dictionary: Any, keyword: str, part: str) -> Any:
+    known = dictionary.dir()
+    if keyword not in known:
+        near = difflib.get_close_matches(keyword, known, n=3) or (known if part == "CATEGORY" else [])
+        hint = f" Near: {', '.join(near)}." if near else ""
+        raise ValueError(f"Expected a keyword of pydicom's {part} codes in `--segment`, got {keyword!r}.{hint}")
+    return getattr(dictionary, keyword)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images one DICOM segmentation covers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from monai_kdsam.deploy.prompt_file import Prompts, Request, Target
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+__all__ = ["Frame", "Source", "group_sources", "with_prompts"]
+
+# What a DICOM file must have, but may have empty; anonymizers remove it.
+MAY_BE_EMPTY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+GEOMETRY = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture: an instance, and the number of its frame, from 1."""
+
+    instance: Dataset
+    number: int
+
+    @property
+    def path(self) -> str:
+        """As `Image2DReader` reads it."""
+        file = Path(self.instance.filename)
+        if _number_of_frames(self.instance) == 1:
+            return str(file)
+        return str(file.with_name(f"{file.stem}#frame{self.number - 1}{file.suffix}"))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one segmentation covers: a stack of slices, or one image with all its frames.
+
+    Args:
+        uid: Series Instance UID of a stack, SOP Instance UID of an image.
+        instances: the stack's in the order of their positions, or the image alone.
+        requests: the frames to segment, by their place among `frames`, with the prompt of each.
+    """
+
+    uid: str
+    instances: tuple[Dataset, ...]
+    requests: dict[int, Request] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> list[Frame]:
+        """All pictures, in order."""
+        return [
+            Frame(instance, number)
+            for instance in self.instances
+            for number in range(1, _number_of_frames(instance) + 1)
+        ]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return int(self.instances[0].Rows), int(self.instances[0].Columns)
+
+
+def _number_of_frames(instance: Dataset) -> int:
+    return int(instance.get("NumberOfFrames") or 1)
+
+
+def group_sources(series: Iterable[Dataset]) -> list[Source]:
+    """Sort the instances of one series into stacks of one orientation, size and spacing, and single images.
+
+    Instances without pixels are left out. Headers are completed in place: attributes that may be empty are added where
+    they are missing.
+    """
+    stacks: dict[Any, list[Dataset]] = defaultdict(list)
+    sources = []
+    for instance in series:
+        if "PixelData" not in instance:
+            continue
+        _complete(instance)
+        if all(instance.get(keyword) for keyword in GEOMETRY) and _number_of_frames(instance) == 1:
+            numbers = np.array([*instance.ImageOrientationPatient, *instance.PixelSpacing], dtype=float)
+            key = (instance.FrameOfReferenceUID, instance.Rows, instance.Columns, *numbers.round(4))
+            stacks[key].append(instance)
+        else:
+            sources.append(Source(instance.SOPInstanceUID, (instance,)))
+    stacked = [Source(stack[0].SeriesInstanceUID, tuple(sorted(stack, key=_depth))) for stack in stacks.values()]
+    return stacked + sorted(sources, key=lambda source: source.instances[0].filename)
+
+
+def _complete(instance: Dataset) -> None:
+    """Give a header what a segmentation copies from it, in today's form."""
+    for keyword in MAY_BE_EMPTY:
+        if keyword not in instance:
+            setattr(instance, keyword, "")
+        elif keyword.endswith(("Date", "Time")):
+            # 1994.11.05 and 11:20:00 were valid before 1993; who reads DICOM has to accept them still.
+            mark = "." if keyword.endswith("Date") else ":"
+            setattr(instance, keyword, str(instance[keyword].value or "").replace(mark, ""))
+
+
+def _depth(instance: Dataset) -> float:
+    """Position of a slice along the normal of its plane, in mm."""
+    row, column = np.reshape(np.array(instance.ImageOrientationPatient, dtype=float), (2, 3))
+    return float(np.cross(row, column) @ np.array(instance.ImagePositionPatient, dtype=float))
+
+
+def with_prompts(sources: Iterable[Source], prompts: Prompts | None) -> list[Source]:
+    """Say of each source which frames are segmented: all, or with prompts those that they name.
+
+    Returns:
+        The sources of which something is segmented.
+
+    Raises:
+        ValueError: when a prompt is for no image, or not on its image.
+    """
+    chosen, used = [], set[Target]()
+    for source in sources:
+        requests: dict[int, Request] = {}
+        for place, frame in enumerate(source.frames):
+            if prompts is None:
+                requests[place] = {}
+                continue
+            instance = frame.instance
+            found = prompts.find(
+                instance.SeriesInstanceUID, instance.SOPInstanceUID, frame.number, (instance.Columns, instance.Rows)
+            )
+            if found is not None:
+                used.add(found[0])
+                requests[place] = found[1]
+        if requests:
+            chosen.append(Source(source.uid, source.instances, requests))
+    if prompts is not None:
+        prompts.check_all_used(used)
+    return chosen

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worst and the best cases of each set, to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from monai_kdsam.data.datasets import Item
+from monai_kdsam.data.decoding import decode
+from monai_kdsam.data.picture import to_rgb
+from monai_kdsam.evaluation.items import load_reference
+from monai_kdsam.evaluation.models import Model
+from monai_kdsam.evaluation.prompts import PROMPT_TITLES, named_prompts
+from monai_kdsam.evaluation.scoring import Score, predict_checked
+from monai_kdsam.picture_sheet import draw_contour, draw_prompt, save_picture_sheet
+
+__all__ = ["draw_cases", "notable_cases"]
+
+SHOWN_PROMPTS = ("box", "center_click", "automatic")
+_WORST, _BEST = 2, 1
+_REFERENCE, _PREDICTED = (0, 220, 0), (255, 220, 0)
+
+
+def notable_cases(scores: Sequence[Score], model: str, source: str) -> list[tuple[str, Score]]:
+    """The model's worst and best images of a set by Dice under three prompts: ("worst" or "best", score)."""
+    cases = []
+    for prompt in SHOWN_PROMPTS:
+        own = [s for s in scores if (s.model, s.source, s.prompt) == (model, source, prompt) and not s.empty_reference]
+        ranked = sorted(own, key=lambda score: (score.dice, score.case))
+        best = ranked[_WORST:][-_BEST:]
+        cases += [("worst", score) for score in ranked[:_WORST]] + [("best", score) for score in best]
+    return cases
+
+
+def draw_cases(
+    path: Path, cases: Sequence[tuple[str, Score]], items: Sequence[Item], models: Sequence[Model], *, seed: int = 0
+) -> Path:
+    """Draw a sheet: image and prompt, the reference in green, each model's mask in yellow.
+
+    Args:
+        path: of the sheet.
+        cases: from `notable_cases`.
+        items: all of them.
+        models: to draw.
+        seed: of the prompts, as when they were scored.
+    """
+    rows, captions = [], []
+    for kind, case in cases:
+        item = items[case.case]
+        image = _rgb(item)
+        reference = load_reference(item)
+        prompt = named_prompts(reference, seed)[case.prompt]
+        row = [draw_prompt(image, prompt.points, prompt.labels), draw_contour(image, reference, _REFERENCE)]
+        for model in models:
+            model.set_image(case.image)
+            ((mask, _),) = predict_checked(model, [prompt], reference, item)
+            row.append(draw_contour(image, mask, _PREDICTED))
+        rows.append(row)
+        title = PROMPT_TITLES[case.prompt]
+        captions.append(
+            f"{kind}, {title}: Dice {case.dice:.3f}, {Path(case.image).name}".encode("ascii", "replace").decode()
+        )
+    columns = ["image and prompt", "reference", *(model.name for model in models)]
+    return save_picture_sheet(path, rows, columns=columns, captions=captions, cell=208)
+
+
+def _rgb(item: Item) -> np.ndarray:
+    return to_rgb(decode(item["image"]))

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m monai_kdsam report`: models on one split, to a table, a summary and a page."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.util
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai_kdsam
+from monai_kdsam.data.split_file import write_text
+from monai_kdsam.evaluation.case_pictures import draw_cases, notable_cases
+from monai_kdsam.evaluation.command_model import CommandModel
+from monai_kdsam.evaluation.items import SplitName, read_split, with_units
+from monai_kdsam.evaluation.models import BundleModel, EllipseModel, Model
+from monai_kdsam.evaluation.scoring import Tolerances, cases_csv, score_images
+from monai_kdsam.evaluation.summary import summarize
+
+__all__ = ["write_report"]
+
+logger = logging.getLogger(__name__)
+
+
+def write_report(
+    bundle: str,
+    data_list: str | Path,
+    output: str | Path,
+    *,
+    sources: Mapping[str, str | Path] | None = None,
+    split: SplitName = "test",
+    others: Sequence[str] = (),
+    teacher: str | None = None,
+    commands: Sequence[str] = (),
+    tolerance: float = 1.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[Path, dict[str, Any]]:
+    """Evaluate a bundle, and compare it with the filled ellipse and other models.
+
+    Each model may be given as NAME=MODEL; without, it is named by what was given.
+
+    Args:
+        bundle: folder of the bundle, with `models/model.pt`.
+        data_list: a MONAI datalist, or the `split.json` that training wrote.
+        output: folder for `cases.csv`, `summary.json`, `report.html` and the pictures; files of a report there before
+            are replaced.
+        sources: for a `split.json`, the folder of each of its sets.
+        split: which list to evaluate on.
+        others: other bundles, or checkpoints of the first one's network.
+        teacher: KIND=FILE, a checkpoint of SAM's layout; vit_b, for example, is a kind.
+        commands: of other models, see `CommandModel`.
+        tolerance: of the surface Dice, in mm, for sets whose spacing is known.
+        seed: of prompts and intervals.
+        progress: show a bar.
+
+    Returns:
+        The page's path, and what `summary.json` holds.
+
+    Raises:
+        ValueError: on two models of one name, masks of another size, or a setting that does not fit.
+        FileNotFoundError: when bundle, weights, data list or images are missing.
+        OSError: when a command cannot be started, or the output cannot be written.
+        RuntimeError: when a command fails.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("`report` draws its plots with matplotlib: pip install 'monai_kdsam[report]'")
+    if not tolerance > 0:
+        raise ValueError(f"Expected `tolerance` in mm above 0, got {tolerance}.")
+    from monai_kdsam.evaluation.report_page import render_page  # needs matplotlib
+
+    items, units = with_units(read_split(data_list, split, sources))
+    folder, tolerances = Path(output), Tolerances(millimetres=tolerance)
+    write_text(folder / ".writable", "").unlink()  # before the minutes of work, not after
+    with _models(bundle, others, teacher, commands) as models:
+        names = [model.name for model in models]
+        scores = score_images(models, items, units, seed=seed, tolerances=tolerances, progress=progress)
+        write_text(folder / "cases.csv", cases_csv(scores))
+        if all(score.empty_reference for score in scores):
+            raise ValueError(
+                f"Expected foreground in a mask of the list {split!r} of {data_list}, got empty masks only."
+            )
+        summary: dict[str, Any] = {
+            "version": monai_kdsam.__version__,
+            "models": names,
+            "split": split,
+            "seed": seed,
+            "tolerance_mm": tolerance,
+            "tolerance_diagonal_share": tolerances.diagonal_share,
+            **summarize(scores, names, seed=seed),
+        }
+        write_text(folder / "summary.json", json.dumps(_plain(summary), indent=1) + "\n")
+        pictures = {}
+        for source in units:
+            if cases := notable_cases(scores, names[0], source):
+                pictures[source] = draw_cases(folder / f"cases_{source}.jpg", cases, items, models, seed=seed)
+    title, date = f"Segmentation report: {names[0]}", datetime.date.today().isoformat()
+    return write_text(folder / "report.html", render_page(summary, scores, pictures, title=title, date=date)), summary
+
+
+@contextlib.contextmanager
+def _models(bundle: str, others: Sequence[str], teacher: str | None, commands: Sequence[str]) -> Iterator[list[Model]]:
+    """All models, the reported one first; commands end with the block."""
+    name, folder = _named(bundle)
+    with contextlib.ExitStack() as stack:
+        models: list[Model] = [BundleModel(name, folder)]
+        for spec in others:
+            other, path = _named(spec)
+            is_bundle = Path(path).is_dir()
+            models.append(BundleModel(other, path) if is_bundle else BundleModel(other, folder, checkpoint=path))
+        if teacher is not None:
+            models.append(_teacher(teacher, folder))
+        for spec in commands:
+            model = CommandModel(*_named(spec))
+            stack.callback(model.close)
+            models.append(model)
+        models.append(EllipseModel())
+        names = [model.name for model in models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"Two models are named {name!r}. Name one, as in `--other earlier={name}`.")
+        yield models
+
+
+def _teacher(spec: str, folder: str) -> BundleModel:
+    kind, path = _named(spec)
+    if kind == path:
+        raise ValueError(
+            f"Expected `teacher` as KIND=FILE, for example vit_b=models/sam_vit_b_01ec64.pth, got {spec!r}."
+        )
+    network = {"_target_": "monai_kdsam.networks.build_teacher", "kind": kind, "image_size": "@image_size"}
+    return BundleModel(f"teacher {kind}", folder, checkpoint=path, network_def=network)
+
+
+def _named(spec: str) -> tuple[str, str]:
+    """Split NAME=WHAT; what has no name is its own.
+
+    >>> _named("earlier=models/distilled.pt"), _named("python model.py --size=64")[0]
+    (('earlier', 'models/distilled.pt'), 'python model.py --size=64')
+    """
+    match = re.fullmatch(r"([\w.-]+)=(.+)", spec)
+    return (match[1], match[2]) if match else (spec, spec)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

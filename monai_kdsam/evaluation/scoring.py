@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every image under every prompt by every model: the rows of `cases.csv`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from monai_kdsam.data.datasets import Item
+from monai_kdsam.evaluation.corrective_clicks import correct
+from monai_kdsam.evaluation.head_circumference import head_circumference
+from monai_kdsam.evaluation.items import load_reference
+from monai_kdsam.evaluation.metrics import MaskScores, mask_scores, overlap_scores
+from monai_kdsam.evaluation.models import Model, Prediction
+from monai_kdsam.evaluation.prompts import Prompt, named_prompts
+
+__all__ = ["CLICKS", "REFERENCE", "Score", "Tolerances", "cases_csv", "predict_checked", "score_images"]
+
+Mask = NDArray[np.bool_]
+CLICKS = "clicks"
+REFERENCE = "reference mask"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One mask of one model, against its reference.
+
+    Args:
+        model: its name; `REFERENCE` for what the reference itself measures.
+        source: the set.
+        subject: of the image.
+        case: number of the item in the list; one image may be there with several references.
+        image: path.
+        prompt: a key of `PROMPT_TITLES`, or `CLICKS`.
+        clicks: number of corrective clicks, 0 for the named prompts.
+        empty_reference: there is nothing to find; then the scores are nan.
+        foreground: share of the image that the mask covers.
+        dice, iou, surface_dice: in [0, 1].
+        hd95: in `unit`. This and the surface Dice are nan under clicks.
+        unit: mm or px.
+        expected_iou: of the model; nan if it has none.
+        head_circumference, official_circumference: mm; nan where there is no official one.
+    """
+
+    model: str
+    source: str
+    subject: str
+    case: int
+    image: str
+    prompt: str
+    clicks: int
+    empty_reference: bool
+    foreground: float
+    dice: float = math.nan
+    iou: float = math.nan
+    hd95: float = math.nan
+    surface_dice: float = math.nan
+    unit: str = ""
+    expected_iou: float = math.nan
+    head_circumference: float = math.nan
+    official_circumference: float = math.nan
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Of the surface Dice: mm in sets measured in mm, else a share of the image's diagonal."""
+
+    millimetres: float = 1.0
+    diagonal_share: float = 0.01
+
+    def of(self, unit: str, shape: tuple[int, ...]) -> float:
+        """The tolerance for one image, in its unit."""
+        return self.millimetres if unit == "mm" else self.diagonal_share * math.hypot(*shape)
+
+
+def score_images(
+    models: Sequence[Model],
+    items: Sequence[Item],
+    units: dict[str, str],
+    *,
+    seed: int = 0,
+    tolerances: Tolerances | None = None,
+    progress: bool = True,
+) -> list[Score]:
+    """Score all models on all images, image by image.
+
+    Args:
+        models: of different names.
+        items: from `with_units`.
+        units: by set, from `with_units`.
+        seed: of the prompts.
+        tolerances: of the surface Dice.
+        progress: show a bar.
+
+    Raises:
+        ValueError: when a model gives a mask of another size than the reference.
+    """
+    scores = []
+    for number, item in enumerate(tqdm(items, desc="report", unit="image", disable=not progress)):
+        case = _Case(number, item, units[item["source"]], tolerances or Tolerances(), seed)
+        if math.isfinite(case.official):
+            scores.append(case.score(REFERENCE, "", (case.reference, math.nan)))
+        for model in models:
+            model.set_image(item["image"])
+            scores += case.scores_of(model)
+    return scores
+
+
+def predict_checked(model: Model, prompts: Sequence[Prompt], reference: Mask, item: Item) -> list[Prediction]:
+    """The model's masks, which must be of the reference's size.
+
+    Raises:
+        ValueError: naming the model, the image, and both sizes.
+    """
+    predictions = model.predict(prompts)
+    for mask, _ in predictions:
+        if mask.shape != reference.shape:
+            raise ValueError(
+                f"Expected {model.name} to give a mask of {item['image']} of (H, W) {reference.shape} as the reference "
+                f"{item['label']}, got {mask.shape}."
+            )
+    return predictions
+
+
+class _Case:
+    """One image, its reference and its prompts."""
+
+    def __init__(self, number: int, item: Item, unit: str, tolerances: Tolerances, seed: int) -> None:
+        self.number = number
+        self.item = item
+        self.unit = unit
+        self.reference = load_reference(item)
+        self.empty = not self.reference.any()
+        self.spacing = (item["spacing"][1], item["spacing"][0])
+        self.tolerance = tolerances.of(unit, self.reference.shape)
+        self.official = float(item.get("head_circumference", math.nan))
+        self.prompts = named_prompts(self.reference, seed)
+
+    def scores_of(self, model: Model) -> list[Score]:
+        predictions = predict_checked(model, list(self.prompts.values()), self.reference, self.item)
+        by_name = dict(zip(self.prompts, predictions, strict=True))
+        scores = [self.score(model.name, name, prediction) for name, prediction in by_name.items()]
+        if self.empty:
+            return scores
+
+        def predict(prompt: Prompt) -> Mask:
+            return predict_checked(model, [prompt], self.reference, self.item)[0][0]
+
+        first = self.prompts["center_click"]
+        masks = correct(self.reference, first, by_name["center_click"][0], predict)
+        return scores + [
+            self.score(model.name, CLICKS, (mask, math.nan), clicks=count) for count, mask in enumerate(masks, start=1)
+        ]
+
+    def score(self, model: str, prompt: str, prediction: Prediction, *, clicks: int = 0) -> Score:
+        mask, expected_iou = prediction
+        if self.empty:
+            agreement = MaskScores(math.nan, math.nan)
+        elif clicks:
+            agreement = overlap_scores(mask, self.reference)
+        else:
+            agreement = mask_scores(mask, self.reference, spacing=self.spacing, tolerance=self.tolerance)
+        measured = math.isfinite(self.official) and not clicks
+        return Score(
+            model,
+            self.item["source"],
+            str(self.item["subject"]),
+            self.number,
+            self.item["image"],
+            prompt,
+            clicks,
+            self.empty,
+            float(mask.mean()),
+            *agreement,
+            unit=self.unit,
+            expected_iou=expected_iou,
+            head_circumference=head_circumference(mask, self.spacing) if measured else math.nan,
+            official_circumference=self.official,
+        )
+
+
+def cases_csv(scores: Sequence[Score]) -> str:
+    """The table of all scores; what is not known is left empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Score)], lineterminator="\n")
+    writer.writeheader()
+    for score in scores:
+        writer.writerow({key: _cell(value) for key, value in asdict(score).items()})
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carrying a mask from slice to slice: pure functions around one that segments a slice.
+
+Masks and logits are (H, W); prompts are points (N, 2), XY pixels of the slice, and labels (N,): 1 foreground,
+0 background, 2 and 3 the corners of a box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from monai_kdsam.transforms.prompts import box_from_mask, center_click, jitter_box
+
+__all__ = ["Prompt", "has_ended", "prompt_from_mask", "propagate"]
+
+Prompt = tuple[NDArray[np.float32], NDArray[np.int64]]
+Segment = Callable[[int, Prompt], NDArray[np.float32]]
+
+
+def prompt_from_mask(mask: NDArray[np.bool_], margin: float) -> Prompt:
+    """The prompt that a slice's mask is for the next slice: a box around its largest part, and a click deep inside.
+
+    Args:
+        mask: (H, W), not empty.
+        margin: how far the box reaches beyond the mask, in fractions of the box's longer side, and one pixel at least.
+
+    Example:
+        >>> mask = np.zeros((20, 20), bool); mask[5:15, 5:15] = True
+        >>> prompt_from_mask(mask, margin=0.2)[0].tolist()[:2]
+        [[3.0, 3.0], [16.0, 16.0]]
+    """
+    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    if count > 1:
+        mask = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    box = box_from_mask(mask)
+    reach = max(1.0, margin * float((box[1] - box[0]).max() + 1))
+    box = jitter_box(box, [reach] * 4, (mask.shape[0], mask.shape[1]))
+    return np.concatenate([box, center_click(mask)]), np.array([2, 3, 1])
+
+
+def has_ended(previous: NDArray[np.bool_], current: NDArray[np.bool_], min_overlap: float) -> bool:
+    """Whether a structure does not reach the current slice: no mask, or one that is not the previous one's successor.
+
+    Their IoU falls with a sudden change of area and with a jump alike, so that one number is enough.
+
+    Example:
+        >>> disk = np.ones((8, 8), bool)
+        >>> has_ended(disk, disk, 0.5), has_ended(disk, ~disk, 0.5)
+        (False, True)
+    """
+    union = (previous | current).sum()
+    return not current.any() or (previous & current).sum() < min_overlap * union
+
+
+def propagate(
+    slices: range,
+    prompts: Mapping[int, Prompt],
+    segment: Segment,
+    *,
+    margin: float,
+    min_overlap: float,
+) -> dict[int, NDArray[np.bool_]]:
+    """Segment the prompted slices, and from them the others in both directions until the structure ends.
+
+    A slice with a foreground click or a box is segmented by its own prompt alone. Between two of them a slice is
+    reached from both sides, and the nearer side weighs more. Background clicks alone start nothing: they correct the
+    slice that they are on, beside the prompt that reaches it.
+
+    Args:
+        slices: those that may be segmented, without gaps.
+        prompts: of at least one slice.
+        segment: from the number of a slice and its prompt to logits (H, W).
+        margin: see `prompt_from_mask`.
+        min_overlap: see `has_ended`.
+
+    Returns:
+        masks by slice; slices that were not reached are missing.
+    """
+    seeds = sorted(number for number, (_, labels) in prompts.items() if (labels > 0).any())
+    logits = {number: segment(number, prompts[number]) for number in seeds or prompts}
+
+    def follow(start: int, numbers: Iterable[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        mask = logits[start] > 0
+        for number in numbers:
+            if not mask.any():
+                return
+            points, labels = prompt_from_mask(mask, margin)
+            if number in prompts:
+                points = np.concatenate([points, prompts[number][0]])
+                labels = np.concatenate([labels, prompts[number][1]])
+            found = segment(number, (points, labels))
+            if has_ended(mask, found > 0, min_overlap):
+                return
+            mask = found > 0
+            yield number, found
+
+    reached: dict[int, NDArray[np.float32]] = {}
+    for first, second in pairwise(seeds):
+        inner = range(first + 1, second)
+        reached |= _blended(dict(follow(first, inner)), dict(follow(second, reversed(inner))), first, second)
+    if seeds:
+        reached |= dict(follow(seeds[-1], range(seeds[-1] + 1, slices.stop)))
+        reached |= dict(follow(seeds[0], range(seeds[0] - 1, slices.start - 1, -1)))
+    return {number: found > 0 for number, found in (logits | reached).items()}
+
+
+def _blended(
+    upward: dict[int, NDArray[np.float32]], downward: dict[int, NDArray[np.float32]], first: int, second: int
+) -> dict[int, NDArray[np.float32]]:
+    """Logits of both directions, weighted by their nearness; of one where the other did not arrive."""
+    both = upward | downward
+    for number in upward.keys() & downward.keys():
+        weight = (number - first) / (second - first)
+        # As probabilities, of which none can outvote the other by sheer size; above 0 is foreground again.
+        mean = (1 - weight) * np.tanh(upward[number] / 2) + weight * np.tanh(downward[number] / 2)
+        both[number] = mean.astype(np.float32)
+    return both

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes, slice by slice, with the 2-D network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.transforms import Compose
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_kdsam.inferers.propagation import Prompt, propagate
+from monai_kdsam.networks import KDSAM
+
+__all__ = ["SliceSegmenter", "VolumeInferer"]
+
+
+class SliceSegmenter:
+    """Logits of any slice of one volume; each slice is encoded once, however often it is prompted.
+
+    Args:
+        volume: (C, H, W, D) uint8, C = 1 or 3.
+        network: what segments.
+        prepare: from a slice (3, H, W) to the network's input (3, S, S), its longer side scaled to S, padded at the
+            end.
+    """
+
+    def __init__(self, volume: Tensor, network: KDSAM, prepare: Callable[[Tensor], Tensor]) -> None:
+        self.volume = volume
+        self.network = network
+        self.prepare = prepare
+
+    def __call__(self, number: int, prompt: Prompt | None) -> NDArray[np.float32]:
+        """Logits (H, W) of one slice for a prompt in its pixels, None for automatic."""
+        picture = self.volume[..., number].contiguous()
+        embedding = self.network.embed(picture, self._encodable)
+        height, width = picture.shape[1:]
+        scale = self.network.image_size / max(height, width)
+        used = [round(side * scale) for side in (height, width)]
+        points = labels = None
+        if prompt is not None:
+            ratio = np.array([used[1] / width, used[0] / height])
+            xy = (np.asarray(prompt[0], dtype=np.float64) + 0.5) * ratio - 0.5
+            points = torch.as_tensor(xy, dtype=torch.float32, device=embedding.device)[None]
+            labels = torch.as_tensor(prompt[1], device=embedding.device)[None]
+        logits = self.network.predict(embedding, points, labels)[..., : used[0], : used[1]]
+        logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+        return logits[0, 0].float().cpu().numpy()
+
+    def _encodable(self, picture: Tensor) -> Tensor:
+        image = self.prepare(picture.expand(3, -1, -1).float())
+        return torch.as_tensor(image).as_subclass(Tensor)[None]
+
+
+class VolumeInferer(Inferer):
+    """Segments a volume with the prompts in its metadata, which `VolumePromptsd` put there.
+
+    MONAI's `SliceInferer` gives each slice of a volume to a network, without prompts. Here a prompt segments the
+    slices that it is on, with propagation also those that the structure reaches from there. Without any prompt, each
+    slice is segmented on its own, automatically.
+
+    Args:
+        prepare: array transforms from a slice (3, H, W) in 0 to 255 to the network's input.
+        margin: see `prompt_from_mask`.
+        min_overlap: see `has_ended`.
+
+    Raises:
+        ValueError: on a margin below 0 or an overlap outside 0 to 1.
+    """
+
+    def __init__(self, *, prepare: Sequence[Callable[[Any], Any]], margin: float, min_overlap: float) -> None:
+        super().__init__()
+        if not margin >= 0:
+            raise ValueError(f"Expected `margin` to be 0 or more, got {margin}.")
+        if not 0 <= min_overlap <= 1:
+            raise ValueError(f"Expected `min_overlap` within 0 and 1, got {min_overlap}.")
+        self.prepare = Compose(list(prepare))
+        self.margin = margin
+        self.min_overlap = min_overlap
+
+    def __call__(self, inputs: MetaTensor, network: KDSAM) -> MetaTensor:  # type: ignore[override]
+        """Segment one volume.
+
+        Args:
+            inputs: (1, C, H, W, D) uint8, with `points`, `labels`, `propagate` and `bounds` in its metadata.
+            network: the network.
+
+        Returns:
+            (1, 1, H, W, D) uint8 mask of 0 and 1, with the metadata of the volume.
+
+        Raises:
+            ValueError: when there is more than one volume.
+        """
+        if inputs.ndim != 5 or inputs.shape[0] != 1:
+            raise ValueError(f"Expected `inputs` of shape (1, C, H, W, D), got {tuple(inputs.shape)}.")
+        volume = inputs.as_subclass(Tensor)[0]
+        segment = SliceSegmenter(volume, network, self.prepare)
+        prompts = prompts_by_slice(inputs.meta)
+        depth = volume.shape[-1]
+        if not prompts:
+            masks = {number: segment(number, None) > 0 for number in range(depth)}
+        elif inputs.meta["propagate"]:
+            first, last = torch.as_tensor(inputs.meta["bounds"]).flatten().tolist()
+            reach = {"margin": self.margin, "min_overlap": self.min_overlap}
+            masks = propagate(range(first, last + 1), prompts, segment, **reach)
+        else:
+            masks = {number: segment(number, prompt) > 0 for number, prompt in prompts.items()}
+        result = torch.zeros((1, 1, *volume.shape[1:]), dtype=torch.uint8, device=inputs.device)
+        for number, mask in masks.items():
+            result[0, 0, ..., number] = torch.from_numpy(mask)
+        return MetaTensor(result).copy_meta_from(inputs)
+
+
+def prompts_by_slice(meta: dict[str, Any]) -> dict[int, Prompt]:
+    """The prompts in a volume's metadata, `points` (N, 3) [x, y, slice] and `labels` (N,), without their padding."""
+    if meta.get("points") is None:
+        return {}
+    points = torch.as_tensor(meta["points"]).reshape(-1, 3).cpu().numpy()
+    labels = torch.as_tensor(meta["labels"]).reshape(-1).cpu().numpy()
+    slices = points[:, 2].round().astype(int)
+    return {
+        int(number): (points[chosen, :2], labels[chosen])
+        for number in np.unique(slices[labels >= 0])
+        if (chosen := (slices == number) & (labels >= 0)).any()
+    }

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DICOM files behind an image of MONAI Label's DICOMweb store, and the one that a client clicked on."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+from monai_kdsam.data.decoding import count_frames
+
+__all__ = ["ClickedSliced", "series_files"]
+
+CONVERTED = ".nii.gz"
+
+
+def series_files(folder: str | Path) -> list[Path]:
+    """DICOM files of a folder in the order of the slices that ITK, and with it the server, makes of them."""
+    files = [file for file in Path(folder).iterdir() if file.is_file()]
+    if len(files) < 2:
+        return files
+    return [Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))]
+
+
+class ClickedSliced(MapTransform):
+    """Goes from the volume that MONAI Label makes of a DICOM series to the slice or frame that was clicked on.
+
+    The server converts a series to `UID.nii.gz` and keeps the DICOM files in the folder `UID` beside it. They know
+    what the NIfTI file does not: the display window, the calibration of ultrasound, which values are inverted. Clients
+    of a 2-D model (3D Slicer and OHIF alike) put the slice into the third coordinate of their clicks. Any
+    other path stays as it is.
+
+    Args:
+        keys: of the path of the image; `slice` is set to the slice's index beside it.
+    """
+
+    def __init__(self, keys: KeysCollection = "image") -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace paths of converted series.
+
+        Raises:
+            ValueError: when the clicks are on several slices, on none of several, or on one that is not there.
+        """
+        result = dict(data)
+        for key in self.key_iterator(result):
+            path = str(result[key])
+            folder = Path(path.removesuffix(CONVERTED))
+            if not path.endswith(CONVERTED) or not folder.is_dir():
+                continue
+            files = series_files(folder)
+            frames = count_frames(files[0]) if len(files) == 1 else 1
+            index = _clicked_slice(data, max(len(files), frames))
+            result["slice"] = index
+            file = files[0 if frames > 1 else index]
+            result[key] = str(file.with_name(f"{file.stem}#frame{index}{file.suffix}") if frames > 1 else file)
+        return result
+
+
+def _clicked_slice(data: Mapping[Hashable, Any], slices: int) -> int:
+    """The slice of a request, counted from 0."""
+    if slices == 1:
+        return 0
+    given = [data.get(key) for key in ("foreground", "background")]
+    clicks = [click for clicks in given if isinstance(clicks, (list, tuple)) for click in clicks]
+    indices = [click[2] for click in clicks if isinstance(click, (list, tuple)) and len(click) == 3]
+    # 3D Slicer names the slice, and has nothing else to do so when its user drew a box alone.
+    if not indices and data.get("slice") is not None:
+        indices = [data["slice"]]
+    different = [index for position, index in enumerate(indices) if index not in indices[:position]]
+    if len(different) != 1:
+        raise ValueError(
+            f"The series has {slices} slices, and this model segments one at a time. "
+            f"Expected clicks [x, y, slice] on one slice, got {different or 'none with a slice'}."
+        )
+    if not isinstance(different[0], (int, float)) or different[0] not in range(slices):
+        raise ValueError(f"Expected clicks on a slice from 0 to {slices - 1}, got slice {different[0]}.")
+    return int(different[0])

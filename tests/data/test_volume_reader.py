@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import gzip
+import json
+import re
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from monai.transforms import LoadImaged
+from PIL import Image
+
+from monai_kdsam.data import VolumeReader, list_volumes, write_slices
+
+OBLIQUE = np.array([[0.5, -0.3, 0.1, -31.5], [-0.3, -0.52, 0, 20.25], [0.1, 0, 2.5, 7.0], [0, 0, 0, 1]])
+
+
+def read(path):
+    return VolumeReader().get_data((str(path),))
+
+
+def nifti(path, values, affine=OBLIQUE):
+    nibabel.Nifti1Image(values, affine).to_filename(path)
+    return path
+
+
+def series(folder, values, uid="1.2.3", modality="MR"):
+    """A DICOM series (X, Y, Z) of sagittal slices, its files named against their order."""
+    folder.mkdir(exist_ok=True)
+    depth = values.shape[2]
+    for k in range(depth):
+        image = sitk.GetImageFromArray(values[..., k].T[None])
+        image.SetSpacing((0.4, 0.7, 3.0))
+        origin = (-12.5 - 3.0 * k, 33.25, 8.0)
+        tags = {
+            "0008|0060": modality,
+            "0020|000e": uid,
+            "0020|0037": r"0\1\0\0\0\-1",
+            "0020|0032": "\\".join(map(str, origin)),
+            "0020|0013": str(k),
+            "0008|0018": f"{uid}.{k}",
+        }
+        for tag, text in tags.items():
+            image.SetMetaData(tag, text)
+        image.SetOrigin(origin)
+        image.SetDirection((0, 0, -1, 1, 0, 0, 0, -1, 0))
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / f"{depth - k:03}.dcm"))
+        writer.Execute(image)
+    return folder
+
+
+def values(*shape, dtype=np.int16) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 900, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_nifti_volume_is_read_as_it_is_stored(tmp_path, name):
+    stored = values(5, 6, 7)
+    array, meta = read(nifti(tmp_path / name, stored))
+    np.testing.assert_array_equal(array, stored)
+    np.testing.assert_allclose(meta["original_affine"], OBLIQUE, atol=1e-6)
+    assert (meta["modality"], meta["original_channel_dim"]) == ("", "no_channel")
+
+
+def test_a_last_axis_of_one_is_no_time(tmp_path):
+    assert read(nifti(tmp_path / "a.nii.gz", values(5, 6, 7, 1)))[0].shape == (5, 6, 7)
+
+
+def test_a_dicom_series_is_sorted_by_position_and_lies_where_its_header_says(tmp_path):
+    stored = values(8, 9, 5)
+    array, meta = read(series(tmp_path / "series", stored))
+    # Position along the normal (-1, 0, 0) rises with k.
+    np.testing.assert_array_equal(array, stored)
+    assert meta["modality"] == "MR"
+    voxel, position = np.array([2, 3, 4, 1]), np.array([-12.5 - 3 * 4, 33.25 + 0.4 * 2, 8.0 - 0.7 * 3])
+    np.testing.assert_allclose((meta["affine"] @ voxel)[:3], position * (-1, -1, 1), atol=1e-4)
+
+
+def test_frames_of_a_cine_are_slices(real_data):
+    array, meta = read(real_data / "dicom-us" / "examples_ybr_color.dcm")
+    assert array.shape == (320, 240, 30, 3)
+    assert (meta["modality"], meta["original_channel_dim"]) == ("US", -1)
+
+
+def damaged(tmp_path):
+    path = nifti(tmp_path / "whole.nii.gz", values(30, 30, 30))
+    (tmp_path / "cut.nii.gz").write_bytes(path.read_bytes()[:5000])
+    return tmp_path / "cut.nii.gz"
+
+
+def with_nan(tmp_path):
+    stored = values(4, 4, 4, dtype=np.float32)
+    stored[1, 2, 3] = np.nan
+    return nifti(tmp_path / "nan.nii", stored)
+
+
+def two_series(tmp_path):
+    folder = series(tmp_path / "two", values(4, 4, 3))
+    for file in series(tmp_path / "other", values(4, 4, 3), uid="1.2.4").iterdir():
+        file.rename(folder / f"other_{file.name}")
+    return folder
+
+
+def picture(tmp_path):
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def claims_too_much(tmp_path):
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((20000, 20000, 20000))
+    (tmp_path / "huge.nii").write_bytes(header.binaryblock + bytes(4))
+    return tmp_path / "huge.nii"
+
+
+def empty(tmp_path):
+    (tmp_path / "empty.nii.gz").write_bytes(gzip.compress(b""))
+    return tmp_path / "empty.nii.gz"
+
+
+def flat(tmp_path):
+    image = nibabel.Nifti1Image(values(5, 6, 7), None)
+    image.header.set_sform(np.diag([1.0, 1, 0, 1]), code=1)
+    image.to_filename(tmp_path / "flat.nii")
+    return tmp_path / "flat.nii"
+
+
+def empty_folder(tmp_path):
+    (tmp_path / "bare").mkdir()
+    return tmp_path / "bare"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (damaged, "damaged, incomplete, or no volume"),
+        (empty, "damaged, incomplete, or no volume"),
+        (claims_too_much, "20000 x 20000 x 20000 voxels, more than"),
+        (with_nan, "contains NaN or infinite values"),
+        (two_series, "files of one DICOM series, got .* with 1.2.*, 1.2"),
+        (empty_folder, "files of one DICOM series, got .* with none"),
+        (picture, "is no volume: .*kdsam_deepgrow_2d"),
+        (lambda folder: nifti(folder / "a.nii", values(5, 6)), r"is a 2-D picture: its array is \(5, 6\)"),
+        (lambda folder: nifti(folder / "a.nii", values(5, 6, 1)), r"is a 2-D picture: .*kdsam_deepgrow_2d"),
+        (lambda folder: nifti(folder / "a.nii", values(5, 6, 7, 8)), r"no single volume: its array is \(5, 6, 7, 8\)"),
+        (lambda folder: series(folder / "s", values(4, 5, 1)), "is a 2-D picture"),
+        (flat, "its affine is singular"),
+    ],
+)
+def test_what_is_no_volume_is_told(tmp_path, make, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read(make(tmp_path))
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "none.nii"))):
+        read(tmp_path / "none.nii")
+
+
+def test_the_reason_reaches_the_user_through_monais_loader(tmp_path):
+    with pytest.raises(ValueError, match="damaged, incomplete"):
+        LoadImaged("image", reader=VolumeReader)({"image": str(damaged(tmp_path))})
+
+
+def test_volumes_of_a_folder_are_listed_once_each(tmp_path):
+    nifti(tmp_path / "b.nii.gz", values(4, 4, 4))
+    series(tmp_path / "a", values(4, 4, 3))
+    assert list_volumes(tmp_path) == [{"image": str(tmp_path / name)} for name in ("a", "b.nii.gz")]
+    with pytest.raises(FileNotFoundError, match="Expected a folder with volumes"):
+        list_volumes(tmp_path / "none")
+    with pytest.raises(ValueError, match="No volume in"):
+        list_volumes(empty_folder(tmp_path))
+
+
+def test_slices_to_train_on_are_the_volumes_own(tmp_path):
+    image, label = values(6, 7, 5), np.zeros((6, 7, 5), np.uint8)
+    image[0, 0, 0], image[-1, -1, -1] = 0, 10_000
+    label[2, 5, 3], label[4, 1, 3] = 1, 2
+    identity = np.diag([-1.0, -1, 1, 1])  # x to the left, y to the back: as pictures are
+    pair = {
+        "image": nifti(tmp_path / "v.nii.gz", image, identity),
+        "label": nifti(tmp_path / "l.nii.gz", label, identity),
+    }
+    path = write_slices({"training": [pair], "test": []}, tmp_path / "out", percentiles=(0, 100))
+    items = json.loads(path.read_text())["training"]
+    assert [item["subject"] for item in items] == ["v"] * 5
+    masks = np.stack([np.asarray(Image.open(path.parent / item["label"])) for item in items], axis=-1)
+    assert sorted(map(tuple, np.argwhere(masks == 255))) == [(1, 4, 3), (5, 2, 3)]
+    pixels = np.stack([np.asarray(Image.open(path.parent / item["image"])) for item in items], axis=-1)
+    np.testing.assert_allclose(np.swapaxes(pixels, 0, 1), image / 10_000 * 255, atol=0.51)
+
+
+def test_a_label_of_another_shape_is_told(tmp_path):
+    pair = {
+        "image": nifti(tmp_path / "v.nii.gz", values(6, 7, 5)),
+        "label": nifti(tmp_path / "l.nii.gz", values(6, 7, 4)),
+    }
+    with pytest.raises(ValueError, match="Expected v and its label of one shape"):
+        write_slices({"training": [pair]}, tmp_path / "out")

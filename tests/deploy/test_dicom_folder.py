@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from monai_kdsam.deploy.dicom_folder import check_folder
+from monai_kdsam.deploy.sources import group_sources
+
+pydicom = pytest.importorskip("pydicom")
+MR = "MR_small.dcm"
+
+
+def sample(name=MR, **changes):
+    from pydicom.data import get_testdata_file
+
+    dataset = pydicom.dcmread(get_testdata_file(name, download=False))
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def test_files_are_found_by_suffix_or_content_at_any_depth(tmp_path):
+    (tmp_path / "deep").mkdir()
+    sample().save_as(tmp_path / "deep" / "IM0001")
+    sample(ImagePositionPatient=[0, 0, 1]).save_as(tmp_path / "a.dcm")
+    (tmp_path / "notes.txt").touch()
+    assert [file.name for file in check_folder(tmp_path)] == ["a.dcm", "IM0001"]
+
+
+def test_other_modalities_are_left_out_and_told(tmp_path, caplog):
+    sample().save_as(tmp_path / "mr.dcm")
+    sample(Modality="PT").save_as(tmp_path / "pt.dcm")
+    assert [file.name for file in check_folder(tmp_path, ["MR", "CT"])] == ["mr.dcm"]
+    assert "Series of modality PT are left out" in caplog.text
+
+
+def test_nothing_but_other_modalities_is_an_error(tmp_path):
+    sample(Modality="PT").save_as(tmp_path / "pt.dcm")
+    with pytest.raises(ValueError, match=r"Expected series of modality US, CT in .*, got PT. `--modalities`"):
+        check_folder(tmp_path, ["US", "CT"])
+
+
+def test_a_folder_without_dicom(tmp_path):
+    (tmp_path / "image.png").touch()
+    with pytest.raises(ValueError, match="There is no DICOM file in `--input`"):
+        check_folder(tmp_path)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`--input` to be a folder"):
+        check_folder(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a DICOM file", b"\0" * 128 + b"DICM"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    sample().save_as(tmp_path / "good.dcm")
+    (tmp_path / "bad.dcm").write_bytes(content)
+    with pytest.raises(ValueError, match=r"Cannot (read|use) .*bad\.dcm"):
+        check_folder(tmp_path)
+
+
+def test_two_slices_at_one_position_are_named(tmp_path):
+    sample().save_as(tmp_path / "a.dcm")
+    sample(SOPInstanceUID="1.2.3").save_as(tmp_path / "b.dcm")
+    with pytest.raises(ValueError, match=r"a\.dcm and b\.dcm are slices of one series at one position"):
+        check_folder(tmp_path)
+
+
+def test_images_of_one_uid_are_told(tmp_path, caplog):
+    for name in "ab":
+        sample("SC_rgb_rle.dcm").save_as(tmp_path / f"{name}.dcm")
+    assert len(check_folder(tmp_path)) == 2
+    assert "a.dcm, b.dcm have the same SOP Instance UID" in caplog.text
+
+
+def test_slices_are_stacked_along_their_normal_and_other_images_stand_alone():
+    along = [0, 1, 0, 0, 0, -1]  # coronal: the normal points to -x
+    slices = [sample(ImageOrientationPatient=along, ImagePositionPatient=[x, 0, 5]) for x in (3, 1, 2)]
+    other = sample(ImagePositionPatient=[0, 0, 0])
+    cine = sample("SC_rgb_rle_2frame.dcm")
+    sources = group_sources([slices[0], cine, other, *slices[1:]])
+    assert [[float(i.ImagePositionPatient[0]) for i in source.instances] for source in sources[:2]] == [[3, 2, 1], [0]]
+    assert [frame.number for frame in sources[2].frames] == [1, 2]
+    assert sources[2].frames[1].path.endswith("SC_rgb_rle_2frame#frame1.dcm")
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_headers_get_what_a_segmentation_copies():
+    old = sample("SC_rgb_rle.dcm", StudyDate="1994.11.05", StudyTime="11:20:00")
+    del old.PatientID
+    group_sources([old])
+    assert (old.StudyDate, old.StudyTime, old.PatientID) == ("19941105", "112000", "")
+
+
+def test_instances_without_pixels_are_left_out():
+    report = sample()
+    del report.PixelData
+    assert group_sources([report]) == []

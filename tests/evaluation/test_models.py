@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_kdsam.data.phantoms import make_phantom
+from monai_kdsam.evaluation.command_model import CommandModel
+from monai_kdsam.evaluation.models import BundleModel, EllipseModel
+from monai_kdsam.evaluation.prompts import Prompt, named_prompts
+from monai_kdsam.inferers import BundlePredictor
+
+
+@pytest.fixture
+def picture(tmp_path):
+    image, mask = make_phantom("breast_lesion", size=96, seed=4)
+    Image.fromarray(image).save(tmp_path / "picture.png")
+    return str(tmp_path / "picture.png"), mask
+
+
+def test_a_bundle_answers_as_it_is_served(trained, picture):
+    path, reference = picture
+    served, model = BundlePredictor(trained.bundle), BundleModel("student", trained.bundle)
+    model.set_image(path)
+    prompts = named_prompts(reference)
+    for (name, prompt), (mask, iou) in zip(prompts.items(), model.predict(list(prompts.values())), strict=True):
+        clicks = prompt.points[prompt.labels == 1].tolist()
+        box = prompt.points[prompt.labels >= 2].ravel().tolist()
+        assert np.array_equal(mask, served(path, foreground=clicks, roi=box or None) > 0), name
+        assert math.isfinite(iou)
+
+
+def test_an_image_is_encoded_once_for_all_its_prompts(trained, picture):
+    path, reference = picture
+    model = BundleModel("student", trained.bundle)
+    encoded = []
+    model._predictor.network.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    model.set_image(path)
+    model.predict(list(named_prompts(reference).values()))
+    model.predict([named_prompts(reference)["center_click"]])
+    assert len(encoded) == 1
+
+
+def test_the_baseline_fills_the_box_in_pixels_of_the_file(picture):
+    path, reference = picture
+    model = EllipseModel()
+    model.set_image(path)
+    box = np.array([[10, 20], [50, 40]], np.float32)
+    ((mask, iou),) = model.predict([Prompt(box, np.array([2, 3]))])
+    assert mask.shape == reference.shape
+    assert math.isnan(iou)
+    assert mask.sum() == pytest.approx(math.pi / 4 * 41 * 21, rel=0.02)
+    assert mask[20:41, 10:51].sum() == mask.sum()
+
+
+def command(tmp_path, body):
+    """A program that answers each request by `body`."""
+    lines = [
+        "import json, sys",
+        "import numpy as np",
+        "from PIL import Image",
+        "for line in sys.stdin:",
+        "    request = json.loads(line)",
+        *("    " + line for line in body.splitlines()),
+    ]
+    (tmp_path / "model.py").write_text("\n".join(lines))
+    return f"{sys.executable} {tmp_path / 'model.py'}"
+
+
+def asked(tmp_path, picture, body):
+    model = CommandModel("theirs", command(tmp_path, body))
+    try:
+        model.set_image(picture[0])
+        return model.predict(list(named_prompts(picture[1]).values()))
+    finally:
+        model.close()
+        assert model._process.poll() is not None
+
+
+def test_a_command_gets_image_and_prompt_and_its_mask_and_iou_are_taken(tmp_path, picture):
+    body = """\
+print("thinking ...")
+mask = np.zeros(Image.open(request["image"]).size[::-1], np.uint8)
+for (x, y), label in zip(request["points"], request["labels"]):
+    mask[int(y), int(x)] = 10 + label
+Image.fromarray(mask).save(request["mask"])
+print(json.dumps({"iou": 0.5} if request["labels"] else {}), flush=True)"""
+    predictions = asked(tmp_path, picture, body)
+    for prompt, (mask, iou) in zip(named_prompts(picture[1]).values(), predictions, strict=True):
+        marked = {(x, y) for y, x in np.argwhere(mask)}
+        assert marked == {(x, y) for x, y in prompt.points.astype(int)}
+        assert iou == 0.5 or (math.isnan(iou) and not marked)
+
+
+def test_a_command_that_fails_is_told_with_its_last_words(tmp_path, picture):
+    with pytest.raises(RuntimeError, match=r"ended with status 1.*picture\.png: ValueError: no such model"):
+        asked(tmp_path, picture, "raise ValueError('no such model')")
+    with pytest.raises(RuntimeError, match=r"theirs wrote no mask of .*picture\.png"):
+        asked(tmp_path, picture, "print('{}', flush=True)")
+    with pytest.raises(OSError, match="Cannot start the `command` of theirs, 'no-such-program'"):
+        CommandModel("theirs", "no-such-program")
