@@ -107,9 +107,11 @@ def open_study(page: Page, server, series) -> None:
 def click_on(page: Page, segment: str, x: float, y: float) -> list[int]:
     """Choose a segment and click at a fraction of the axial view; the voxel that is there."""
     page.locator("tr.clickable-row", has_text=segment).click()
+    page.wait_for_timeout(1000)  # until the panel has taken up its probe
     box = axial(page).bounding_box()
     at = (box["width"] * x, box["height"] * y)
     page.mouse.click(box["x"] + at[0], box["y"] + at[1])
+    page.wait_for_timeout(1000)
     return page.evaluate(WORLD_TO_INDEX, at)
 
 
