@@ -21,7 +21,7 @@ from highdicom.sr import CodedConcept
 from pydicom.sr.codedict import codes
 
 import monai_kdsam
-from monai_kdsam.serving.dicom_series import CONVERTED, series_files
+from monai_kdsam.serving.dicom_series import CONVERTED, stored_files
 
 __all__ = ["write_dicom_seg"]
 
@@ -57,7 +57,7 @@ def write_dicom_seg(series_dir: str, label: str, label_info: Sequence[Mapping[st
     Raises:
         ValueError: when the mask is empty, is not where the series is, or the series cannot be referred to.
     """
-    sources = [_read_source(file) for file in series_files(series_dir)]
+    sources = [_read_source(file) for file in stored_files(series_dir)]
     mask = _read_mask(Path(label), Path(series_dir))
     values = np.unique(mask[mask > 0])
     if not values.size:

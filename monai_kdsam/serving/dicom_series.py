@@ -7,23 +7,21 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from monai_kdsam.data.decoding import count_frames
+from monai_kdsam.data.volume_reader import series_files
 
-__all__ = ["ClickedSliced", "series_files"]
+__all__ = ["ClickedSliced", "stored_files"]
 
 CONVERTED = ".nii.gz"
 
 
-def series_files(folder: str | Path) -> list[Path]:
-    """DICOM files of a folder in the order of the slices that ITK, and with it the server, makes of them."""
+def stored_files(folder: str | Path) -> list[Path]:
+    """DICOM files of a folder: one, or the slices of one series in the order that ITK, and with it the server, has."""
     files = [file for file in Path(folder).iterdir() if file.is_file()]
-    if len(files) < 2:
-        return files
-    return [Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))]
+    return files if len(files) < 2 else series_files(Path(folder))
 
 
 class ClickedSliced(MapTransform):
@@ -53,7 +51,7 @@ class ClickedSliced(MapTransform):
             folder = Path(path.removesuffix(CONVERTED))
             if not path.endswith(CONVERTED) or not folder.is_dir():
                 continue
-            files = series_files(folder)
+            files = stored_files(folder)
             frames = count_frames(files[0]) if len(files) == 1 else 1
             index = _clicked_slice(data, max(len(files), frames))
             result["slice"] = index

@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_kdsam.serving import ClickedSliced, ResultGeometryd
-from monai_kdsam.serving.dicom_series import series_files
+from monai_kdsam.serving.dicom_series import stored_files
 
 SLICES = 4
 
@@ -38,7 +38,7 @@ def series(tmp_path) -> str:
 
 
 def test_files_are_in_the_order_of_their_positions(series):
-    assert [file.stem for file in series_files(series.removesuffix(".nii.gz"))] == list("dbca")
+    assert [file.stem for file in stored_files(series.removesuffix(".nii.gz"))] == list("dbca")
 
 
 @pytest.mark.parametrize(
