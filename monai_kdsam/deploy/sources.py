@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monai_kdsam.data.dicom_header import complete_header
 from monai_kdsam.deploy.prompt_file import Prompts, Request, Target
 
 if TYPE_CHECKING:
@@ -18,18 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Frame", "Source", "group_sources", "with_prompts"]
 
-# What a DICOM file must have, but may have empty; anonymizers remove it.
-MAY_BE_EMPTY = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-)
 GEOMETRY = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 
 
@@ -93,7 +82,7 @@ def group_sources(series: Iterable[Dataset]) -> list[Source]:
     for instance in series:
         if "PixelData" not in instance:
             continue
-        _complete(instance)
+        complete_header(instance)
         if all(instance.get(keyword) for keyword in GEOMETRY) and _number_of_frames(instance) == 1:
             numbers = np.array([*instance.ImageOrientationPatient, *instance.PixelSpacing], dtype=float)
             key = (instance.FrameOfReferenceUID, instance.Rows, instance.Columns, *numbers.round(4))
@@ -102,17 +91,6 @@ def group_sources(series: Iterable[Dataset]) -> list[Source]:
             sources.append(Source(instance.SOPInstanceUID, (instance,)))
     stacked = [Source(stack[0].SeriesInstanceUID, tuple(sorted(stack, key=_depth))) for stack in stacks.values()]
     return stacked + sorted(sources, key=lambda source: source.instances[0].filename)
-
-
-def _complete(instance: Dataset) -> None:
-    """Give a header what a segmentation copies from it, in today's form."""
-    for keyword in MAY_BE_EMPTY:
-        if keyword not in instance:
-            setattr(instance, keyword, "")
-        elif keyword.endswith(("Date", "Time")):
-            # 1994.11.05 and 11:20:00 were valid before 1993; who reads DICOM has to accept them still.
-            mark = "." if keyword.endswith("Date") else ":"
-            setattr(instance, keyword, str(instance[keyword].value or "").replace(mark, ""))
 
 
 def _depth(instance: Dataset) -> float:

@@ -21,22 +21,10 @@ from highdicom.sr import CodedConcept
 from pydicom.sr.codedict import codes
 
 import monai_kdsam
+from monai_kdsam.data.dicom_header import complete_header
 from monai_kdsam.serving.dicom_series import CONVERTED, stored_files
 
 __all__ = ["write_dicom_seg"]
-
-# Attributes that the standard wants in each image, empty or not, and that files may lack all the same.
-PATIENT_AND_STUDY = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-)
 
 
 def write_dicom_seg(series_dir: str, label: str, label_info: Sequence[Mapping[str, Any]] | None, **ignored: Any) -> str:
@@ -101,12 +89,7 @@ def _segmentation(
 
 def _read_source(file: Path) -> pydicom.Dataset:
     source = pydicom.dcmread(file, stop_before_pixels=True)
-    for keyword in PATIENT_AND_STUDY:
-        if not source.get(keyword):
-            setattr(source, keyword, None)
-    # Files from before DICOM write 1994.11.05 and 11:20:00.
-    source.StudyDate = str(source.StudyDate).replace(".", "") if source.StudyDate else None
-    source.StudyTime = str(source.StudyTime).replace(":", "") if source.StudyTime else None
+    complete_header(source)
     return source
 
 
