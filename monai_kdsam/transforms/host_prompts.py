@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,16 +38,9 @@ def points_from_request(data: Mapping[Hashable, Any], shape: tuple[int, ...]) ->
         [[3.0, 4.0], [1.0, 2.0], [9.0, 8.0]]
     """
     points, labels = [], []
-    for key, label in (("foreground", 1), ("background", 0)):
-        clicks = [] if data.get(key) is None else data[key]
-        if not isinstance(clicks, (list, tuple, np.ndarray)):
-            raise ValueError(f"Expected `{key}` to be a list of clicks, got {clicks!r}.")
-        for click in clicks:
-            xy = finite_numbers(key, click)
-            if xy.size not in (2, 3):
-                raise ValueError(f"Expected clicks [x, y] in `{key}`, got {click}.")
-            points.append(_inside(key, xy[:2], shape))
-            labels.append(label)
+    for key, label, xy in labelled_clicks(data, (2, 3), "[x, y]"):
+        points.append(_inside(key, xy[:2], shape))
+        labels.append(label)
     roi = [] if data.get("roi") is None else data["roi"]
     numbers = finite_numbers("roi", roi)
     if numbers.size:
@@ -62,6 +55,30 @@ def points_from_request(data: Mapping[Hashable, Any], shape: tuple[int, ...]) ->
     if len(points) > MAX_POINTS:
         raise ValueError(f"Expected at most {MAX_POINTS} points in a prompt, got {len(points)}.")
     return np.array(points, dtype=np.float64).reshape(-1, 2), np.array(labels, dtype=np.int64)
+
+
+def labelled_clicks(
+    data: Mapping[Hashable, Any], sizes: Collection[int], form: str
+) -> Iterator[tuple[str, int, NDArray[Any]]]:
+    """The clicks of a request, each with its key and its label, 1 foreground and 0 background.
+
+    Args:
+        data: may hold `foreground` and `background`, lists of clicks.
+        sizes: how many coordinates a click may have.
+        form: a click of that size, for the message.
+
+    Raises:
+        ValueError: naming the key, when it holds something else.
+    """
+    for key, label in (("foreground", 1), ("background", 0)):
+        clicks = [] if data.get(key) is None else data[key]
+        if not isinstance(clicks, (list, tuple, np.ndarray)):
+            raise ValueError(f"Expected `{key}` to be a list of clicks, got {clicks!r}.")
+        for click in clicks:
+            numbers = finite_numbers(key, click)
+            if numbers.size not in sizes:
+                raise ValueError(f"Expected clicks {form} in `{key}`, got {click}.")
+            yield key, label, numbers
 
 
 def finite_numbers(key: str, value: Any) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
-from monai_kdsam.transforms.host_prompts import MAX_POINTS, finite_numbers
+from monai_kdsam.transforms.host_prompts import MAX_POINTS, finite_numbers, labelled_clicks
 
 __all__ = ["VolumePromptsd", "box_from_request", "clicks_from_request"]
 
@@ -36,16 +36,9 @@ def clicks_from_request(data: Mapping[Hashable, Any], shape: tuple[int, ...]) ->
         [1, 0]
     """
     points, labels = [], []
-    for key, label in (("foreground", 1), ("background", 0)):
-        clicks = [] if data.get(key) is None else data[key]
-        if not isinstance(clicks, (list, tuple, np.ndarray)):
-            raise ValueError(f"Expected `{key}` to be a list of clicks, got {clicks!r}.")
-        for click in clicks:
-            voxel = finite_numbers(key, click)
-            if voxel.size != 3:
-                raise ValueError(f"Expected clicks [i, j, k] in `{key}`, got {click}.")
-            points.append(_inside(key, voxel, shape))
-            labels.append(label)
+    for key, label, voxel in labelled_clicks(data, (3,), "[i, j, k]"):
+        points.append(_inside(key, voxel, shape))
+        labels.append(label)
     return np.array(points, dtype=np.float64).reshape(-1, 3), np.array(labels, dtype=np.int64)
 
 
