@@ -6,10 +6,11 @@ from monai_kdsam.networks.build import build_kdsam, build_student, build_teacher
 from monai_kdsam.networks.checkpoint import load_weights
 from monai_kdsam.networks.embedding_cache import EmbeddingCache
 from monai_kdsam.networks.fill_box import FillBox
+from monai_kdsam.networks.fingerprint import weights_checksum
 from monai_kdsam.networks.image_encoder import DeconvNeck, FPNNeck, ResNetEncoder, SamNeck
 from monai_kdsam.networks.kdsam import KDSAM
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
-from monai_kdsam.networks.teacher import TeacherEncoder, weights_checksum
+from monai_kdsam.networks.teacher import TeacherEncoder
 from monai_kdsam.networks.volume import VolumeKDSAM, build_volume_student
 
 __all__ = [

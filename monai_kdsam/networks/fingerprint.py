@@ -6,13 +6,13 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["Fingerprint"]
+__all__ = ["Fingerprint", "weights_checksum"]
 
 
 class Fingerprint:
-    """SHA-256 of a module's parameters and buffers, computed anew only after one of them was written to.
+    """`weights_checksum` of a module, computed anew only after one of them was written to.
 
     torch counts writes to a tensor in its `_version`; moving or casting a module gives it other memory. (What writes
     through `.data` or another process's view is not counted.)
@@ -34,13 +34,14 @@ class Fingerprint:
         tensors = [*module.parameters(), *module.buffers()]
         seen = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         if seen != self._seen:
-            self._checksum, self._seen = _checksum(tensors), seen
+            self._checksum, self._seen = weights_checksum(module), seen
         return self._checksum
 
 
-def _checksum(tensors: list[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(dtype=torch.uint8).numpy().data)
+def weights_checksum(module: nn.Module) -> str:
+    """Checksum of a module's weights, whichever file they came from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

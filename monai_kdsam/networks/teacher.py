@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor, nn
 
 from monai_kdsam.networks.kdsam import KDSAM
 
-__all__ = ["TeacherEncoder", "weights_checksum"]
+__all__ = ["TeacherEncoder"]
 
 
 class TeacherEncoder(nn.Module):
@@ -34,12 +32,3 @@ class TeacherEncoder(nn.Module):
     def train(self, mode: bool = True) -> TeacherEncoder:
         """Stays in eval mode."""
         return super().train(False)
-
-
-def weights_checksum(module: nn.Module) -> str:
-    """Checksum of a module's weights, whichever file they came from."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in module.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
