@@ -1,6 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stock engines are given to distill."""
+"""What enters MONAI's stock trainers: targets that a teacher gives, and prompts that are corrected."""
 
-from monai_kdsam.engines.prepare_batch import TeacherPrepareBatch
+from monai_kdsam.engines.click_simulation import add_corrective_click, surroundedness
+from monai_kdsam.engines.correction_loop import CorrectionLoop, TeacherLoop
+from monai_kdsam.engines.prepare_batch import PromptedTeacherPrepareBatch, TeacherPrepareBatch
 
-__all__ = ["TeacherPrepareBatch"]
+__all__ = [
+    "CorrectionLoop",
+    "PromptedTeacherPrepareBatch",
+    "TeacherLoop",
+    "TeacherPrepareBatch",
+    "add_corrective_click",
+    "surroundedness",
+]

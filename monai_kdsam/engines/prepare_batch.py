@@ -9,7 +9,7 @@ import torch
 from monai.engines import PrepareBatch
 from torch import Tensor, nn
 
-__all__ = ["TeacherPrepareBatch"]
+__all__ = ["PromptedTeacherPrepareBatch", "TeacherPrepareBatch"]
 
 
 class TeacherPrepareBatch(PrepareBatch):
@@ -49,3 +49,27 @@ class TeacherPrepareBatch(PrepareBatch):
         else:
             embedding = self.encoder(image)
         return image, {"embedding": embedding, "valid": valid}
+
+
+class PromptedTeacherPrepareBatch(TeacherPrepareBatch):
+    """As `TeacherPrepareBatch`, for a `TeacherLoop`: the teacher's embedding is an argument, beside the prompts.
+
+    Args:
+        encoder: see `TeacherPrepareBatch`.
+    """
+
+    def __call__(  # type: ignore[override]
+        self,
+        batchdata: dict[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor, tuple[()], dict[str, Tensor]]:
+        """A batch with `image`, `valid`, `label`, `points` and `labels` -> (image, label, (), the loop's arguments)."""
+        image, target = super().__call__(batchdata, device, non_blocking, **kwargs)
+        label, points, labels = (
+            torch.as_tensor(batchdata[key]).as_subclass(Tensor).to(device, non_blocking=non_blocking)
+            for key in ("label", "points", "labels")
+        )
+        arguments = {"points": points, "labels": labels, "reference": target["embedding"], "valid": target["valid"]}
+        return image, label, (), arguments

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class PromptedInferer(Inferer):
         points: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Tensor | Mapping[str, Tensor]:
         """Segment (B, 3, S, S) images; see `KDSAM.forward` for the prompts and the result.
 
         The metadata of a single image (N, 2), and of a collated batch (B, N, 2), are both understood.
@@ -54,7 +55,10 @@ class PromptedInferer(Inferer):
             if self.remember and hasattr(network, "embed") and not torch.is_grad_enabled():
                 logits = network.predict(network.embed(image), **kwargs).float()  # type: ignore[operator]
             else:
-                logits = network(image, **kwargs).float()
+                logits = network(image, **kwargs)
+                if isinstance(logits, Mapping):  # of a correction loop, in training
+                    return logits
+                logits = logits.float()
         # Invertd passes over a prediction that is a plain tensor, and the mask would keep the network's frame.
         return MetaTensor(logits).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else logits
 

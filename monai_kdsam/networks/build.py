@@ -40,19 +40,21 @@ TEACHERS: dict[str, dict[str, Any]] = {
 }
 
 
-def build_kdsam(image_encoder: nn.Module, *, image_size: int = 1024) -> KDSAM:
+def build_kdsam(image_encoder: nn.Module, *, image_size: int = 1024, multimask: bool = False) -> KDSAM:
     """A `KDSAM` around any image encoder (B, 3, S, S) -> (B, 256, S/16, S/16).
 
     Args:
         image_encoder: the encoder.
         image_size: side S of the square input in pixels, a multiple of 32.
+        multimask: see `KDSAM`.
 
     Raises:
         ValueError: when the size is not a positive multiple of 32.
     """
     if image_size <= 0 or image_size % 32:
         raise ValueError(f"Expected `image_size` to be a positive multiple of 32, got {image_size}.")
-    network = KDSAM(image_encoder, build_prompt_encoder(image_size), build_mask_decoder())
+    prompt_encoder, mask_decoder = build_prompt_encoder(image_size), build_mask_decoder()
+    network = KDSAM(image_encoder, prompt_encoder, mask_decoder, multimask=multimask)
     count = sum(parameter.numel() for parameter in image_encoder.parameters())
     logger.info("Image encoder %s: %.1f M parameters.", type(image_encoder).__name__, count / 1e6)
     return network
@@ -64,6 +66,7 @@ def build_student(
     neck: NeckName = "fpn",
     image_size: int = 1024,
     imagenet_weights: str | Path | None = None,
+    multimask: bool = False,
 ) -> KDSAM:
     """A student with a ResNet image encoder.
 
@@ -72,6 +75,7 @@ def build_student(
         neck: fpn (with resnet50 the paper's 26.4 M parameters), sam or deconv.
         image_size: side of the square input in pixels.
         imagenet_weights: a torchvision classifier checkpoint of the same backbone; None starts at random.
+        multimask: see `KDSAM`.
 
     Raises:
         ValueError: on an unknown name, or weights of another backbone.
@@ -93,7 +97,8 @@ def build_student(
             trunk.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"`imagenet_weights` {imagenet_weights} do not fit {backbone}: {error}") from error
-    return build_kdsam(ResNetEncoder(trunk, build_neck(neck, BACKBONES[backbone])), image_size=image_size)
+    encoder = ResNetEncoder(trunk, build_neck(neck, BACKBONES[backbone]))
+    return build_kdsam(encoder, image_size=image_size, multimask=multimask)
 
 
 def build_teacher(

@@ -28,6 +28,8 @@ class KDSAM(nn.Module):
         image_encoder: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16); any module of that shape.
         prompt_encoder: SAM's, for the input size S.
         mask_decoder: SAM's.
+        multimask: predict SAM's three masks of an ambiguous prompt, and choose the one that the IoU head expects most of.
+            Worth it only where a training has taught that head.
 
     Example:
         >>> from monai_kdsam.networks import build_student
@@ -40,8 +42,16 @@ class KDSAM(nn.Module):
         torch.Size([2, 1, 64, 64])
     """
 
-    def __init__(self, image_encoder: nn.Module, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: MaskDecoder,
+        *,
+        multimask: bool = False,
+    ) -> None:
         super().__init__()
+        self.multimask = multimask
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
@@ -95,10 +105,11 @@ class KDSAM(nn.Module):
             embedding: (B, 256, S/16, S/16).
             points: (B, N, 2) float, XY pixels of the network's input; None for no prompt.
             labels: (B, N): 1 foreground, 0 background, 2 box top-left, 3 box bottom-right, -1 padding.
-            multimask: SAM's three masks of an ambiguous prompt instead of its single one.
+            multimask: SAM's three masks of an ambiguous prompt instead of one.
 
         Returns:
-            masks: (B, 1 or 3, S/4, S/4) logits.
+            masks: (B, 1 or 3, S/4, S/4) logits. The one is SAM's single mask, or the best of the three as the IoU head
+                expects it where the network's own `multimask` is true.
             iou: (B, 1 or 3), the IoU that the network expects of each.
         """
         if points is None or labels is None:
@@ -106,8 +117,9 @@ class KDSAM(nn.Module):
             labels = torch.full((embedding.shape[0], 1), -1, device=embedding.device)
         tokens, ignored = self.prompt_encoder(points, labels)
         masks, iou = self.mask_decoder(embedding, *self.prompt_encoder.dense_embeddings(), tokens, ignored)
-        selected = slice(1, None) if multimask else slice(0, 1)
-        return masks[:, selected], iou[:, selected]
+        if multimask:
+            return masks[:, 1:], iou[:, 1:]
+        return choose_mask(masks, iou, best=self.multimask)
 
     def predict(self, embedding: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """`decode` to full size: (B, K, S, S) logits for points (B, K, N, 2), K = 1 for points (B, N, 2) or None.
@@ -115,6 +127,31 @@ class KDSAM(nn.Module):
         Raises:
             ValueError: when points and labels do not fit the embedding or each other.
         """
+        masks, iou = self._decode_each(embedding, points, labels, multimask=False)
+        return self._to_full_size(masks)[:, :, 0]
+
+    def predict_all(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What a training sees: every mask that the network chooses from, and what it expects of each.
+
+        Args:
+            embedding: (B, 256, S/16, S/16).
+            points: (B, K, N, 2) or (B, N, 2), then K is 1.
+            labels: (B, K, N) or (B, N).
+
+        Returns:
+            logits: (B, K, C, S, S), C = 3 with `multimask`, else 1.
+            iou: (B, K, C).
+
+        Raises:
+            ValueError: see `predict`.
+        """
+        masks, iou = self._decode_each(embedding, points, labels, multimask=self.multimask)
+        return self._to_full_size(masks), iou
+
+    def _decode_each(
+        self, embedding: Tensor, points: Tensor | None, labels: Tensor | None, *, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """`decode` for K prompts of each image: (B, K, C, S/4, S/4) and (B, K, C)."""
         prompts = 1
         if points is not None or labels is not None:
             points, labels = self._check_prompts(embedding, points, labels)
@@ -122,9 +159,14 @@ class KDSAM(nn.Module):
                 prompts = points.shape[1]
                 points, labels = points.flatten(0, 1), labels.flatten(0, 1)
                 embedding = embedding.repeat_interleave(prompts, dim=0)
-        masks, _ = self.decode(embedding, points, labels)
-        masks = F.interpolate(masks.float(), size=(self.image_size,) * 2, mode="bilinear", align_corners=False)
-        return masks.reshape(-1, prompts, self.image_size, self.image_size)
+        masks, iou = self.decode(embedding, points, labels, multimask=multimask)
+        return masks.unflatten(0, (-1, prompts)), iou.unflatten(0, (-1, prompts))
+
+    def _to_full_size(self, masks: Tensor) -> Tensor:
+        """(B, K, C, S/4, S/4) -> (B, K, C, S, S)."""
+        size = (self.image_size, self.image_size)
+        full = F.interpolate(masks.flatten(0, 1).float(), size=size, mode="bilinear", align_corners=False)
+        return full.unflatten(0, masks.shape[:2])
 
     def forward(self, image: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Segment.
@@ -197,17 +239,31 @@ class KDSAM(nn.Module):
         return _Scriptable(encoder, decoder)
 
 
+def choose_mask(masks: Tensor, iou: Tensor, *, best: bool) -> tuple[Tensor, Tensor]:
+    """One of SAM's four masks (B, 4, h, w): its single mask, or of the other three the `best` that `iou` (B, 4) expects.
+
+    Returns:
+        masks (B, 1, h, w) and iou (B, 1).
+    """
+    if not best:
+        return masks[:, :1], iou[:, :1]
+    expected, index = iou[:, 1:].max(dim=1, keepdim=True)
+    chosen = masks[:, 1:].gather(1, index[..., None, None].expand(-1, -1, *masks.shape[2:]))
+    return chosen, expected
+
+
 class _SingleMask(nn.Module):
     """`KDSAM.decode` as a module of its own, for tracing."""
 
     def __init__(self, network: KDSAM) -> None:
         super().__init__()
+        self.multimask = network.multimask
         self.prompt_encoder, self.mask_decoder = network.prompt_encoder, network.mask_decoder
 
     def forward(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Tensor:
         tokens, ignored = self.prompt_encoder(points, labels)
-        masks, _ = self.mask_decoder(embedding, *self.prompt_encoder.dense_embeddings(), tokens, ignored)
-        return masks[:, :1]
+        masks, iou = self.mask_decoder(embedding, *self.prompt_encoder.dense_embeddings(), tokens, ignored)
+        return choose_mask(masks, iou, best=self.multimask)[0]
 
 
 class _Scriptable(nn.Module):

@@ -22,8 +22,8 @@ class VolumeKDSAM(KDSAM):
     What serves prompts is `VolumeInferer`, through `embed` and `predict`.
     """
 
-    def __init__(self, *parts: Any, embedding_bytes: int = 2**30) -> None:
-        super().__init__(*parts)
+    def __init__(self, *parts: Any, multimask: bool = False, embedding_bytes: int = 2**30) -> None:
+        super().__init__(*parts, multimask=multimask)
         self.embeddings = EmbeddingCache(embedding_bytes)
 
     def forward(self, image: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
@@ -48,4 +48,5 @@ def build_volume_student(**settings: Any) -> VolumeKDSAM:
         torch.Size([1, 1, 64, 64, 2])
     """
     student = build_student(**settings)
-    return VolumeKDSAM(student.image_encoder, student.prompt_encoder, student.mask_decoder)
+    parts = (student.image_encoder, student.prompt_encoder, student.mask_decoder)
+    return VolumeKDSAM(*parts, multimask=student.multimask)

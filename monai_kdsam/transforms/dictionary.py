@@ -29,6 +29,7 @@ class _Promptd(MapTransform):
         kinds: Sequence[PromptKind] = ("box",),
         *,
         box_jitter: tuple[float, float] = (0.0, 0.0),
+        box_size_jitter: float = 0.0,
         max_clicks: int = 3,
         max_background_clicks: int = 2,
         target: Literal["union", "component"] = "union",
@@ -40,6 +41,8 @@ class _Promptd(MapTransform):
             raise ValueError(f"Expected `target` to be 'union' or 'component', got {target!r}.")
         if np.shape(box_jitter) != (2,) or not -1 <= box_jitter[0] <= box_jitter[1] <= 1:
             raise ValueError(f"Expected `box_jitter` to be (low, high) with -1 <= low <= high <= 1, got {box_jitter}.")
+        if not 0 <= box_size_jitter <= 1:
+            raise ValueError(f"Expected `box_size_jitter` to be between 0 and 1, got {box_size_jitter}.")
         for name, count, least in (
             ("max_clicks", max_clicks, 1),
             ("max_background_clicks", max_background_clicks, 0),
@@ -49,6 +52,7 @@ class _Promptd(MapTransform):
         self.kinds = tuple(kinds)
         self.settings: dict[str, Any] = {
             "box_jitter": tuple(box_jitter),
+            "box_size_jitter": box_size_jitter,
             "max_clicks": max_clicks,
             "max_background_clicks": max_background_clicks,
             "target": target,

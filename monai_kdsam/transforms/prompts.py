@@ -105,6 +105,7 @@ def simulate_prompts(
     *,
     rng: RandomState,
     box_jitter: tuple[float, float] = (0.0, 0.0),
+    box_size_jitter: float = 0.0,
     max_clicks: int = 3,
     max_background_clicks: int = 2,
     target: Literal["union", "component"] = "union",
@@ -120,6 +121,8 @@ def simulate_prompts(
         kinds: K kinds of prompt.
         rng: where every random number comes from.
         box_jitter: each edge moves outward by a uniform draw from this range, in fractions of the image's longer side.
+        box_size_jitter: beyond that each edge moves in or out by up to a share of the box's own side; the share is drawn
+            for each box between 0 and this, so that there are careful and careless ones.
         max_clicks: most foreground clicks of `clicks`.
         max_background_clicks: most background clicks of `clicks`.
         target: with several lesions, a prompt means their `union`, or a random connected `component`; without a
@@ -138,7 +141,7 @@ def simulate_prompts(
     for row, kind in enumerate(kinds):
         prompt: list[tuple[Points, int]] = []
         if "box" in kind and asked.any():
-            prompt += _box(asked, rng, box_jitter)
+            prompt += _box(asked, rng, box_jitter, box_size_jitter)
         if kind in ("clicks", "box+clicks"):
             prompt += _clicks(asked, rng, max_clicks, max_background_clicks)
         elif kind in ("center", "click"):
@@ -151,9 +154,13 @@ def simulate_prompts(
     return points, labels, targets
 
 
-def _box(mask: Mask, rng: RandomState, jitter: tuple[float, float]) -> list[tuple[Points, int]]:
+def _box(mask: Mask, rng: RandomState, jitter: tuple[float, float], size_jitter: float) -> list[tuple[Points, int]]:
+    exact = box_from_mask(mask)
     offsets = rng.uniform(*jitter, size=4) * max(mask.shape)
-    box = jitter_box(box_from_mask(mask), offsets, (mask.shape[0], mask.shape[1]))
+    if size_jitter:
+        share = rng.uniform(0, size_jitter)
+        offsets += rng.uniform(-share, share, size=4) * np.tile(exact[1] - exact[0] + 1, 2)
+    box = jitter_box(exact, offsets, (mask.shape[0], mask.shape[1]))
     return [(box[:1], 2), (box[1:], 3)]
 
 
