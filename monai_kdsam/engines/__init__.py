@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What enters MONAI's stock trainers: targets that a teacher gives, and prompts that are corrected."""
 
-from monai_kdsam.engines.click_simulation import add_corrective_click, surroundedness
+from monai_kdsam.engines.click_simulation import add_corrective_click, error_depth
 from monai_kdsam.engines.correction_loop import CorrectionLoop, TeacherLoop
 from monai_kdsam.engines.prepare_batch import PromptedTeacherPrepareBatch, TeacherPrepareBatch
 
@@ -11,5 +11,5 @@ __all__ = [
     "TeacherLoop",
     "TeacherPrepareBatch",
     "add_corrective_click",
-    "surroundedness",
+    "error_depth",
 ]

@@ -23,7 +23,7 @@ class PromptedMaskLoss(WeightedSumLoss):
     Args:
         terms: name -> loss of two tensors (B, P, S, S), logits and masks of 0 and 1.
         weights: see `WeightedSumLoss`.
-        iou_weight: of the squared error of the expected IoU, SAM's own loss of that head (arXiv 2304.02643, appendix A).
+        iou_weight: of the squared error of the expected IoU, SAM's loss of that head (arXiv 2304.02643, appendix A).
 
     Raises:
         ValueError: see `WeightedSumLoss`.

@@ -28,8 +28,8 @@ class KDSAM(nn.Module):
         image_encoder: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16); any module of that shape.
         prompt_encoder: SAM's, for the input size S.
         mask_decoder: SAM's.
-        multimask: predict SAM's three masks of an ambiguous prompt, and choose the one that the IoU head expects most of.
-            Worth it only where a training has taught that head.
+        multimask: predict SAM's three masks of an ambiguous prompt, and choose the one that the IoU head expects most
+            of. Worth it only where a training has taught that head.
 
     Example:
         >>> from monai_kdsam.networks import build_student
@@ -127,7 +127,7 @@ class KDSAM(nn.Module):
         Raises:
             ValueError: when points and labels do not fit the embedding or each other.
         """
-        masks, iou = self._decode_each(embedding, points, labels, multimask=False)
+        masks, _ = self._decode_each(embedding, points, labels, multimask=False)
         return self._to_full_size(masks)[:, :, 0]
 
     def predict_all(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,7 +240,7 @@ class KDSAM(nn.Module):
 
 
 def choose_mask(masks: Tensor, iou: Tensor, *, best: bool) -> tuple[Tensor, Tensor]:
-    """One of SAM's four masks (B, 4, h, w): its single mask, or of the other three the `best` that `iou` (B, 4) expects.
+    """One of SAM's four masks (B, 4, h, w): its single one, or of the other three the `best` as `iou` (B, 4) has it.
 
     Returns:
         masks (B, 1, h, w) and iou (B, 1).

@@ -121,8 +121,8 @@ def simulate_prompts(
         kinds: K kinds of prompt.
         rng: where every random number comes from.
         box_jitter: each edge moves outward by a uniform draw from this range, in fractions of the image's longer side.
-        box_size_jitter: beyond that each edge moves in or out by up to a share of the box's own side; the share is drawn
-            for each box between 0 and this, so that there are careful and careless ones.
+        box_size_jitter: beyond that each edge moves in or out by up to a share of the box's own side; the share is
+            drawn for each box between 0 and this, so that there are careful and careless ones.
         max_clicks: most foreground clicks of `clicks`.
         max_background_clicks: most background clicks of `clicks`.
         target: with several lesions, a prompt means their `union`, or a random connected `component`; without a

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each part of the recipes is worth: every arm with the same images, the same budget and several seeds.
+
+    python benchmarks/study.py DATA OUT                     # all arms and seeds that OUT does not have yet
+    python benchmarks/study.py DATA OUT --arms mse plus --seeds 0 1
+    python benchmarks/study.py DATA OUT --tables            # docs/results.md's tables of what is there
+
+DATA holds Kvasir-SEG, ISIC 2017, HC18 and BUSI as `configs/datasets/pooled.yaml` wants them. Their images are reduced
+to `SIDE` pixels once, so that a CPU spends its time on networks. A small ViT is adapted on all training images and
+embeds them; every arm then distills, refines and fine-tunes a student through the bundle's own configs, with `PASSES`
+images in all, and is scored on the test images, which no choice has seen. One JSON file an arm and seed; an interrupted
+study goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import numpy as np
+from monai.data import load_decathlon_datalist
+from PIL import Image
+from study_tables import print_tables
+
+from monai_kdsam.bundles import bundle_path, config_path
+from monai_kdsam.data import prepare_datalist
+from monai_kdsam.evaluation.items import load_reference
+from monai_kdsam.evaluation.metrics import overlap_scores
+from monai_kdsam.evaluation.models import BundleModel, EllipseModel, Model
+from monai_kdsam.evaluation.prompts import named_prompts
+
+SIDE = 160  # of the stored images, longer side
+SIZE = 96  # of the networks' input
+LABELED = 100  # images of each set whose labels the students may see
+TESTED = 40  # test images of each set, at most
+TEACHER_EPOCHS = 24
+PASSES = 7000  # images that an arm's training sees, in all phases together
+SHARES = {"distill": 0.4, "refine": 0.15, "train": 0.45}
+RATES = {"distill": 1e-3, "refine": 3e-4, "train": 5e-4}
+BATCH = 16
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is different about one arm.
+
+    Args:
+        phases: of training; what a phase that is left out would have seen goes to the one before it, or else after it.
+        settings: for all phases.
+        of_phase: for one phase.
+        labels: labeled images of all sets together; None takes `LABELED` of each.
+    """
+
+    phases: tuple[str, ...] = ("distill", "train")
+    settings: Settings = field(default_factory=dict)
+    of_phase: Mapping[str, Settings] = field(default_factory=dict)
+    labels: int | None = None
+
+
+MSE = {"perceptual_weight": 0.0}
+PLUS_TRAIN = {
+    "train_encoder": True,
+    "bce_weight": 1.0,
+    "correction_rounds": 1,
+    "box_size_jitter": 0.3,
+    "box_jitter": [0.0, 0.0],
+    "iou_weight": 1.0,
+}
+
+
+def plus(phases: tuple[str, ...] = ("distill", "refine", "train"), **changes: Any) -> Arm:
+    """The recipe `plus` but for some settings."""
+    return Arm(phases, MSE | PLUS_TRAIN | {"refined": "refine" in phases} | changes)
+
+
+PAPER = {"prompts": ["box"], "augment": False}
+ARMS = {
+    # what distillation is worth, and which loss: phase 2 as the bundle's defaults have it, the encoder frozen
+    "mse": Arm(settings=MSE),
+    "mse + perceptual": Arm(),
+    "mse + ms-ssim": Arm(settings=MSE | {"ms_ssim_weight": 1.0}),
+    "no distillation": Arm(("train",), {"train_encoder": True, "initial_checkpoint": None}),
+    "paper": Arm(settings=PAPER),
+    # the recipe plus, and without each of its parts
+    "plus": plus(),
+    "plus, no prompt-in-the-loop phase": plus(("distill", "train")),
+    "plus, no distillation": plus(("train",), initial_checkpoint=None),
+    "plus, no correction loop": plus(correction_rounds=0),
+    "plus, no jitter of the box's size": plus(box_size_jitter=0.0, box_jitter=[0.0, 0.02]),
+    "plus, no automatic mode": plus(prompts=["box", "clicks", "box+clicks"]),
+    "plus, encoder frozen": plus(train_encoder=False),
+    "plus, Dice alone": plus(bce_weight=0.0),
+    "plus, IoU head not trained": plus(iou_weight=0.0),
+    # and with what it does not have
+    "plus, hardest of two prompts": plus(prompt_draws=2),
+    "plus, best of three masks": plus(multimask=True),
+    "plus, perceptual": plus(perceptual_weight=1.0),
+    # few labels
+    "plus, 10 labels": Arm(plus().phases, plus().settings, labels=10),
+    "plus, 10 labels, no distillation": Arm(("train",), plus(("train",), initial_checkpoint=None).settings, labels=10),
+    "plus, 50 labels": Arm(plus().phases, plus().settings, labels=50),
+    "plus, 50 labels, no distillation": Arm(("train",), plus(("train",), initial_checkpoint=None).settings, labels=50),
+}
+
+
+class Study:
+    """The images, the teacher and the runs of a study, all in one folder."""
+
+    def __init__(self, data: Path, folder: Path) -> None:
+        self.data, self.folder = data.resolve(), folder.resolve()
+        self.images = self.folder / "images"
+        self.teacher = self.folder / "teacher"
+
+    def prepare(self) -> None:
+        """Reduced images, an adapted teacher and its embeddings."""
+        if not (self.folder / "all.json").exists():
+            self._reduce()
+        if not (self.teacher / "done").exists():
+            self.run("adapt", self.teacher, labels="all", epochs=TEACHER_EPOCHS, learning_rate=5e-4, bce_weight=1.0)
+            self.run("distill", self.teacher, labels="all", overlays=("embed",), embedding_precision="float32")
+            (self.teacher / "done").touch()
+
+    def _reduce(self) -> None:
+        sets = {"kvasir": "Kvasir-SEG", "isic2017": ".", "hc18": "HC18", "busi": "Dataset_BUSI_with_GT"}
+        lists = prepare_datalist({name: self.data / place for name, place in sets.items()}, self.folder / "split.json")
+        self.images.mkdir(parents=True, exist_ok=True)
+        reduced: dict[str, list[dict[str, str]]] = {name: [] for name in lists}
+        for split, items in lists.items():
+            for number, item in enumerate(items):
+                stem = f"{item['source']}_{split}_{number:04d}"
+                mask = Image.fromarray(load_reference(item).astype(np.uint8) * 255)
+                image = Image.open(item["image"]).convert("RGB")
+                size = [max(1, round(side * SIDE / max(image.size))) for side in image.size]
+                image.resize(size, Image.Resampling.LANCZOS).save(self.images / f"{stem}.png")
+                mask.resize(size, Image.Resampling.NEAREST).save(self.images / f"{stem}_mask.png")
+                names = {"image": f"images/{stem}.png", "label": f"images/{stem}_mask.png"}
+                reduced[split].append(names | {"subject": str(item["subject"])})
+        self._write_list("all", reduced, training=reduced["training"])
+        for count in (10, 50, 4 * LABELED):
+            self._write_list(str(count), reduced, training=_evenly(reduced["training"], count))
+
+    def _write_list(self, name: str, lists: dict[str, list[dict[str, str]]], *, training: list[dict[str, str]]) -> None:
+        (self.folder / f"{name}.json").write_text(json.dumps(lists | {"training": training}, indent=1))
+
+    def run(self, phase: str, output: Path, *, labels: str, overlays: Sequence[str] = (), **settings: Any) -> None:
+        """One phase of the bundle."""
+        bundle = bundle_path() / "configs"
+        files = [bundle / "train.json"]
+        files += {"distill": [bundle / "distill.json"], "adapt": [bundle / "adapt.json"], "train": []}.get(
+            phase, [bundle / "distill.json", bundle / f"{phase}.json"]
+        )
+        files += [bundle / f"{name}.json" for name in overlays]
+        files += [config_path("datasets/datalist.yaml"), config_path("offline.yaml")]
+        epochs = settings.pop("epochs", 1)
+        common = {
+            "bundle_root": str(bundle.parent),
+            "dataset_dir": str(self.folder / f"{labels}.json"),
+            "split_file": str(self.folder / f"{labels}_split.json"),
+            "output_dir": str(output),
+            "ckpt_dir": str(output / "models"),
+            "teacher_checkpoint": str(self.teacher / "models" / "teacher.pt"),
+            "embedding_dir": str(self.folder / "embeddings"),
+            "embedding_variants": 3,
+            "backbone": "resnet18",
+            "image_size": SIZE,
+            "batch_size": BATCH,
+            "num_workers": 0,
+            "cache_rate": 1.0,
+            "progress": False,
+            "epochs": epochs,
+            "val_interval": epochs,
+        }
+        # MONAI passes over what is None on the command line, so all of this is an overlay.
+        (output / "models").mkdir(parents=True, exist_ok=True)
+        overlay = output / f"{phase}_settings.json"
+        overlay.write_text(json.dumps(common | settings, indent=1))
+        monai.bundle.run(config_file=[str(file) for file in (*files, overlay)], logging_file=False)
+
+    def train(self, arm: Arm, output: Path, seed: int) -> None:
+        """All phases of an arm."""
+        shares = dict(SHARES)
+        for phase, heir in (("refine", "distill"), ("distill", "train")):
+            if phase not in arm.phases:
+                shares[heir] += shares.pop(phase)
+        for phase in arm.phases:
+            labels = str(arm.labels or 4 * LABELED) if phase == "train" else "all"
+            count = len(load_decathlon_datalist(str(self.folder / f"{labels}.json"), data_list_key="training"))
+            settings = dict(arm.settings) | dict(arm.of_phase.get(phase, {}))
+            if phase != "train":
+                settings["cached_embeddings"] = True
+                settings.pop("initial_checkpoint", None)
+            if phase == "refine" and arm.settings.get("correction_rounds") is None:
+                settings["correction_rounds"] = 1
+            # Small lists are passed over more often; a batch is never larger than the list.
+            settings["batch_size"] = min(BATCH, count)
+            epochs = max(1, round(shares[phase] * PASSES / (count // settings["batch_size"] * settings["batch_size"])))
+            self.run(phase, output, labels=labels, seed=seed, epochs=epochs, learning_rate=RATES[phase], **settings)
+
+    def score(self, model: Model, name: str, seed: int, **known: Any) -> None:
+        """Dice of a model on the test images under every named prompt, to a JSON file."""
+        rows = []
+        for item in self.tested():
+            reference = load_reference(item | {"label": str(self.folder / item["label"])})
+            prompts = named_prompts(reference)
+            model.set_image(str(self.folder / item["image"]))
+            for prompt, (mask, expected) in zip(prompts, model.predict(list(prompts.values())), strict=True):
+                dice, iou = overlap_scores(mask, reference) if reference.any() else (float("nan"), float("nan"))
+                source = Path(item["image"]).name.partition("_")[0]
+                rows.append([source, item["subject"], prompt, dice, iou, expected, float(mask.mean())])
+        target = self.folder / "scores" / f"{name}_{seed}.json"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(json.dumps({"arm": name, "seed": seed, "rows": rows} | known))
+
+    def tested(self) -> list[dict[str, str]]:
+        """At most `TESTED` test images of each set."""
+        lists = json.loads((self.folder / "all.json").read_text())
+        return _evenly(lists["test"], 4 * TESTED)
+
+
+def _evenly(items: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """The first `count` items, taken from the four sets in turns."""
+    by_set: dict[str, list[dict[str, str]]] = {}
+    for item in items:
+        by_set.setdefault(Path(item["image"]).name.partition("_")[0], []).append(item)
+    most = -(-count // len(by_set))
+    turns = [part[index] for index in range(most) for part in by_set.values() if index < len(part)]
+    return turns[:count]
+
+
+def run_arm(study: Study, name: str, seed: int) -> None:
+    """Train and score one arm."""
+    if (study.folder / "scores" / f"{name}_{seed}.json").exists():
+        return
+    arm, output = ARMS[name], study.folder / "runs" / f"{name}_{seed}"
+    shutil.rmtree(output, ignore_errors=True)
+    began = time.process_time()
+    study.train(arm, output, seed)
+    seconds = time.process_time() - began
+    keys = {key: arm.settings[key] for key in ("backbone", "multimask") if key in arm.settings}
+    overrides = {"backbone": "resnet18", "image_size": SIZE, "checkpoint": str(output / "models" / "model.pt")} | keys
+    study.score(BundleModel(name, bundle_path(), **overrides), name, seed, seconds=seconds)
+    shutil.rmtree(output)
+    print(f"{name}, seed {seed}: {seconds:.0f} s of processor time", flush=True)
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS], metavar="ARM")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tables", action="store_true", help="print the tables of what is there")
+    arguments = parser.parse_args()
+    if arguments.tables:
+        print_tables(arguments.out / "scores")
+        return
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.disable(logging.WARNING)
+    study = Study(arguments.data, arguments.out)
+    study.prepare()
+    study.score(EllipseModel(), "filled ellipse", 0)
+    for seed in arguments.seeds:
+        for name in arguments.arms:
+            run_arm(study, name, seed)
+
+
+if __name__ == "__main__":
+    main()

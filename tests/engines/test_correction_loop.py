@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monai_kdsam.engines import CorrectionLoop, TeacherLoop
+from monai_kdsam.engines.correction_loop import overlap
+from monai_kdsam.networks import build_student, build_teacher
+
+SIZE = 64
+
+
+@pytest.fixture
+def network():
+    return build_student("resnet18", image_size=SIZE).eval()
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 3, SIZE, SIZE, generator=generator)
+    reference = torch.zeros(2, 3, SIZE, SIZE)
+    reference[..., 10:40, 20:50] = 1
+    points = torch.tensor([[[20.0, 10.0], [49.0, 39.0]], [[30.0, 30.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    labels = torch.tensor([[2, 3], [1, -1], [-1, -1]])
+    return {
+        "image": image,
+        "points": points.repeat(2, 1, 1, 1),
+        "labels": labels.repeat(2, 1, 1),
+        "reference": reference,
+    }
+
+
+def test_without_rounds_it_is_the_network(network, batch):
+    answer = CorrectionLoop(network)(**batch)
+    assert set(answer) == {"logits", "reference"}
+    assert torch.equal(answer["logits"], network(batch["image"], batch["points"], batch["labels"]))
+    assert torch.equal(answer["reference"], batch["reference"])
+
+
+@torch.no_grad()
+def test_a_round_answers_every_prompt_again_with_a_click_on_its_error(network, batch):
+    answer = CorrectionLoop(network, rounds=2)(**batch)
+    assert answer["logits"].shape == answer["reference"].shape == (2, 9, SIZE, SIZE)
+    assert not torch.equal(answer["logits"][:, :3], answer["logits"][:, 3:6])
+    # A network that is never wrong is asked the same thing again.
+    batch["reference"] = (answer["logits"][:, :3] > 0).float()
+    again = CorrectionLoop(network, rounds=1)(**batch)["logits"]
+    torch.testing.assert_close(again[:, :3], again[:, 3:])
+
+
+def test_the_image_is_encoded_once_and_learns_from_every_round(network, batch):
+    calls = []
+    network.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+    loop = CorrectionLoop(network, rounds=1)
+    loop(**batch)["logits"][:, 3:].sum().backward()
+    assert len(calls) == 1
+    assert all(p.grad is not None for p in network.image_encoder.parameters())
+
+
+@torch.no_grad()
+def test_of_several_draws_the_prompt_with_the_worst_mask_is_trained(network, batch):
+    doubled = dict(batch)
+    doubled["points"] = torch.cat([batch["points"], batch["points"] + 9], dim=1)
+    doubled["labels"] = torch.cat([batch["labels"]] * 2, dim=1)
+    doubled["reference"] = torch.cat([batch["reference"]] * 2, dim=1)
+    answer = CorrectionLoop(network, draws=2)(**doubled)
+    every = network(batch["image"], doubled["points"], doubled["labels"])
+    iou = overlap(every > 0, doubled["reference"] > 0.5).unflatten(1, (2, 3))
+    chosen = overlap(answer["logits"] > 0, answer["reference"] > 0.5)
+    assert torch.equal(chosen, iou.min(dim=1).values)
+
+
+def test_with_several_masks_the_best_one_learns_and_the_head_is_told_of_all(batch):
+    network = build_student("resnet18", image_size=SIZE, multimask=True).eval()
+    answer = CorrectionLoop(network, rounds=1, expect_iou=True)(**batch)
+    assert answer["iou"].shape == answer["real_iou"].shape == (2, 6, 3)
+    taught = overlap(answer["logits"] > 0, answer["reference"] > 0.5)
+    assert torch.equal(taught, answer["real_iou"].max(dim=2).values)
+
+
+def test_a_student_that_is_the_teacher_agrees_with_it(batch):
+    teacher = build_teacher("vit_micro", image_size=SIZE).eval()
+    student = build_teacher("vit_micro", image_size=SIZE).eval()
+    student.load_state_dict(teacher.state_dict())
+    with torch.no_grad():
+        reference = teacher.encode(batch["image"])
+        answer = TeacherLoop(student, teacher)(**batch | {"reference": reference})
+    assert torch.equal((answer["logits"] > 0).float(), answer["reference"])
+
+
+def test_the_teacher_is_asked_with_the_corrected_prompt_and_nothing_is_wanted_on_padding(network, batch):
+    teacher = build_teacher("vit_micro", image_size=SIZE).eval()
+    valid = torch.ones(2, 1, SIZE, SIZE)
+    valid[..., 32:] = 0
+    with torch.no_grad():
+        embedding = teacher.encode(batch["image"])
+        answer = TeacherLoop(network, teacher)(**batch | {"reference": embedding}, valid=valid)
+        first = teacher.predict(embedding, batch["points"], batch["labels"]) > 0
+    assert torch.equal(answer["reference"][:, :3], first * valid)
+    assert not answer["reference"][..., 32:].any()
+
+
+def test_the_teacher_stays_frozen(network):
+    loop = TeacherLoop(network, build_teacher("vit_micro", image_size=SIZE)).train()
+    assert not loop.teacher.image_encoder.training
+    assert not any(p.requires_grad for p in loop.teacher.image_encoder.parameters())
+
+
+@pytest.mark.parametrize(("name", "value"), [("rounds", -1), ("draws", 0)])
+def test_impossible_numbers_are_refused(network, name, value):
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be at least"):
+        CorrectionLoop(network, **{name: value})
+
+
+def test_two_empty_masks_overlap_fully():
+    empty = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    assert overlap(empty, empty).item() == 1
+    assert overlap(empty, ~empty).item() == 0
