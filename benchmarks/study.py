@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shutil
 import time
 import warnings
@@ -43,8 +42,8 @@ SIDE = 160  # of the stored images, longer side
 SIZE = 96  # of the networks' input
 LABELED = 100  # images of each set whose labels the students may see
 TESTED = 40  # test images of each set, at most
-TEACHER_EPOCHS = 24
-PASSES = 7000  # images that an arm's training sees, in all phases together
+TEACHER_EPOCHS = 16
+PASSES = 4000  # images that an arm's training sees, in all phases together
 SHARES = {"distill": 0.4, "refine": 0.15, "train": 0.45}
 RATES = {"distill": 1e-3, "refine": 3e-4, "train": 5e-4}
 BATCH = 16
@@ -264,14 +263,16 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="print the tables of what is there")
     arguments = parser.parse_args()
     if arguments.tables:
-        print_tables(arguments.out / "scores")
+        print_tables(arguments.out / "scores", [*ARMS])
         return
     warnings.simplefilter("ignore")
-    os.environ.setdefault("TQDM_DISABLE", "1")
     logging.disable(logging.WARNING)
     study = Study(arguments.data, arguments.out)
     study.prepare()
     study.score(EllipseModel(), "filled ellipse", 0)
+    teacher = {"_target_": "monai_kdsam.networks.build_teacher", "kind": "vit_tiny", "image_size": SIZE}
+    checkpoint = str(study.teacher / "models" / "teacher.pt")
+    study.score(BundleModel("teacher", bundle_path(), network_def=teacher, checkpoint=checkpoint), "teacher", 0)
     for seed in arguments.seeds:
         for name in arguments.arms:
             run_arm(study, name, seed)

@@ -1,1 +1,123 @@
-def print_tables(folder): ...
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of `study.py`: means over sets and seeds, and paired differences with intervals over subjects."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+from monai_kdsam.evaluation.statistics import estimate_mean_of_sets
+
+SHOWN = {
+    "box": "exact box",
+    "box_20px": "box 0-20 px wide",
+    "box_20pct": "box 20 % off",
+    "center_click": "one click",
+    "automatic": "no prompt",
+}
+JUDGED = ("box_20px", "center_click", "automatic")
+FAILED = 0.7  # an IoU below this is a mask to be redrawn
+
+
+class Case(NamedTuple):
+    """A test image under one prompt."""
+
+    source: str
+    number: int
+    subject: str
+    prompt: str
+
+
+class Arm:
+    """The scores of all seeds of one arm."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        runs = [json.loads(file.read_text()) for file in files]
+        self.name: str = runs[0]["arm"]
+        self.seeds = len(runs)
+        self.seconds = float(np.median([run.get("seconds", math.nan) for run in runs]))
+        self.dice: dict[Case, list[float]] = defaultdict(list)
+        self.judged: list[tuple[float, float]] = []  # expected and real IoU
+        self.false_alarms: list[bool] = []
+        for run in runs:
+            number = -1
+            for source, subject, prompt, dice, iou, expected, foreground in run["rows"]:
+                number += prompt == "box" or math.isnan(dice)
+                if math.isnan(dice):
+                    self.false_alarms.append(foreground > 0)
+                    continue
+                self.dice[Case(source, number, subject, prompt)].append(dice)
+                self.judged.append((expected, iou))
+
+    def mean(self, case: Case) -> float:
+        """Over the seeds."""
+        return float(np.mean(self.dice[case]))
+
+    def auroc(self) -> float:
+        """Does a low expected IoU find the masks whose real IoU is below `FAILED`."""
+        expected, real = np.array(self.judged).T
+        failed = real < FAILED
+        if np.isnan(expected).any() or failed.all() or not failed.any():
+            return math.nan
+        ranks = rankdata(expected)
+        good, bad = (~failed).sum(), failed.sum()
+        return float((ranks[~failed].sum() - good * (good + 1) / 2) / (good * bad))
+
+
+def read_arms(folder: Path) -> dict[str, Arm]:
+    """All arms that have scores."""
+    files: dict[str, list[Path]] = defaultdict(list)
+    for file in sorted(folder.glob("*.json")):
+        files[json.loads(file.read_text())["arm"]].append(file)
+    return {name: Arm(found) for name, found in files.items()}
+
+
+def over_sets(arm: Arm, prompts: Sequence[str], other: Arm | None = None) -> tuple[float, float, float]:
+    """Mean over sets (and prompts) of the Dice, or of its difference from another arm's, with a 95 % interval."""
+    sets: dict[str, dict[tuple[int, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for case in arm.dice:
+        if case.prompt in prompts:
+            value = arm.mean(case) - (other.mean(case) if other else 0.0)
+            sets[case.source][case.number, case.subject].append(value)
+    parts = [
+        ([float(np.mean(values)) for values in images.values()], [subject for _, subject in images])
+        for images in sets.values()
+    ]
+    found = estimate_mean_of_sets(parts)
+    return found.mean, found.low, found.high
+
+
+def print_tables(folder: Path, order: Sequence[str]) -> None:
+    """The table of means, and that of differences from `plus`, with the arms in their order."""
+    arms = read_arms(folder)
+    names = [name for name in ("filled ellipse", "teacher", *order) if name in arms]
+    print(f"| arm | seeds | {' | '.join(SHOWN.values())} | exact minus 20 % off | AUROC | processor minutes |")
+    print("|---" * (len(SHOWN) + 5) + "|")
+    for name in names:
+        arm = arms[name]
+        means = [over_sets(arm, [prompt])[0] for prompt in SHOWN]
+        drop = means[0] - means[list(SHOWN).index("box_20pct")]
+        cells = [f"{value:.3f}" for value in (*means, drop, arm.auroc())] + [f"{arm.seconds / 60:.1f}"]
+        print(f"| {name} | {arm.seeds} | {' | '.join(cells).replace('nan', '-')} |")
+    for base in ("mse", "paper", "plus"):
+        if base in arms:
+            print_differences(arms, names, base)
+
+
+def print_differences(arms: dict[str, Arm], names: Sequence[str], base: str) -> None:
+    """Every arm against one, paired by image."""
+    columns = {prompt: [prompt] for prompt in SHOWN} | {"mean of wide box, click and none": list(JUDGED)}
+    print(f"\n| minus `{base}` | {' | '.join(SHOWN.get(name, name) for name in columns)} |")
+    print("|---" * (len(columns) + 1) + "|")
+    for name in names:
+        if name != base:
+            found = [over_sets(arms[name], prompts, arms[base]) for prompts in columns.values()]
+            cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in found]
+            print(f"| {name} | {' | '.join(cells)} |")

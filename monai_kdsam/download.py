@@ -32,7 +32,7 @@ _SAM_FILES = {
     "sam_vit_h_4b8939.pth": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
 }
 # Names that the bundle's phases give to what they trained.
-WRITTEN_BY = {"teacher.pt": "adapt", "distilled.pt": "distill", "model.pt": "train"}
+WRITTEN_BY = {"teacher.pt": "adapt", "distilled.pt": "distill", "refined.pt": "refine", "model.pt": "train"}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ PHASE_OF = {
     "evaluate_teacher.yaml": ("train.json", "evaluate.json"),
     "teachers/adapted.yaml": ("train.json", "distill.json"),
     "recipes/paper.yaml": ("train.json", "distill.json"),
+    "recipes/plus.yaml": ("train.json", "distill.json", "refine.json"),
 }
 
 
@@ -105,7 +106,7 @@ def test_each_overlay_runs_with_the_phase_it_is_for(trained, overlay, tmp_path):
     trained.run(*configs, "offline.yaml", "smoke.yaml", overlay, small=False, **overrides | SMALL)
     after = {path for path in trained.folder.rglob("*") if path.is_file()}
     written = {p.name for p in after if before.get(p) != p.stat().st_mtime_ns}
-    assert written & {"model.pt", "distilled.pt", "without_distillation.pt", "summary.csv"}, written
+    assert written & {"model.pt", "distilled.pt", "without_distillation.pt", "summary.csv", "refined.pt"}, written
 
 
 # Whatever an overlay says of size, the test stays small.
@@ -133,5 +134,5 @@ def test_overlays_are_small_and_address_nothing_by_position():
 def test_every_config_of_the_bundle_is_run_by_some_test():
     assert {path.name for path in bundle_path().glob("configs/*.json")} == {
         *("adapt.json", "distill.json", "train.json", "evaluate.json", "inference.json", "metadata.json"),
-        *("embed.json", "learn.json", "multi_gpu_train.json"),
+        *("embed.json", "refine.json", "learn.json", "multi_gpu_train.json"),
     }

@@ -182,6 +182,44 @@ def test_the_command_line_ends_in_one_line_without_a_traceback(workspace):
     assert "monai_kdsam: error: No weights at" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_refining_trains_the_encoder_at_the_teachers_masks_and_leaves_the_decoder(trained, cached):
+    configs = ("train.json", "distill.json")
+    if cached:
+        trained.run(*configs, "embed.json")
+    trained.run(*configs, "refine.json", cached_embeddings=cached)
+    before, after = weights(trained.models / "distilled.pt"), weights(trained.models / "refined.pt")
+    assert same({k: v for k, v in before.items() if not k.startswith("image_encoder")}, after)
+    assert not same(before, after, "image_encoder")
+
+
+def test_refining_live_and_from_the_cache_is_the_same(trained):
+    settings = {"augment": False, "embedding_variants": 1, "embedding_precision": "float32"}
+    settings |= {"prompts": ["box", "none"], "box_jitter": [0.0, 0.0]}  # what is random depends on what precedes it
+    trained.run("train.json", "distill.json", "embed.json", **settings)
+    found = []
+    for cached in (False, True):
+        trained.run("train.json", "distill.json", "refine.json", cached_embeddings=cached, **settings)
+        found.append(weights(trained.models / "refined.pt"))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_recipe_plus_starts_from_the_refined_student_and_trains_everything_but_the_prompts(trained):
+    trained.run("train.json", "distill.json", "refine.json", "recipes/plus.yaml")
+    trained.run("train.json", "recipes/plus.yaml", multimask=True, prompt_draws=2)
+    before, after = weights(trained.models / "refined.pt"), weights(trained.models / "model.pt")
+    assert same(before, after, "prompt_encoder")
+    for part in ("image_encoder.layer1", "mask_decoder.iou_prediction_head", "mask_decoder.output_hypernetworks_mlps.3"):
+        assert not same(before, after, part), part
+
+
+def test_a_refined_student_that_is_missing_is_named(trained):
+    with pytest.raises(RuntimeError) as error:
+        trained.run("train.json", refined=True)
+    assert "refined.pt" in str(error.value.__cause__)
+
+
 def test_learning_on_replaces_the_weights_only_by_better_ones_and_leaves_the_encoder(trained):
     served = trained.models / "model.pt"
     before, decisions = weights(served), []

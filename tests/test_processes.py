@@ -22,15 +22,16 @@ from monai_kdsam.handlers import ResumeHandler
 from monai_kdsam.processes import batch_share, check_launch, item_share, torchrun_number
 
 STEPS = 2 * 2  # two epochs of eleven images in batches of four
-TRAINED = {"adapt": "teacher.pt", "distill": "distilled.pt", "train": "model.pt"}
+TRAINED = {"adapt": "teacher.pt", "distill": "distilled.pt", "refine": "refined.pt", "train": "model.pt"}
 PHASES = {
     "adapt": ("train.json", "adapt.json"),
     "distill": ("train.json", "distill.json"),
+    "refine": ("train.json", "distill.json", "refine.json"),
     "train": ("train.json",),
     "evaluate": ("train.json", "evaluate.json"),
 }
 # Adam moves a weight by the learning rate even where the gradient is nothing but rounding; so it must be small here.
-LEARNING_RATE = {"adapt": 1e-5, "distill": 1e-5, "train": 1e-4}
+LEARNING_RATE = {"adapt": 1e-5, "distill": 1e-5, "refine": 1e-5, "train": 1e-4}
 # All phases in one start of Python, which takes longer than they do. The processes meet once, in the first phase, and
 # part after the last one: gloo cannot meet again under one torchrun.
 SCRIPT = """
