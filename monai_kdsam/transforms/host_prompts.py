@@ -24,14 +24,15 @@ def points_from_request(data: Mapping[Hashable, Any], shape: tuple[int, ...]) ->
     Args:
         data: may hold `foreground` and `background`, lists of [x, y] pixels of the image file (a third coordinate is
             ignored), and `roi`: [x1, y1, x2, y2] (corners) or [x1, x2, y1, y2, z1, z2] (3D Slicer's), in either order.
+            A box that reaches beyond the image is cut off at its edges, as one is easily drawn too far.
         shape: (width, height) of the image file.
 
     Returns:
         points (N, 2) float64, labels (N,) int64; N is 0 without a prompt.
 
     Raises:
-        ValueError: naming the key, when coordinates are no finite numbers or outside the image, a box has no area, or
-            there are more than 64 points.
+        ValueError: naming the key, when coordinates are no finite numbers, a click is outside the image, a box has no
+            area on it, or there are more than 64 points.
 
     Example:
         >>> points_from_request({"foreground": [[3, 4]], "roi": [9, 8, 1, 2]}, (10, 10))[0].tolist()
@@ -50,7 +51,7 @@ def points_from_request(data: Mapping[Hashable, Any], shape: tuple[int, ...]) ->
         low, high = corners.min(axis=0), corners.max(axis=0)
         if (low == high).any():
             raise ValueError(f"Expected `roi` to be a box with an area, got {roi}.")
-        points += [_inside("roi", corner, shape) for corner in (low, high)]
+        points += _cut("roi", low, high, shape)
         labels += [2, 3]
     if len(points) > MAX_POINTS:
         raise ValueError(f"Expected at most {MAX_POINTS} points in a prompt, got {len(points)}.")
@@ -96,6 +97,15 @@ def _inside(key: str, xy: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     if (xy < 0).any() or (xy > np.array(shape[:2])).any():
         raise ValueError(f"Expected `{key}` within the image of {shape[0]} x {shape[1]} pixels, got {xy.tolist()}.")
     return np.minimum(xy, np.array(shape[:2]) - 1)  # a box may end on the far edge of the last pixel
+
+
+def _cut(key: str, low: NDArray[Any], high: NDArray[Any], shape: tuple[int, ...]) -> list[NDArray[Any]]:
+    """The corners of a box, moved to the image's outermost pixels where they lie beyond."""
+    size = np.array(shape[:2])
+    if (high < 0).any() or (low > size - 1).any():
+        box = [*low.tolist(), *high.tolist()]
+        raise ValueError(f"Expected `{key}` to cover some of the image of {shape[0]} x {shape[1]} pixels, got {box}.")
+    return [np.clip(corner, 0, size - 1) for corner in (low, high)]
 
 
 def to_network_frame(points: NDArray[Any], image: MetaTensor) -> NDArray[np.float64]:

@@ -139,11 +139,11 @@ class VolumePromptsd(MapTransform):
         if corners is None:
             return points, labels, np.array([0, depth - 1])
         box = np.sort(mapped(corners), axis=0)
-        # A whole number is a voxel's center; a box may end on the far edge of the last voxel.
+        # A whole number is a voxel's center. What reaches beyond the volume is cut off, as in a 2-D image.
         size = np.array([width, height, depth])
-        if (box[:, :2] < -1).any() or (box[:, :2] > size[:2]).any() or box[1, 2] < -0.5 or box[0, 2] > depth - 0.5:
+        if (box[1] < [0, 0, -0.5]).any() or (box[0] > size - [1, 1, 0.5]).any():
             limits = " x ".join(map(str, stored))
-            raise ValueError(f"Expected `roi` within the volume of {limits} voxels, got {data['roi']}.")
+            raise ValueError(f"Expected `roi` to cover some of the volume of {limits} voxels, got {data['roi']}.")
         box = np.clip(box, 0, size - 1)
         if (box[0, :2] >= box[1, :2]).any():
             raise ValueError(f"Expected `roi` to be a box with an area on a slice, got {data['roi']}.")

@@ -170,10 +170,10 @@ def test_no_prompt_is_all_padding(tmp_path, request_) -> None:
         ({"foreground": "3,4"}, r"Expected `foreground` to be a list of clicks, got '3,4'"),
         ({"foreground": [[-1, 3]]}, r"Expected `foreground` within the image of 96 x 60 pixels, got \[-1\.0, 3\.0\]"),
         ({"background": [[3, 61]]}, r"Expected `background` within the image of 96 x 60 pixels, got \[3\.0, 61\.0\]"),
-        ({"roi": [0, 0, 97, 60]}, r"Expected `roi` within the image of 96 x 60 pixels, got \[97\.0, 60\.0\]"),
+        ({"roi": [-9, 5, -2, 9]}, r"Expected `roi` to cover some of the image of 96 x 60 pixels, got \[-9\.0, 5\.0"),
         ({"roi": [5, 5, 5, 9]}, r"Expected `roi` to be a box with an area, got \[5, 5, 5, 9\]"),
         ({"roi": [5, 9, 7, 7, 0, 0]}, r"Expected `roi` to be a box with an area"),
-        ({"roi": [96, 10, 96.5, 20]}, r"Expected `roi` within the image"),
+        ({"roi": [96, 10, 96.5, 20]}, r"Expected `roi` to cover some of the image"),
         ({"roi": [1, 2, 3]}, r"Expected `roi` to be \[x1, y1, x2, y2\] or .*, got \[1, 2, 3\]"),
         ({"roi": 7}, r"Expected `roi` to be \[x1, y1, x2, y2\] or .*, got 7"),
         ({"roi": ["a", 0, 1, 2]}, r"Expected numbers in `roi`"),
@@ -185,6 +185,13 @@ def test_no_prompt_is_all_padding(tmp_path, request_) -> None:
 def test_a_wrong_request_is_named(request_, text) -> None:
     with pytest.raises(ValueError, match=text):
         points_from_request(request_, (WIDTH, HEIGHT))
+
+
+@pytest.mark.parametrize("roi", [[-7, 10, 200, 64], [200, 64, -7, 10], [-7, 200, 10, 64, 0, 0]])
+def test_a_box_that_reaches_beyond_the_image_is_cut_off_at_its_edges(roi) -> None:
+    points, labels = points_from_request({"roi": roi}, (WIDTH, HEIGHT))
+    assert points.tolist() == [[0, 10], [WIDTH - 1, HEIGHT - 1]]
+    assert labels.tolist() == [2, 3]
 
 
 def test_clicks_may_come_as_an_array() -> None:

@@ -72,6 +72,10 @@ def test_a_box_may_reach_out_of_the_volume_across_the_slices():
     assert prompts(roi=[2, 12, 5, 25, -3, 40])["bounds"] == [0, 9]
 
 
+def test_a_box_that_reaches_out_of_a_slice_is_cut_off():
+    assert np.array_equal(prompts(roi=[-5, 200, 5, 25, 4, 4])["points"], prompts(roi=[0, 19, 5, 25, 4, 4])["points"])
+
+
 def test_no_prompt_is_automatic():
     assert prompts()["labels"] == []
     assert prompts(foreground=[], roi=None)["labels"] == []
@@ -102,8 +106,8 @@ def test_the_bundles_setting_is_what_a_request_without_a_word_means():
         ({"roi": [1, 2, 3]}, r"Expected `roi` to be \[i1, i2, j1, j2, k1, k2\]"),
         ({"roi": [1, 2, 9, 9]}, "Expected `slice` with a `roi` of four numbers"),
         ({"roi": [3, 3, 5, 25, 2, 8]}, "Expected `roi` to be a box with an area on a slice"),
-        ({"roi": [2, 120, 5, 25, 2, 8]}, "Expected `roi` within the volume of 20 x 30 x 10 voxels"),
-        ({"roi": [2, 12, 5, 25, 20, 28]}, "Expected `roi` within the volume"),
+        ({"roi": [25, 120, 5, 25, 2, 8]}, "Expected `roi` to cover some of the volume of 20 x 30 x 10 voxels"),
+        ({"roi": [2, 12, 5, 25, 20, 28]}, "Expected `roi` to cover some of the volume"),
         ({"propagate": "maybe"}, "Expected `propagate` to be true or false, got 'maybe'"),
     ],
 )
