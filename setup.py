@@ -45,9 +45,13 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
+    # students with any of its trunks, `backbone: timm/NAME`: EdgeSAM's and MobileSAM's among them
+    "timm": ["timm>=1.0.12"],
     # the plots of `python -m monai_kdsam report`
     "report": ["matplotlib>=3.8"],
     "test": [
+        # the overlays of timm's students are tested
+        "timm>=1.0.12",
         # the report is tested
         "matplotlib>=3.8",
         # runs the tests and the examples in the documentation

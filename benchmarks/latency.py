@@ -3,6 +3,10 @@
 
     pip install -e ".[export]" timm matplotlib
     python benchmarks/latency.py --work /tmp/latency [--rounds 7] [--vit-h] [--docs docs]
+    python benchmarks/latency.py --work /tmp/latency --trunks all [--rounds 3] [--variants 1024_sam 512_sam]
+
+The second form compares trunks that a student could have, by median wall time alone; each run of it adds its rounds to
+those that `--work` has.
 
 All weights are random: time does not depend on them. Every case is loaded, warmed up and timed once a round, in turn,
 so that what else the machine does falls on all alike, and never more than one model is in memory; medians are compared.
@@ -29,124 +33,17 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+from encoders import ENCODERS, FORMS, TRUNK_FORMS, TRUNKS, Cases, build_encoder, trunk_cases
 from peak_memory import peak_mib
 
-FORMS = {
-    "torch": "PyTorch fp32",
-    "ort": "ONNX Runtime fp32",
-    "ov": "OpenVINO fp32",
-    "ov_bf16": "OpenVINO bf16",
-    "ort_int8": "ONNX Runtime INT8",
-    "ov_int8": "OpenVINO INT8",
-}
 FLOAT = ("torch", "ort", "ov", "ov_bf16")
 INT8 = ("ort_int8", "ov_int8")
-# name: (title, side in pixels, forms)
-ENCODERS = {
-    "resnet50_1024": ("ours, ResNet-50, 1024 px", 1024, tuple(FORMS)),
-    "resnet50_512": ("ours, ResNet-50, 512 px", 512, tuple(FORMS)),
-    "resnet18_1024": ("ours, ResNet-18, 1024 px", 1024, tuple(FORMS)),
-    "resnet50_1024_sam": ("ours, ResNet-50, 1024 px, neck `sam`", 1024, ("ov_int8",)),
-    "resnet50_1024_deconv": ("ours, ResNet-50, 1024 px, neck `deconv`", 1024, ("ov_int8",)),
-    "resnet18_1024_sam": ("ours, ResNet-18, 1024 px, neck `sam`", 1024, ("ov_int8",)),
-    "mobilesam": ("MobileSAM, TinyViT-5M", 1024, tuple(FORMS)),
-    "edgesam": ("EdgeSAM, RepViT-M1", 1024, tuple(FORMS)),
-    "nanosam": ("NanoSAM, ResNet-18", 1024, tuple(FORMS)),
-    "vit_b": ("SAM, ViT-B", 1024, ("torch",)),
-}
 DECODERS = {
     f"decoder_{size}_{count}": (f"click at {size} px, {count} prompt{'s' if count > 1 else ''}", size, count)
     for size, count in ((1024, 1), (1024, 8), (512, 1))
 }
 
-
-def build_encoder(name: str):
-    import torch
-
-    torch.manual_seed(0)
-    if name.startswith("resnet"):
-        from monai_kdsam.networks import build_student
-
-        backbone, size, *neck = name.split("_")
-        return build_student(backbone, image_size=int(size), neck=neck[0] if neck else "fpn").eval().image_encoder
-    if name.startswith("vit"):
-        from monai_kdsam.networks import build_teacher
-
-        return build_teacher(name, image_size=1024).eval().image_encoder
-    return {"mobilesam": mobilesam, "edgesam": edgesam, "nanosam": nanosam}[name]().eval()
-
-
-def sam_neck(channels: int):
-    """The neck that SAM, MobileSAM and EdgeSAM end with."""
-    from torch import nn
-
-    from monai_kdsam.networks.sam import LayerNorm2d
-
-    convolutions = nn.Conv2d(channels, 256, 1, bias=False), nn.Conv2d(256, 256, 3, padding=1, bias=False)
-    return nn.Sequential(convolutions[0], LayerNorm2d(256), convolutions[1], LayerNorm2d(256))
-
-
-def mobilesam():
-    import timm
-    from torch import nn
-
-    trunk = timm.create_model("tiny_vit_5m_224", pretrained=False, features_only=True, out_indices=(3,))
-    # MobileSAM keeps the last stage at stride 16.
-    trunk.stages_3.downsample.conv2.conv.stride = (1, 1)
-
-    class Encoder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.trunk, self.neck = trunk, sam_neck(320)
-
-        def forward(self, image):
-            return self.neck(self.trunk(image)[0])
-
-    return Encoder()
-
-
-def edgesam():
-    import timm
-    import torch.nn.functional as F
-    from timm.utils.model import reparameterize_model
-    from torch import nn
-
-    trunk = timm.create_model("repvit_m1", pretrained=False, features_only=True, out_indices=(2, 3))
-
-    class Encoder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.trunk = reparameterize_model(trunk.eval())
-            self.lateral = nn.ModuleList(nn.Conv2d(width, 256, 1, bias=False) for width in (192, 384))
-            self.neck = sam_neck(256)
-
-        def forward(self, image):
-            fine, coarse = (lateral(x) for lateral, x in zip(self.lateral, self.trunk(image), strict=True))
-            return self.neck(fine + F.interpolate(coarse, scale_factor=2, mode="bilinear"))
-
-    return Encoder()
-
-
-def nanosam():
-    import timm
-    import torch
-    from torch import nn
-
-    class Encoder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.trunk = timm.create_model("resnet18", pretrained=False, features_only=True, out_indices=(4,))
-            layers = [nn.Conv2d(512, 256, 3, padding=1), nn.GELU()]
-            for _ in range(2):
-                layers += [nn.Conv2d(256, 256, 3, padding=1), nn.GELU()]
-            layers += [nn.ConvTranspose2d(256, 256, 3, stride=2, padding=1, output_padding=1), nn.GELU()]
-            self.neck = nn.Sequential(*layers, nn.Conv2d(256, 256, 1))
-            self.positions = nn.Parameter(1e-5 * torch.randn(1, 256, 64, 64))
-
-        def forward(self, image):
-            return self.neck(self.trunk(image)[0]) + self.positions
-
-    return Encoder()
+DECODER_FORMS = {"decoder_1024": "", "decoder_512": ""}
 
 
 def pictures(size: int, count: int = 4) -> list[np.ndarray]:
@@ -173,49 +70,56 @@ def prompts(size: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return embedding, np.repeat(box, count, axis=0), np.repeat(np.array([[2, 3]]), count, axis=0)
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, forms_of: dict[str, str]) -> None:
     """Write what is missing of every model file; each model in a process of its own, to give its memory back."""
-    for name in [*ENCODERS, "decoder_1024", "decoder_512"]:
+    for name, forms in forms_of.items():
         if not (work / name / "done").exists():
-            subprocess.run([sys.executable, __file__, "--work", str(work), "--build", name], check=True)
+            subprocess.run([sys.executable, __file__, "--work", str(work), "--build", name, forms], check=True)
 
 
-def build(work: Path, name: str) -> None:
-    import onnx
-    import openvino
-    import torch
-
+def build(work: Path, name: str, forms: list[str]) -> None:
     folder = work / name
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "fp32.onnx"
     if name.startswith("decoder"):
+        import onnx
+        import openvino
+        import torch
+
         from monai_kdsam.export.onnx import to_graphs
         from monai_kdsam.networks import build_student
 
+        file = folder / "fp32.onnx"
         size = int(name.rpartition("_")[2])
         network = build_student("resnet18", image_size=size).eval()
         torch.save(network.state_dict(), folder / "torch.pt")
         onnx.save(to_graphs(network)["decoder"], str(file))
         openvino.save_model(openvino.convert_model(str(file)), folder / "fp32.xml", compress_to_fp16=False)
     else:
-        _, size, forms = ENCODERS[name]
-        encoder = build_encoder(name)
-        torch.save(encoder.state_dict(), folder / "torch.pt")
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            example = torch.zeros(1, 3, size, size)
-            program = torch.onnx.export(
-                encoder, (example,), input_names=["image"], output_names=["embedding"], dynamo=True, verbose=False
-            )
-        onnx.save(program.model_proto, str(file))
-        model = openvino.convert_model(str(file))
-        openvino.save_model(model, folder / "fp32.xml", compress_to_fp16=False)
-        build_int8(folder, onnx.load(str(file)), model, size, forms)
+        build_forms(folder, *build_encoder(name), forms)
     (folder / "done").touch()
     print(f"built {name}", flush=True)
 
 
-def build_int8(folder: Path, graph, model, size: int, forms: tuple[str, ...]) -> None:
+def build_forms(folder: Path, encoder, size: int, forms: list[str]) -> None:
+    import onnx
+    import openvino
+    import torch
+
+    file = folder / "fp32.onnx"
+    torch.save(encoder.state_dict(), folder / "torch.pt")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        example = torch.zeros(1, 3, size, size)
+        program = torch.onnx.export(
+            encoder, (example,), input_names=["image"], output_names=["embedding"], dynamo=True, verbose=False
+        )
+    onnx.save(program.model_proto, str(file))
+    model = openvino.convert_model(str(file))
+    openvino.save_model(model, folder / "fp32.xml", compress_to_fp16=False)
+    build_int8(folder, onnx.load(str(file)), model, size, forms)
+
+
+def build_int8(folder: Path, graph, model, size: int, forms: list[str]) -> None:
     """As the export does it, with few pictures."""
     if not set(forms) & set(INT8):
         return
@@ -225,15 +129,16 @@ def build_int8(folder: Path, graph, model, size: int, forms: tuple[str, ...]) ->
 
     nncf.set_log_level(logging.ERROR)
     # Attention keeps its softmax in float, convolutions need no such rules.
-    settings = {"subset_size": 4, "preset": nncf.QuantizationPreset.MIXED}
-    if folder.name == "mobilesam":
+    inputs = pictures(size, 4 if "ort_int8" in forms else 1)  # the number makes no difference to the time
+    settings = {"subset_size": len(inputs), "preset": nncf.QuantizationPreset.MIXED}
+    if folder.name.startswith(("mobilesam", "tiny_vit")):
         settings["model_type"] = nncf.ModelType.TRANSFORMER
     if "ort_int8" in forms:
-        data = nncf.Dataset([{"image": image} for image in pictures(size)])
+        data = nncf.Dataset([{"image": image} for image in inputs])
         onnx.save(nncf.quantize(graph, data, **settings), str(folder / "int8.onnx"))
     if "ov_int8" in forms:
         openvino.save_model(
-            nncf.quantize(model, nncf.Dataset(pictures(size)), **settings), folder / "int8.xml", compress_to_fp16=False
+            nncf.quantize(model, nncf.Dataset(inputs), **settings), folder / "int8.xml", compress_to_fp16=False
         )
 
 
@@ -271,7 +176,7 @@ def load_torch(name: str, threads: int | None = None):
         network = build_student("resnet18", image_size=int(name.rpartition("_")[2])).eval()
         call = network.decode
     else:
-        call = build_encoder(name).to(memory_format=torch.channels_last)
+        call = build_encoder(name)[0].to(memory_format=torch.channels_last)
 
     def run(*arrays):
         with torch.no_grad():
@@ -291,11 +196,11 @@ def cases(work: Path) -> list[tuple[str, str, Path, tuple[np.ndarray, ...]]]:
     return found
 
 
-def interleaved(work: Path, rounds: int) -> dict[str, list[float]]:
+def interleaved(found: list[tuple[str, str, Path, tuple[np.ndarray, ...]]], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of every case, one value a round."""
     measured: dict[str, list[float]] = {}
     for round_ in range(rounds):
-        for name, form, folder, inputs in cases(work):
+        for name, form, folder, inputs in found:
             if name.startswith("vit") and round_ > 2:
                 continue  # ten times as slow as the others; three values are enough
             run = load(folder, form)
@@ -326,6 +231,24 @@ def processor_time(work: Path) -> dict[str, float]:
         del run
         gc.collect()
     return least
+
+
+def compare_trunks(work: Path, chosen: Cases, rounds: int) -> str:
+    """A table of medians, with the rounds of earlier runs in `work`."""
+    prepare(work, {name: ",".join(forms) for name, (_, _, forms) in chosen.items()})
+    image = {size: (pictures(size, 1)[0],) for _, size, _ in chosen.values()}
+    found = [(name, form, work / name, image[size]) for name, (_, size, forms) in chosen.items() for form in forms]
+    file = work / "trunks.json"
+    measured = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for key, values in interleaved(found, rounds).items():
+        measured[key] = measured.get(key, []) + values
+    file.write_text(json.dumps(measured, indent=1), encoding="utf-8")
+    lines = ["| encoder | file, MB | " + " | ".join(FORMS[form] for form in TRUNK_FORMS) + " |", "|---" * 5 + "|"]
+    for name, (title, _, _) in chosen.items():
+        times = [measured.get(f"{name}/{form}") for form in TRUNK_FORMS]
+        cells = [f"{statistics.median(values):.0f}" if values else "-" for values in times]
+        lines.append(f"| {title} | {megabytes(work / name, 'ov'):.0f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def alone(work: Path, name: str, form: str) -> None:
@@ -463,13 +386,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--vit-h", action="store_true", help="one image through SAM's ViT-H in PyTorch as well")
     parser.add_argument("--docs", type=Path, help="folder of latency.md, whose tables are replaced, and latency.png")
-    parser.add_argument("--build", help=argparse.SUPPRESS)
+    parser.add_argument("--trunks", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(TRUNKS)}")
+    parser.add_argument("--variants", nargs="+", default=["1024_sam", "1024_fpn", "512_sam", "512_fpn"])
+    parser.add_argument("--build", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.build:
-        build(arguments.work, arguments.build)
+        build(arguments.work, arguments.build[0], arguments.build[1].split(","))
     elif arguments.alone:
         alone(arguments.work, *arguments.alone)
+    elif arguments.trunks:
+        names = list(TRUNKS) if arguments.trunks == ["all"] else arguments.trunks
+        print(compare_trunks(arguments.work, trunk_cases(names, arguments.variants), arguments.rounds))
     else:
         run(arguments)
 
@@ -480,11 +408,11 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     work: Path = arguments.work
-    prepare(work)
+    prepare(work, {name: ",".join(forms) for name, (_, _, forms) in ENCODERS.items()} | DECODER_FORMS)
     own = [(name, form) for name, (_, _, forms) in ENCODERS.items() for form in forms if len(forms) > 2]
     own += [("vit_b", "torch"), *([("vit_h", "torch")] if arguments.vit_h else [])]
     results = {
-        "wall": once(work / "wall.json", lambda: interleaved(work, arguments.rounds)),
+        "wall": once(work / "wall.json", lambda: interleaved(cases(work), arguments.rounds)),
         "processor": once(work / "processor.json", lambda: processor_time(work)),
         "alone": once(work / "alone.json", lambda: {f"{n}/{f}": measure_alone(work, n, f) for n, f in own}),
     }

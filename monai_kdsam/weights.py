@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from monai_kdsam.download import require_weights
@@ -16,12 +17,14 @@ __all__ = ["load_tensors", "read_state_dict"]
 
 
 def load_tensors(path: str | Path) -> Any:
-    """`torch.load` of tensors and plain containers; never executes what a pickle holds.
+    """`torch.load` of tensors and plain containers; never executes what a pickle holds. Reads .safetensors as well.
 
     Raises:
         ValueError: with the reason in one line, when the file is damaged or holds other objects.
     """
     try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged pickle raises depends on the damage
         # torch's own text spans many lines and suggests to execute the file.

@@ -106,6 +106,13 @@ def test_own_student(examples):
     assert state["image_encoder.0.weight"].shape == (64, 3, 7, 7)
 
 
+def test_a_trunk_of_timm(examples):
+    pytest.importorskip("timm", reason="needs the extra `timm`")
+    examples.run("train.json", "distill.json", "offline.yaml", "smoke.yaml", "timm_student.yaml", small=False)
+    state = torch.load(examples.models / "distilled.pt", weights_only=True)
+    assert any(name.startswith("image_encoder.trunk.stages_3") for name in state)
+
+
 def test_own_teacher(examples):
     from monai_kdsam.networks import build_student
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from monai_kdsam.networks import build_teacher, load_weights
@@ -53,6 +54,14 @@ LAYOUTS = {
 def test_every_layout_gives_the_same_state(tmp_path, layout, zipped) -> None:
     torch.save(LAYOUTS[layout], tmp_path / "weights.pt", _use_new_zipfile_serialization=zipped)
     assert equal(read_state_dict(tmp_path / "weights.pt"), STATE)
+
+
+def test_safetensors_give_the_same_state(tmp_path) -> None:
+    save_file(STATE, tmp_path / "weights.safetensors")
+    assert equal(read_state_dict(tmp_path / "weights.safetensors"), STATE)
+    (tmp_path / "weights.safetensors").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=r"Cannot read .*weights\.safetensors as PyTorch weights"):
+        read_state_dict(tmp_path / "weights.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from monai_kdsam.export.parts import AutomaticHead, Decoder, example_inputs
 from monai_kdsam.networks import KDSAM
+from monai_kdsam.networks.timm_encoder import fused
 
 __all__ = ["join", "to_graphs", "to_half", "trace", "write_onnx"]
 
@@ -28,7 +29,7 @@ def to_graphs(network: KDSAM) -> dict[str, Graph]:
     batch, count = torch.export.Dim("batch"), torch.export.Dim("points")
     prompts = [{0: batch}, {0: batch, 1: count}, {0: batch, 1: count}]
     return {
-        "encoder": trace(network.image_encoder, (image,), ["image"], ["embedding"], [{0: batch}]),
+        "encoder": trace(fused(network.image_encoder), (image,), ["image"], ["embedding"], [{0: batch}]),
         "decoder": trace(
             Decoder(network).eval(),
             (embedding, points, labels),

@@ -14,6 +14,7 @@ from monai.networks.utils import convert_to_torchscript
 
 from monai_kdsam.export.parts import Decoder, HalfPrecision, example_inputs
 from monai_kdsam.networks import KDSAM
+from monai_kdsam.networks.timm_encoder import fused
 
 __all__ = ["write_torchscript"]
 
@@ -43,7 +44,7 @@ def write_torchscript(network: KDSAM, bundle: Path, folder: Path, *, half: bool)
             _replace_network(folder / files["model"], network)
         image, embedding, points, labels = example_inputs(network.image_size)
         with torch.no_grad():
-            encoder = torch.jit.trace(network.image_encoder, image, check_trace=False)
+            encoder = torch.jit.trace(fused(network.image_encoder), image, check_trace=False)
             decoder = torch.jit.trace(Decoder(network).eval(), (embedding, points, labels), check_trace=False)
         encoder.save(str(folder / files["encoder"]))
         decoder.save(str(folder / files["decoder"]))

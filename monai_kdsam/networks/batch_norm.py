@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -60,14 +61,37 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
 
 
+class _SharedBatchNormAct2d(SharedBatchNorm2d):
+    """The same for timm's BatchNormAct2d, which holds what follows the norm as well."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
 def synchronize_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
     """Let a network's batch norms see the batch of all processes: torch's SyncBatchNorm on CUDA, ours elsewhere.
 
     The network's modules are changed in place; parameters, buffers and their names stay.
+
+    Raises:
+        TypeError: on a batch norm of another class, of which nobody knows what else it does.
     """
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    shared: dict[type, type] = {nn.BatchNorm2d: SharedBatchNorm2d}
+    timm_layers = sys.modules.get("timm.layers")  # a network with its layers has imported it
+    if timm_layers is not None:
+        shared[timm_layers.BatchNormAct2d] = _SharedBatchNormAct2d
+    done = (*shared.values(), nn.SyncBatchNorm)
     for module in network.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SharedBatchNorm2d  # the same state, so that optimizers and hooks keep what they hold
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) not in (*shared, *done):
+            raise TypeError(f"Cannot share a batch norm of class {type(module).__name__} between processes.")
+    if device.type == "cuda":
+        # torch's own would lose the activations inside timm's norms.
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm if timm_layers is None else timm_layers.convert_sync_batchnorm
+        return convert(network)
+    for module in network.modules():
+        # The same state, so that optimizers and hooks keep what they hold.
+        module.__class__ = shared.get(type(module), type(module))
     return network

@@ -15,12 +15,12 @@ from monai_kdsam.networks.checkpoint import load_weights
 from monai_kdsam.networks.image_encoder import NeckName, ResNetEncoder, build_neck
 from monai_kdsam.networks.kdsam import KDSAM
 from monai_kdsam.networks.sam import build_mask_decoder, build_prompt_encoder, build_vit
+from monai_kdsam.networks.timm_encoder import PREFIX, build_timm_encoder
 from monai_kdsam.weights import read_state_dict
 
 __all__ = ["build_kdsam", "build_student", "build_teacher"]
 
 logger = logging.getLogger(__name__)
-BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 TeacherName = Literal["vit_b", "vit_l", "vit_h", "vit_tiny", "vit_micro"]
 
 # Channels of stages 4 and 5.
@@ -61,20 +61,21 @@ def build_kdsam(image_encoder: nn.Module, *, image_size: int = 1024, multimask: 
 
 
 def build_student(
-    backbone: BackboneName = "resnet50",
+    backbone: str = "resnet50",
     *,
     neck: NeckName = "fpn",
     image_size: int = 1024,
     imagenet_weights: str | Path | None = None,
     multimask: bool = False,
 ) -> KDSAM:
-    """A student with a ResNet image encoder.
+    """A student: an image encoder of a known trunk and a neck, and SAM's decoder.
 
     Args:
-        backbone: resnet18, resnet34, resnet50 or resnet101.
+        backbone: resnet18, resnet34, resnet50 or resnet101, or timm/NAME for a model of timm, see `build_timm_encoder`.
         neck: fpn (with resnet50 the paper's 26.4 M parameters), sam or deconv.
         image_size: side of the square input in pixels.
-        imagenet_weights: a torchvision classifier checkpoint of the same backbone; None starts at random.
+        imagenet_weights: a classifier's checkpoint of the same backbone, in torchvision's or timm's layout; None starts
+            at random.
         multimask: see `KDSAM`.
 
     Raises:
@@ -86,8 +87,15 @@ def build_student(
         >>> sum(parameter.numel() for parameter in network.image_encoder.parameters())
         13473088
     """
+    if backbone.startswith(PREFIX):
+        name = backbone.removeprefix(PREFIX)
+        encoder = build_timm_encoder(name, neck=neck, image_size=image_size, imagenet_weights=imagenet_weights)
+        return build_kdsam(encoder, image_size=image_size)
     if backbone not in BACKBONES:
-        raise ValueError(f"Expected `backbone` to be one of {', '.join(BACKBONES)}, got {backbone!r}.")
+        raise ValueError(
+            f"Expected `backbone` to be one of {', '.join(BACKBONES)}, or {PREFIX}NAME for a model of timm, "
+            f"got {backbone!r}."
+        )
     trunk = getattr(torchvision.models, backbone)(weights=None)
     if imagenet_weights is not None:
         # The classifier's size is the site's own business; everything else must fit.

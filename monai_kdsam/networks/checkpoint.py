@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from monai_kdsam.networks.sam import fit_positions
 from monai_kdsam.weights import read_state_dict
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "mismatches"]
 
 logger = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
@@ -38,6 +38,19 @@ def load_weights(network: Module, path: str | Path | None) -> Module:
         return network
     own = network.state_dict()
     state = fit_positions(read_state_dict(path), own)
+    problems = mismatches(state, own)
+    if problems:
+        raise ValueError(
+            f"The weights in {path} are of another architecture{_describe(state)}: {problems}. "
+            "Choose the network that the checkpoint was made for (`teacher`, `backbone`, `neck`)."
+        )
+    network.load_state_dict(state)
+    logger.info("Loaded %s.", path)
+    return network
+
+
+def mismatches(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """The first few entries of a checkpoint that do not fit a network's own state; empty where all do."""
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in own]
     problems += [
@@ -45,15 +58,7 @@ def load_weights(network: Module, path: str | Path | None) -> Module:
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    if problems:
-        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise ValueError(
-            f"The weights in {path} are of another architecture{_describe(state)}: {shown}. "
-            "Choose the network that the checkpoint was made for (`teacher`, `backbone`, `neck`)."
-        )
-    network.load_state_dict(state)
-    logger.info("Loaded %s.", path)
-    return network
+    return "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
 
 
 def _describe(state: dict[str, Tensor]) -> str:

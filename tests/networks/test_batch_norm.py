@@ -48,6 +48,36 @@ def test_the_output_has_the_precision_of_the_input() -> None:
     assert norm(torch.randn(2, 2, 4, 4).bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("training", [True, False])
+def test_the_activation_inside_a_norm_of_timm_stays(training) -> None:
+    layers = pytest.importorskip("timm.layers", reason="needs the extra `timm`")
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), layers.BatchNormAct2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    ours = synchronize_batch_norm(copy.deepcopy(network), CPU)
+    assert all(isinstance(ours[place], SharedBatchNorm2d) for place in (1, 3))
+    image = 5 + torch.randn(4, 3, 8, 8)
+    one, other = (part.train(training)[:2](image) for part in (network, ours))
+    assert one.min() == 0
+    torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_a_norm_of_an_unknown_class_is_refused() -> None:
+    class OtherNorm(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(TypeError, match="Cannot share a batch norm of class OtherNorm between processes"):
+        synchronize_batch_norm(nn.Sequential(OtherNorm(2)), CPU)
+
+
+def test_on_cuda_the_activation_inside_a_norm_of_timm_stays() -> None:
+    layers = pytest.importorskip("timm.layers", reason="needs the extra `timm`")
+    network = synchronize_batch_norm(nn.Sequential(layers.BatchNormAct2d(4), nn.BatchNorm2d(4)), torch.device("cuda"))
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in network)
+    assert isinstance(network[0].act, nn.ReLU)
+
+
 def test_the_optimizers_parameters_are_still_the_networks() -> None:
     network = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(nn.BatchNorm2d(3)))
     before = [id(parameter) for parameter in network.parameters()]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Student image encoders on the trunks of timm, the library of image backbones; the only file that knows timm."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from monai_kdsam.networks.checkpoint import mismatches
+from monai_kdsam.networks.image_encoder import NeckName, build_neck
+from monai_kdsam.weights import read_state_dict
+
+__all__ = ["PREFIX", "TimmEncoder", "build_timm_encoder", "fused"]
+
+PREFIX = "timm/"  # as the model hub that timm's weights lie in calls them
+
+
+class TimmEncoder(nn.Module):
+    """A trunk of timm and a neck: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16) embedding.
+
+    Args:
+        trunk: made with `features_only=True`, with the stages of stride 16 and 32, or of stride 16 alone.
+        neck: takes both of them, see `build_neck`; of a single stage it gets twice the same.
+    """
+
+    def __init__(self, trunk: nn.Module, neck: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.neck = neck
+        # Swin and its kin give (B, h, w, C).
+        self.channels_last = getattr(trunk, "output_fmt", None) == "NHWC"
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode (B, 3, S, S), S a multiple of 32, to (B, 256, S/16, S/16)."""
+        stages = self.trunk(image)
+        if self.channels_last:
+            stages = [stage.permute(0, 3, 1, 2) for stage in stages]
+        return self.neck(stages[0], stages[-1])
+
+
+def build_timm_encoder(
+    name: str, *, neck: NeckName = "fpn", image_size: int = 1024, imagenet_weights: str | Path | None = None
+) -> TimmEncoder:
+    """An encoder by the name of timm's model. Nothing is downloaded.
+
+    Args:
+        name: of a model with stages ("repvit_m1_1"), as in `timm.list_models()`.
+        neck: fpn, sam or deconv; for a trunk that ends at stride 16 (a plain ViT) only sam, which doubles nothing then.
+        image_size: side of the square input in pixels, for models that must know it.
+        imagenet_weights: a checkpoint of the whole model in timm's layout, .pth or .safetensors.
+
+    Raises:
+        ValueError: when timm is missing or lacks the model, the model has no stage of stride 16 or none that the neck
+            needs, or the weights are another model's.
+        FileNotFoundError: when the weights do not exist.
+    """
+    timm = _import_timm()
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(PREFIX + other for other in near)}?" if near else ""
+        raise ValueError(f"timm {timm.__version__} has no model {name!r}.{hint}")
+    try:
+        settings = {"pretrained": False} | ({"img_size": image_size} if _needs_size(timm, name) else {})
+        stages = timm.create_model(name, features_only=True, **settings).feature_info
+        indices, channels = _select(name, stages, neck)
+        trunk = timm.create_model(name, features_only=True, out_indices=indices, **settings)
+    except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(f"timm's {name} cannot be built for {image_size} pixels: {error}") from error
+    if imagenet_weights is not None:
+        _load_imagenet(trunk, timm.create_model(name, **settings), imagenet_weights, name)
+    return TimmEncoder(trunk, build_neck(neck, channels))
+
+
+def _import_timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise ValueError(
+            f"A `backbone` that begins with {PREFIX!r} needs the package timm, which cannot be imported ({error}): "
+            'pip install "monai_kdsam[timm]"'
+        ) from error
+
+
+def _needs_size(timm: Any, name: str) -> bool:
+    """Whether a model is built for one size of input, as those with tables of positions are."""
+    description = timm.models.get_pretrained_cfg(name)
+    return description is not None and description.fixed_input_size
+
+
+def _select(name: str, stages: Any, neck: str) -> tuple[list[int], tuple[int, int]]:
+    """Numbers and channels of the stages that the neck takes: the last of stride 16 and of stride 32."""
+    found = {
+        stride: (index, width)
+        for stride, index, width in zip(stages.reduction(), stages.out_indices, stages.channels(), strict=True)
+    }
+    if 16 not in found:
+        strides = ", ".join(str(stride) for stride in found)
+        raise ValueError(f"timm's {name} has no stage of stride 16, which the embedding needs; its strides: {strides}.")
+    if 32 not in found and neck != "sam":
+        raise ValueError(f"timm's {name} has no stage of stride 32 for the neck {neck} to double: choose the neck sam.")
+    chosen = [found[stride] for stride in (16, 32) if stride in found]
+    return [index for index, _ in chosen], (chosen[0][1], chosen[-1][1])
+
+
+def _load_imagenet(trunk: nn.Module, whole: nn.Module, path: str | Path, name: str) -> None:
+    """Load what a trunk needs of a checkpoint of the whole model; all that the whole model has not is an error."""
+    state = read_state_dict(path)
+    # How timm fits the files of a model's authors, and tables of positions of another image size.
+    fit = getattr(importlib.import_module(type(whole).__module__), "checkpoint_filter_fn", None)
+    try:
+        if fit is not None and len(inspect.signature(fit).parameters) >= 2:
+            state = fit(state, whole)
+    except (KeyError, RuntimeError, IndexError, AttributeError, ValueError) as error:
+        raise ValueError(f"`imagenet_weights` {path} do not fit timm's {name}: {error!r}") from error
+    # A trunk that gives its stages calls `stages.3` `stages_3`, or puts all under `model`.
+    own = {_plain(key.removeprefix("model.")): key for key in trunk.state_dict()}
+    known = {_plain(key) for key in whole.state_dict()}
+    given = {own.get(_plain(key), key): value for key, value in state.items()}
+    # The classifier's size is the site's own business, and so is what else follows the last stage.
+    needless = {key for key in given if key not in own.values() and _plain(key) in known}
+    problems = mismatches({k: v for k, v in given.items() if k not in needless}, trunk.state_dict())
+    if problems:
+        raise ValueError(f"`imagenet_weights` {path} do not fit timm's {name}: {problems}.")
+    trunk.load_state_dict({key: given[key] for key in own.values()})
+
+
+def _plain(key: str) -> str:
+    return key.replace(".", "_")
+
+
+def fused(encoder: nn.Module) -> nn.Module:
+    """A copy for inference, in which trunks that train with parallel branches (RepViT, MobileOne) have single ones.
+
+    What it computes stays the same, to rounding. Encoders without a trunk of timm come back as they are.
+    """
+    if not isinstance(encoder, TimmEncoder):
+        return encoder
+    # Its place in timm has moved; this name of it has stayed.
+    return importlib.import_module("timm.utils").reparameterize_model(encoder).eval()
