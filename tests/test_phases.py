@@ -210,7 +210,11 @@ def test_the_recipe_plus_starts_from_the_refined_student_and_trains_everything_b
     trained.run("train.json", "recipes/plus.yaml", multimask=True, prompt_draws=2)
     before, after = weights(trained.models / "refined.pt"), weights(trained.models / "model.pt")
     assert same(before, after, "prompt_encoder")
-    for part in ("image_encoder.layer1", "mask_decoder.iou_prediction_head", "mask_decoder.output_hypernetworks_mlps.3"):
+    for part in (
+        "image_encoder.layer1",
+        "mask_decoder.iou_prediction_head",
+        "mask_decoder.output_hypernetworks_mlps.3",
+    ):
         assert not same(before, after, part), part
 
 

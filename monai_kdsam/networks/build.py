@@ -89,8 +89,15 @@ def build_student(
     """
     if backbone.startswith(PREFIX):
         name = backbone.removeprefix(PREFIX)
-        encoder = build_timm_encoder(name, neck=neck, image_size=image_size, imagenet_weights=imagenet_weights)
-        return build_kdsam(encoder, image_size=image_size)
+        encoder: nn.Module = build_timm_encoder(
+            name, neck=neck, image_size=image_size, imagenet_weights=imagenet_weights
+        )
+    else:
+        encoder = _build_resnet_encoder(backbone, neck, imagenet_weights)
+    return build_kdsam(encoder, image_size=image_size, multimask=multimask)
+
+
+def _build_resnet_encoder(backbone: str, neck: NeckName, imagenet_weights: str | Path | None) -> ResNetEncoder:
     if backbone not in BACKBONES:
         raise ValueError(
             f"Expected `backbone` to be one of {', '.join(BACKBONES)}, or {PREFIX}NAME for a model of timm, "
@@ -105,8 +112,7 @@ def build_student(
             trunk.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"`imagenet_weights` {imagenet_weights} do not fit {backbone}: {error}") from error
-    encoder = ResNetEncoder(trunk, build_neck(neck, BACKBONES[backbone]))
-    return build_kdsam(encoder, image_size=image_size, multimask=multimask)
+    return ResNetEncoder(trunk, build_neck(neck, BACKBONES[backbone]))
 
 
 def build_teacher(
