@@ -9,6 +9,7 @@ mistake with "Internal Server Error", and the reason stands in its log alone; se
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -39,6 +40,12 @@ def _answer(status: int, detail: str) -> JSONResponse:
     return JSONResponse({"detail": detail}, status_code=status)
 
 
+def _raised_in(error: Exception) -> str:
+    """The module whose statement failed."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    return str(last[0].f_globals["__name__"])
+
+
 async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
     """400 for what the client can mend, 404 for no such image, 502 for the archive's; a defect is raised again."""
     mistake = find_mistake(error)
@@ -53,6 +60,8 @@ async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
         return _answer(400, f"Expected `params` to be JSON, got something else: {error}.")
     if isinstance(error, MONAILabelException):
         return _answer(400, str(error.msg))
+    if isinstance(error, (TypeError, ValueError)) and _raised_in(error) == monailabel.endpoints.infer.__name__:
+        return _answer(400, "Expected `params` to be a JSON object, got JSON of another kind.")
     raise error
 
 
