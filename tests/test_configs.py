@@ -22,6 +22,7 @@ PHASE_OF = {
     "evaluate_teacher.yaml": ("train.json", "evaluate.json"),
     "teachers/adapted.yaml": ("train.json", "distill.json"),
     "recipes/paper.yaml": ("train.json", "distill.json"),
+    "reproductions/sam_decoder.yaml": ("train.json", "adapt.json"),
 }
 
 
@@ -42,9 +43,10 @@ def write_kvasir(root: Path):
 
 
 def write_isic2017(root: Path):
-    for number, image, mask in pictures("skin_lesion"):
-        save(root / "ISIC-2017_Training_Data" / f"ISIC_{number:07d}.jpg", image)
-        save(root / "ISIC-2017_Training_Part1_GroundTruth" / f"ISIC_{number:07d}_segmentation.png", mask)
+    for number, image, mask in pictures("skin_lesion", count=12):
+        part = ("Training", "Validation", "Test_v2")[number % 3]
+        save(root / f"ISIC-2017_{part}_Data" / f"ISIC_{number:07d}.jpg", image)
+        save(root / f"ISIC-2017_{part}_Part1_GroundTruth" / f"ISIC_{number:07d}_segmentation.png", mask)
 
 
 def write_hc18(root: Path):
