@@ -9,8 +9,9 @@ evaluated, with the teacher's decoder as it is, on pictures that none of them ha
     python -m monai_kdsam demo
     python benchmarks/cached_dice.py kdsam_demo --seeds 12
 
-Dice is printed for each prompt: the paired differences from the live student of the same seed with the 95 % interval of
-their mean (Student's t), and the spread of the live students. Rows are kept in `--results` and not computed again, so
+Printed is, for each prompt, the mean of the paired differences in Dice from the live student of the same seed with its
+95 % interval (Student's t), and how far apart the two are, as the root of the mean square; last, how far apart live
+students of two seeds are. Rows are kept in `--results` and not computed again, so
 an interrupted study goes on, and several processes can share the seeds (`--first_seed`).
 """
 
@@ -148,18 +149,24 @@ def half_width(values: np.ndarray) -> float:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The study as a table: arm, seeds, and for each prompt mean difference, interval and spread."""
+    """For each arm and prompt: mean of the paired differences, its interval, and their root mean square."""
     found = {(row["arm"], int(row["seed"])): np.array([float(row[prompt]) for prompt in PROMPTS]) for row in rows}
     live = {seed: values for (arm, seed), values in found.items() if arm == "live"}
-    columns = [text for prompt in PROMPTS for text in (f"{prompt}: mean difference", "spread")]
-    lines = [f"| teacher's embeddings | seeds | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    columns = [text for prompt in PROMPTS for text in (prompt, "apart")]
+    lines = [f"| against live, same seed | seeds | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
     for arm in ARMS[1:]:
         pairs = [values - live[seed] for (name, seed), values in found.items() if name == arm and seed in live]
         if pairs:
-            cells = [f"{d.mean():+.4f} ± {half_width(d):.4f} | {d.std():.4f}" for d in np.array(pairs).T]
+            cells = [f"{d.mean():+.4f} ± {half_width(d):.4f} | {np.sqrt((d**2).mean()):.4f}" for d in np.array(pairs).T]
             lines.append(f"| {arm} | {len(pairs)} | {' | '.join(cells)} |")
-    cells = [f"{values.mean():.4f} (Dice) | {values.std(ddof=1):.4f}" for values in np.array([*live.values()]).T]
-    return "\n".join([*lines, f"| live, other seeds | {len(live)} | {' | '.join(cells)} |"])
+    if len(live) > 1:
+        # Of two draws the difference has a mean square of twice the variance.
+        cells = [
+            f"Dice {values.mean():.4f} | {math.sqrt(2) * values.std(ddof=1):.4f}"
+            for values in np.array([*live.values()]).T
+        ]
+        lines.append(f"| live, two seeds | {len(live)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -175,13 +182,15 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    with tempfile.TemporaryDirectory() as name:
-        study = Study(arguments.demo, Path(name), arguments.epochs, arguments.pictures)
-        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-            for arm in arguments.arms:
-                if not any(row["arm"] == arm and int(row["seed"]) == seed for row in read_rows(arguments.results)):
-                    study.distill(arm, seed)
-                    add_row(arguments.results, arm, seed, study.dice())
+    done = {(int(row["seed"]), row["arm"]) for row in read_rows(arguments.results)}
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    missing = [(seed, arm) for seed in seeds for arm in arguments.arms if (seed, arm) not in done]
+    if missing:
+        with tempfile.TemporaryDirectory() as name:
+            study = Study(arguments.demo, Path(name), arguments.epochs, arguments.pictures)
+            for seed, arm in missing:
+                study.distill(arm, seed)
+                add_row(arguments.results, arm, seed, study.dice())
     print(table(read_rows(arguments.results)))
 
 

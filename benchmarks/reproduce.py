@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
-import yaml
 
 from monai_kdsam.bundles import bundle_path, config_path
 from monai_kdsam.transforms.prompts import PROMPT_KINDS
@@ -81,6 +81,16 @@ def reproduce(
     return {prompt: float(line[prompt]) for prompt in PROMPT_KINDS if prompt in line}
 
 
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, {"True": True, "False": False}.get(value, value)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a row and print its Dice."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -88,12 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="the data set, in the layout of its official download")
     parser.add_argument("weights", type=Path, help="folder of SAM's and VGG16's weights")
     parser.add_argument("out", type=Path, help="folder to write to")
-    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="knobs, such as seed=1 batch_size=4")
+    parser.add_argument(
+        "settings", nargs="*", type=_setting, metavar="NAME=VALUE", help="knobs, such as seed=1 batch_size=4"
+    )
     parser.add_argument("--overlays", nargs="*", type=Path, default=[], help="config files behind the row's")
     given = parser.parse_args(arguments)
-    pairs = [text.partition("=")[::2] for text in given.settings]
-    settings = {name: yaml.safe_load(value) for name, value in pairs}
-    found = reproduce(given.row, given.data, given.weights, given.out, settings, overlays=given.overlays)
+    found = reproduce(given.row, given.data, given.weights, given.out, dict(given.settings), overlays=given.overlays)
     print(f"{given.row}: " + ", ".join(f"Dice {value:.4f} ({prompt})" for prompt, value in found.items()))
 
 

@@ -107,7 +107,7 @@ def test_each_overlay_runs_with_the_phase_it_is_for(trained, overlay, tmp_path):
     trained.run(*configs, "offline.yaml", "smoke.yaml", overlay, small=False, **overrides | SMALL)
     after = {path for path in trained.folder.rglob("*") if path.is_file()}
     written = {p.name for p in after if before.get(p) != p.stat().st_mtime_ns}
-    assert written & {"model.pt", "distilled.pt", "without_distillation.pt", "summary.csv"}, written
+    assert written & {"teacher.pt", "model.pt", "distilled.pt", "without_distillation.pt", "summary.csv"}, written
 
 
 # Whatever an overlay says of size, the test stays small.

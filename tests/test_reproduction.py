@@ -73,3 +73,9 @@ def test_each_row_runs_from_the_weights_to_a_dice(row, stand_ins, sets, tmp_path
 def test_the_page_has_each_row_once_with_an_empty_column_for_our_number():
     rows = re.findall(r"^\| `(\w+)` \|.*\| not run \|", PAGE, re.MULTILINE)
     assert Counter(rows) == Counter(ROWS.keys())
+
+
+def test_a_setting_without_a_value_is_an_error_that_says_so(capsys):
+    with pytest.raises(SystemExit):
+        main(["kvasir_sam", "data", "weights", "out", "epochs"])
+    assert "expected NAME=VALUE, got 'epochs'" in capsys.readouterr().err
