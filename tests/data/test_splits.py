@@ -77,6 +77,24 @@ def test_every_item_is_in_one_list_and_each_source_has_its_shares() -> None:
     assert shares == {"training": [60, 30], "validation": [20, 10], "test": [20, 10]}
 
 
+@pytest.mark.parametrize("wanted", [(640, 160, 200), (413, 104, 130)])
+def test_fractions_of_whole_numbers_give_these_numbers(wanted: tuple[int, int, int]) -> None:
+    total = sum(wanted)
+    fractions = tuple(number / total for number in wanted)
+    splits = split_items(items_of("a", total), fractions=fractions)  # type: ignore[arg-type]
+    assert tuple(len(split) for split in splits.values()) == wanted
+
+
+def test_groups_move_the_numbers_by_less_than_the_largest_group() -> None:
+    wanted, groups = np.array([413, 104, 130]), np.arange(647)
+    groups[:40] //= 2  # 20 pairs
+    groups[40:52] //= 4  # 3 sets of four
+    items = items_of("a", 647)
+    for seed in range(20):
+        splits = split_items(items, groups=groups, fractions=tuple(wanted / 647), seed=seed)
+        assert np.abs([len(split) for split in splits.values()] - wanted).max() < 4
+
+
 def test_subjects_and_groups_never_part() -> None:
     items = items_of("a", 40, frames=3) + items_of("b", 20)
     groups = np.arange(len(items))
