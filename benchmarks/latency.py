@@ -5,8 +5,8 @@
     python benchmarks/latency.py --work /tmp/latency [--rounds 7] [--vit-h] [--docs docs]
     python benchmarks/latency.py --work /tmp/latency --trunks all [--rounds 3] [--variants 1024_sam 512_sam]
 
-The second form compares trunks that a student could have, by median wall time alone; each run of it adds its rounds to
-those that `--work` has.
+The second form compares trunks that a student could have, by the processor time of one thread alone, since other work
+hardly changes it; each run of it adds its rounds to those that `--work` has.
 
 All weights are random: time does not depend on them. Every case is loaded, warmed up and timed once a round, in turn,
 so that what else the machine does falls on all alike, and never more than one model is in memory; medians are compared.
@@ -196,18 +196,20 @@ def cases(work: Path) -> list[tuple[str, str, Path, tuple[np.ndarray, ...]]]:
     return found
 
 
-def interleaved(found: list[tuple[str, str, Path, tuple[np.ndarray, ...]]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    found: list[tuple[str, str, Path, tuple[np.ndarray, ...]]], rounds: int, clock=time.perf_counter, threads=None
+) -> dict[str, list[float]]:
     """Milliseconds of every case, one value a round."""
     measured: dict[str, list[float]] = {}
     for round_ in range(rounds):
         for name, form, folder, inputs in found:
             if name.startswith("vit") and round_ > 2:
                 continue  # ten times as slow as the others; three values are enough
-            run = load(folder, form)
+            run = load(folder, form, threads)
             run(*inputs)
-            begin = time.perf_counter()
+            begin = clock()
             run(*inputs)
-            measured.setdefault(f"{name}/{form}", []).append(1000 * (time.perf_counter() - begin))
+            measured.setdefault(f"{name}/{form}", []).append(1000 * (clock() - begin))
             del run
             gc.collect()
         print(f"round {round_ + 1} of {rounds}", flush=True)
@@ -234,15 +236,16 @@ def processor_time(work: Path) -> dict[str, float]:
 
 
 def compare_trunks(work: Path, chosen: Cases, rounds: int) -> str:
-    """A table of medians, with the rounds of earlier runs in `work`."""
+    """A table of medians of one thread's processor time, with the rounds of earlier runs in `work`."""
     prepare(work, {name: ",".join(forms) for name, (_, _, forms) in chosen.items()})
     image = {size: (pictures(size, 1)[0],) for _, size, _ in chosen.values()}
     found = [(name, form, work / name, image[size]) for name, (_, size, forms) in chosen.items() for form in forms]
     file = work / "trunks.json"
     measured = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for key, values in interleaved(found, rounds).items():
-        measured[key] = measured.get(key, []) + values
-    file.write_text(json.dumps(measured, indent=1), encoding="utf-8")
+    for _ in range(rounds):
+        for key, values in interleaved(found, 1, time.process_time, threads=1).items():
+            measured[key] = measured.get(key, []) + values
+        file.write_text(json.dumps(measured, indent=1), encoding="utf-8")
     lines = ["| encoder | file, MB | " + " | ".join(FORMS[form] for form in TRUNK_FORMS) + " |", "|---" * 5 + "|"]
     for name, (title, _, _) in chosen.items():
         times = [measured.get(f"{name}/{form}") for form in TRUNK_FORMS]

@@ -20,7 +20,7 @@ for package in ("timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
     pytest.importorskip(package, reason=f"needs the extras `export` and `timm`: {package} is not installed")
 
 
-@pytest.mark.parametrize("name", ["repvit_m1", "tiny_vit_5m_224", "mobilenetv4_conv_small", "resnet18"])
+@pytest.mark.parametrize("name", ["repvit_m1", "tiny_vit_5m_224", "mobilenetv4_conv_small", "hgnetv2_b0", "resnet18"])
 def test_both_runtimes_compute_what_pytorch_does_for_any_batch(name, tmp_path):
     torch.manual_seed(0)
     encoder = build_student(f"timm/{name}", image_size=64).eval().image_encoder

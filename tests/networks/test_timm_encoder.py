@@ -15,7 +15,8 @@ from monai_kdsam.networks.timm_encoder import fused
 
 timm = pytest.importorskip("timm", reason='needs the extra `timm`: pip install "monai_kdsam[timm]"')
 
-STUDENTS = ["repvit_m1", "tiny_vit_5m_224", "mobilenetv4_conv_small", "mobileone_s0", "resnet18", "levit_128s"]
+STUDENTS = ["repvit_m1", "tiny_vit_5m_224", "mobilenetv4_conv_small", "hgnetv2_b0", "mobileone_s0"]
+STUDENTS += ["resnet18", "levit_128s"]
 
 
 def student(name, **settings):
