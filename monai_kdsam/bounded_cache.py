@@ -88,5 +88,9 @@ class BoundedCache(Generic[Value]):
             self._entries.clear()
             self._making.clear()
 
+    def __reduce__(self) -> tuple[type[BoundedCache[Value]], tuple[int]]:
+        """Copies and pickles are empty."""
+        return type(self), (self.max_bytes,)
+
     def __len__(self) -> int:
         return len(self._entries)

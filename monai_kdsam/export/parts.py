@@ -9,19 +9,31 @@ from torch import Tensor, nn
 
 from monai_kdsam.networks import KDSAM
 
-__all__ = ["AutomaticHead", "Decoder", "HalfPrecision", "example_inputs"]
+__all__ = ["AutomaticHead", "Decoder", "HalfPrecision", "Projector", "example_inputs"]
 
 
-class Decoder(nn.Module):
-    """`KDSAM.decode` as a module: (embedding, points, labels) -> (masks, iou)."""
+class Projector(nn.Module):
+    """`KDSAM.project` as a module: embedding -> projected."""
 
     def __init__(self, network: KDSAM) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode one prompt for each row; see `KDSAM.decode`."""
-        return self.network.decode(embedding, points, labels)
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Compute what all prompts on an image share."""
+        return self.network.project(embedding)
+
+
+class Decoder(nn.Module):
+    """`KDSAM.decode_projected` as a module: (projected, points, labels) -> (masks, iou)."""
+
+    def __init__(self, network: KDSAM) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, projected: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode the prompts of one image; see `KDSAM.decode`."""
+        return self.network.decode_projected(projected, points, labels)
 
 
 class AutomaticHead(nn.Module):
@@ -33,7 +45,7 @@ class AutomaticHead(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Decode without a prompt, at full size."""
-        masks, _ = self.network.decode(embedding)
+        masks, _ = self.network.decode_projected(self.network.project(embedding))
         return F.interpolate(masks, size=(self.network.image_size,) * 2, mode="bilinear", align_corners=False)
 
 

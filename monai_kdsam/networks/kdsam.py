@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from monai_kdsam.networks.embedding_cache import EmbeddingCache
 from monai_kdsam.networks.fingerprint import Fingerprint
+from monai_kdsam.networks.projection_cache import ProjectionCache
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
 
 __all__ = ["KDSAM"]
@@ -46,7 +47,8 @@ class KDSAM(nn.Module):
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
         self.embeddings = EmbeddingCache()
-        self._encoder_fingerprint = Fingerprint()
+        self.projections = ProjectionCache()
+        self._fingerprints = {part: Fingerprint() for part in PARTS}
         self._frozen: set[str] = set()
 
     @property
@@ -84,30 +86,49 @@ class KDSAM(nn.Module):
 
         if self.training or torch.is_grad_enabled():
             return encode(image)
-        return self.embeddings.get(image, encode, self._encoder_fingerprint(self.image_encoder))
+        return self.embeddings.get(image, encode, self._weights("image_encoder"))
+
+    def project(self, embedding: Tensor) -> Tensor:
+        """The part of `decode` that no prompt changes: (B, 256, S/16, S/16) -> (B, (S/16)^2, 640)."""
+        return self.mask_decoder.project(embedding, *self.prompt_encoder.dense_embeddings())
 
     def decode(
         self, embedding: Tensor, points: Tensor | None = None, labels: Tensor | None = None, *, multimask: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Predict masks from an embedding and one prompt for each row.
+        """Predict masks from embeddings; `project` is remembered for the next prompt on them, except in training.
 
         Args:
             embedding: (B, 256, S/16, S/16).
-            points: (B, N, 2) float, XY pixels of the network's input; None for no prompt.
-            labels: (B, N): 1 foreground, 0 background, 2 box top-left, 3 box bottom-right, -1 padding.
+            points: (B * K, N, 2) float, XY pixels of the network's input, K prompts of the first image, K of the
+                second, ...; None for no prompt.
+            labels: (B * K, N): 1 foreground, 0 background, 2 box top-left, 3 box bottom-right, -1 padding.
             multimask: SAM's three masks of an ambiguous prompt instead of its single one.
 
         Returns:
-            masks: (B, 1 or 3, S/4, S/4) logits.
-            iou: (B, 1 or 3), the IoU that the network expects of each.
+            masks: (B * K, 1 or 3, S/4, S/4) logits.
+            iou: (B * K, 1 or 3), the IoU that the network expects of each.
         """
+        return self.decode_projected(self._remember_projected(embedding), points, labels, multimask=multimask)
+
+    def _remember_projected(self, embedding: Tensor) -> Tensor:
+        if self.training or torch.is_grad_enabled():
+            return self.project(embedding)
+        return self.projections.get(embedding, self.project, self._weights("prompt_encoder", "mask_decoder"))
+
+    def decode_projected(
+        self, projected: Tensor, points: Tensor | None = None, labels: Tensor | None = None, *, multimask: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """`decode` of what `project` made of the embedding."""
         if points is None or labels is None:
-            points = torch.zeros(embedding.shape[0], 1, 2, device=embedding.device)
-            labels = torch.full((embedding.shape[0], 1), -1, device=embedding.device)
+            points = torch.zeros(projected.shape[0], 1, 2, device=projected.device)
+            labels = torch.full((projected.shape[0], 1), -1, device=projected.device)
         tokens, ignored = self.prompt_encoder(points, labels)
-        masks, iou = self.mask_decoder(embedding, *self.prompt_encoder.dense_embeddings(), tokens, ignored)
-        selected = slice(1, None) if multimask else slice(0, 1)
-        return masks[:, selected], iou[:, selected]
+        positions, _ = self.prompt_encoder.dense_embeddings()
+        return self.mask_decoder(projected, positions, tokens, ignored, multimask)
+
+    def _weights(self, *parts: str) -> str:
+        """Checksum of the weights of these parts."""
+        return "-".join(self._fingerprints[part](self.get_submodule(part)) for part in parts)
 
     def predict(self, embedding: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """`decode` to full size: (B, K, S, S) logits for points (B, K, N, 2), K = 1 for points (B, N, 2) or None.
@@ -115,14 +136,16 @@ class KDSAM(nn.Module):
         Raises:
             ValueError: when points and labels do not fit the embedding or each other.
         """
+        return self._full_size(self._remember_projected(embedding), points, labels)
+
+    def _full_size(self, projected: Tensor, points: Tensor | None, labels: Tensor | None) -> Tensor:
         prompts = 1
         if points is not None or labels is not None:
-            points, labels = self._check_prompts(embedding, points, labels)
+            points, labels = self._check_prompts(projected, points, labels)
             if points.ndim == 4:
                 prompts = points.shape[1]
                 points, labels = points.flatten(0, 1), labels.flatten(0, 1)
-                embedding = embedding.repeat_interleave(prompts, dim=0)
-        masks, _ = self.decode(embedding, points, labels)
+        masks, _ = self.decode_projected(projected, points, labels)
         masks = F.interpolate(masks.float(), size=(self.image_size,) * 2, mode="bilinear", align_corners=False)
         return masks.reshape(-1, prompts, self.image_size, self.image_size)
 
@@ -137,18 +160,19 @@ class KDSAM(nn.Module):
         Returns:
             (B, 1, S, S) logits, or (B, K, S, S) where the prompts have a dimension K. Foreground is above 0.
         """
-        return self.predict(self.encode(image), points, labels)
+        # Not `predict`: of an embedding that nobody keeps there is nothing to remember.
+        return self._full_size(self.project(self.encode(image)), points, labels)
 
     @staticmethod
-    def _check_prompts(embedding: Tensor, points: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _check_prompts(images: Tensor, points: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         if points is None or labels is None:
             missing = "points" if points is None else "labels"
             raise ValueError(f"Expected `points` and `labels` together, got no `{missing}`.")
-        fits = points.ndim in (3, 4) and points.shape[-1] == 2 and points.shape[0] == embedding.shape[0]
+        fits = points.ndim in (3, 4) and points.shape[-1] == 2 and points.shape[0] == images.shape[0]
         if not fits or points.shape[:-1] != labels.shape:
             raise ValueError(
                 "Expected `points` of shape (B, N, 2) or (B, K, N, 2) and `labels` of the same shape without the last "
-                f"dimension, with B = {embedding.shape[0]}; got {tuple(points.shape)} and {tuple(labels.shape)}."
+                f"dimension, with B = {images.shape[0]}; got {tuple(points.shape)} and {tuple(labels.shape)}."
             )
         return points, labels
 
@@ -205,9 +229,9 @@ class _SingleMask(nn.Module):
         self.prompt_encoder, self.mask_decoder = network.prompt_encoder, network.mask_decoder
 
     def forward(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-        tokens, ignored = self.prompt_encoder(points, labels)
-        masks, _ = self.mask_decoder(embedding, *self.prompt_encoder.dense_embeddings(), tokens, ignored)
-        return masks[:, :1]
+        positions, no_mask = self.prompt_encoder.dense_embeddings()
+        projected = self.mask_decoder.project(embedding, positions, no_mask)
+        return self.mask_decoder(projected, positions, *self.prompt_encoder(points, labels))[0]
 
 
 class _Scriptable(nn.Module):
@@ -231,7 +255,6 @@ class _Scriptable(nn.Module):
         elif points.dim() == 4:
             prompts = points.shape[1]
             points, labels = points.flatten(0, 1), labels.flatten(0, 1)
-            embedding = embedding.repeat_interleave(prompts, dim=0)
         masks = self.decoder(embedding, points, labels)
         size = [image.shape[2], image.shape[3]]
         masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
