@@ -8,32 +8,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_kdsam.networks import KDSAM
+from monai_kdsam.networks.projection import Projection
 
 __all__ = ["AutomaticHead", "Decoder", "HalfPrecision", "Projector", "example_inputs"]
 
 
 class Projector(nn.Module):
-    """`KDSAM.project` as a module: embedding -> projected."""
+    """`KDSAM.project` as a module: embedding -> (image, keys, values, queries)."""
 
     def __init__(self, network: KDSAM) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        """Compute what all prompts on an image share."""
-        return self.network.project(embedding)
+    def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """Compute what all prompts on an image share; see `Projection`."""
+        # A map for each head, in memory too: what is copied here needs no transposition for each click.
+        return tuple(part.contiguous() for part in self.network.project(embedding))
 
 
 class Decoder(nn.Module):
-    """`KDSAM.decode_projected` as a module: (projected, points, labels) -> (masks, iou)."""
+    """`KDSAM.decode_projected` as a module: (image, keys, values, queries, points, labels) -> (masks, iou)."""
 
     def __init__(self, network: KDSAM) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, projected: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, keys: Tensor, values: Tensor, queries: Tensor, points: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Decode the prompts of one image; see `KDSAM.decode`."""
-        return self.network.decode_projected(projected, points, labels)
+        return self.network.decode_projected(Projection(image, keys, values, queries), points, labels)
 
 
 class AutomaticHead(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from monai_kdsam.networks.embedding_cache import EmbeddingCache
 from monai_kdsam.networks.fingerprint import Fingerprint
-from monai_kdsam.networks.projection_cache import ProjectionCache
+from monai_kdsam.networks.projection import Projection, ProjectionCache
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
 
 __all__ = ["KDSAM"]
@@ -88,8 +88,8 @@ class KDSAM(nn.Module):
             return encode(image)
         return self.embeddings.get(image, encode, self._weights("image_encoder"))
 
-    def project(self, embedding: Tensor) -> Tensor:
-        """The part of `decode` that no prompt changes: (B, 256, S/16, S/16) -> (B, (S/16)^2, 640)."""
+    def project(self, embedding: Tensor) -> Projection:
+        """The part of `decode` that no prompt changes, of an embedding (B, 256, S/16, S/16)."""
         return self.mask_decoder.project(embedding, *self.prompt_encoder.dense_embeddings())
 
     def decode(
@@ -108,23 +108,29 @@ class KDSAM(nn.Module):
             masks: (B * K, 1 or 3, S/4, S/4) logits.
             iou: (B * K, 1 or 3), the IoU that the network expects of each.
         """
-        return self.decode_projected(self._remember_projected(embedding), points, labels, multimask=multimask)
+        return self.decode_projected(self._projection(embedding), points, labels, multimask=multimask)
 
-    def _remember_projected(self, embedding: Tensor) -> Tensor:
+    def _projection(self, embedding: Tensor) -> Projection:
         if self.training or torch.is_grad_enabled():
             return self.project(embedding)
         return self.projections.get(embedding, self.project, self._weights("prompt_encoder", "mask_decoder"))
 
     def decode_projected(
-        self, projected: Tensor, points: Tensor | None = None, labels: Tensor | None = None, *, multimask: bool = False
+        self,
+        projection: Projection,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        multimask: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """`decode` of what `project` made of the embedding."""
         if points is None or labels is None:
-            points = torch.zeros(projected.shape[0], 1, 2, device=projected.device)
-            labels = torch.full((projected.shape[0], 1), -1, device=projected.device)
+            images, device = projection.image.shape[0], projection.image.device
+            points = torch.zeros(images, 1, 2, device=device)
+            labels = torch.full((images, 1), -1, device=device)
         tokens, ignored = self.prompt_encoder(points, labels)
         positions, _ = self.prompt_encoder.dense_embeddings()
-        return self.mask_decoder(projected, positions, tokens, ignored, multimask)
+        return self.mask_decoder(projection, positions, tokens, ignored, multimask)
 
     def _weights(self, *parts: str) -> str:
         """Checksum of the weights of these parts."""
@@ -136,16 +142,16 @@ class KDSAM(nn.Module):
         Raises:
             ValueError: when points and labels do not fit the embedding or each other.
         """
-        return self._full_size(self._remember_projected(embedding), points, labels)
+        return self._full_size(self._projection(embedding), points, labels)
 
-    def _full_size(self, projected: Tensor, points: Tensor | None, labels: Tensor | None) -> Tensor:
+    def _full_size(self, projection: Projection, points: Tensor | None, labels: Tensor | None) -> Tensor:
         prompts = 1
         if points is not None or labels is not None:
-            points, labels = self._check_prompts(projected, points, labels)
+            points, labels = self._check_prompts(projection.image.shape[0], points, labels)
             if points.ndim == 4:
                 prompts = points.shape[1]
                 points, labels = points.flatten(0, 1), labels.flatten(0, 1)
-        masks, _ = self.decode_projected(projected, points, labels)
+        masks, _ = self.decode_projected(projection, points, labels)
         masks = F.interpolate(masks.float(), size=(self.image_size,) * 2, mode="bilinear", align_corners=False)
         return masks.reshape(-1, prompts, self.image_size, self.image_size)
 
@@ -164,15 +170,15 @@ class KDSAM(nn.Module):
         return self._full_size(self.project(self.encode(image)), points, labels)
 
     @staticmethod
-    def _check_prompts(images: Tensor, points: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _check_prompts(images: int, points: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         if points is None or labels is None:
             missing = "points" if points is None else "labels"
             raise ValueError(f"Expected `points` and `labels` together, got no `{missing}`.")
-        fits = points.ndim in (3, 4) and points.shape[-1] == 2 and points.shape[0] == images.shape[0]
+        fits = points.ndim in (3, 4) and points.shape[-1] == 2 and points.shape[0] == images
         if not fits or points.shape[:-1] != labels.shape:
             raise ValueError(
                 "Expected `points` of shape (B, N, 2) or (B, K, N, 2) and `labels` of the same shape without the last "
-                f"dimension, with B = {images.shape[0]}; got {tuple(points.shape)} and {tuple(labels.shape)}."
+                f"dimension, with B = {images}; got {tuple(points.shape)} and {tuple(labels.shape)}."
             )
         return points, labels
 
@@ -230,8 +236,8 @@ class _SingleMask(nn.Module):
 
     def forward(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Tensor:
         positions, no_mask = self.prompt_encoder.dense_embeddings()
-        projected = self.mask_decoder.project(embedding, positions, no_mask)
-        return self.mask_decoder(projected, positions, *self.prompt_encoder(points, labels))[0]
+        projection = self.mask_decoder.project(embedding, positions, no_mask)
+        return self.mask_decoder(projection, positions, *self.prompt_encoder(points, labels))[0]
 
 
 class _Scriptable(nn.Module):

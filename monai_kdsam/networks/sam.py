@@ -26,7 +26,9 @@ from monai_kdsam.networks.cross_attention import (
     attend_to_projected,
     image_attends,
     projected_image_attends,
+    separate_heads,
 )
+from monai_kdsam.networks.projection import Projection
 from monai_kdsam.networks.upscaling import arrange, upscale
 
 __all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "build_vit"]
@@ -109,24 +111,24 @@ class TwoWayAttentionBlock(SamTwoWayAttentionBlock):
 class FirstBlock(SamTwoWayAttentionBlock):
     """SAM's first block. No prompt has changed the image yet, so what it projects of the image serves all prompts."""
 
-    def project(self, keys: Tensor, key_pe: Tensor) -> Tensor:
-        """Side by side the image tokens (B, HW, C), and their three projections: (B, HW, 2.5 C)."""
-        k = keys + key_pe
-        to_image, to_tokens = self.cross_attn_token_to_image, self.cross_attn_image_to_token
-        return torch.cat([keys, to_image.k_proj(k), to_image.v_proj(keys), to_tokens.q_proj(k)], dim=-1)
+    def project(self, image: Tensor, key_pe: Tensor) -> Projection:
+        """Project image tokens (B, HW, C)."""
+        to_image, to_tokens, placed = self.cross_attn_token_to_image, self.cross_attn_image_to_token, image + key_pe
+        projected = to_image.k_proj(placed), to_image.v_proj(image), to_tokens.q_proj(placed)
+        keys, values, queries = (separate_heads(x, to_image.num_heads) for x in projected)
+        return Projection(image, keys, values, queries.mT)
 
-    def forward(self, tokens: Tensor, projected: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, projection: Projection, ignored: Tensor) -> tuple[Tensor, Tensor]:
         """Update tokens (B * K, N, C), K prompts for each image; returns the image for each of them, (B * K, HW, C)."""
-        width = tokens.shape[2]
-        keys, k, v, q = projected.split([width, width // 2, width // 2, width // 2], dim=-1)
+        image, keys, values, image_queries = projection
         queries = self.norm1(self.self_attn(tokens, tokens, tokens, ignored))
-        attended = attend_to_projected(self.cross_attn_token_to_image, queries + tokens, k, v)
+        attended = attend_to_projected(self.cross_attn_token_to_image, queries + tokens, keys, values)
         queries = self.norm2(queries + attended)
         queries = self.norm3(queries + self.mlp(queries))
-        keys = projected_image_attends(
-            self.cross_attn_image_to_token, keys, q, queries + tokens, queries, ignored
+        image = projected_image_attends(
+            self.cross_attn_image_to_token, image, image_queries, queries + tokens, queries, ignored
         )
-        return queries, self.norm4(keys)
+        return queries, self.norm4(image)
 
 
 class TwoWayTransformer(SamTwoWayTransformer):
@@ -142,13 +144,13 @@ class TwoWayTransformer(SamTwoWayTransformer):
             elif type(module) is SamAttention:
                 module.__class__ = Attention
 
-    def forward(self, projected: Tensor, key_pe: Tensor, tokens: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend images (B, HW, 2.5 C) of `FirstBlock.project` and tokens (B * K, N, C) to each other.
+    def forward(self, projection: Projection, key_pe: Tensor, tokens: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend B images and tokens (B * K, N, C) to each other.
 
         Returns tokens (B * K, N, C) and image (B * K, HW, C). `key_pe` is a single row (1, HW, C).
         """
         first, *others = self.layers
-        queries, keys = first(tokens, projected, ignored)
+        queries, keys = first(tokens, projection, ignored)
         for layer in others:
             queries, keys = layer(queries, keys, tokens, key_pe, ignored)
         attended = attend_to_image(self.final_attn_token_to_image, queries + tokens, keys + key_pe, keys)
@@ -158,26 +160,23 @@ class TwoWayTransformer(SamTwoWayTransformer):
 class MaskDecoder(SamMaskDecoder):
     """SAM's mask decoder for images with equally many prompts each (SAM's own takes one image and many prompts)."""
 
-    def project(self, embedding: Tensor, positions: Tensor, no_mask: Tensor) -> Tensor:
-        """What is computed once for all prompts on an image.
+    def project(self, embedding: Tensor, positions: Tensor, no_mask: Tensor) -> Projection:
+        """Compute once what all prompts on an image share.
 
         Args:
             embedding: (B, 256, h, w), the image encoder's output.
             positions: (1, 256, h, w), the positional encoding of the grid.
             no_mask: (1, 256, h, w), the dense prompt.
-
-        Returns:
-            (B, h * w, 640), see `FirstBlock.project`.
         """
         return self.transformer.layers[0].project((embedding + no_mask).flatten(2).mT, positions.flatten(2).mT)
 
     def forward(
-        self, projected: Tensor, positions: Tensor, tokens: Tensor, ignored: Tensor, multimask: bool = False
+        self, projection: Projection, positions: Tensor, tokens: Tensor, ignored: Tensor, multimask: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Predict the masks of every prompt.
 
         Args:
-            projected: (B, h * w, 640), of `project`.
+            projection: of B images.
             positions: (1, 256, h, w), the positional encoding of the grid.
             tokens: (B * K, N, 256), the sparse prompts: K of the first image, K of the second, ...
             ignored: (B * K, N) bool, the padding among them.
@@ -191,7 +190,7 @@ class MaskDecoder(SamMaskDecoder):
         tokens = torch.cat([output, tokens], dim=1)
         ignored = F.pad(ignored, (output.shape[1], 0), value=False)
         # `positions` stay one row for all: a constant that exporters transform in advance.
-        tokens, image = self.transformer(projected, positions.flatten(2).mT, tokens, ignored)
+        tokens, image = self.transformer(projection, positions.flatten(2).mT, tokens, ignored)
 
         chosen = range(1, self.num_mask_tokens) if multimask else range(1)
         # In training all take part: processes that learn together wait for the gradient of each parameter.

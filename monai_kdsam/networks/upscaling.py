@@ -30,8 +30,8 @@ def upscale(layers: nn.Sequential, image: Tensor) -> Tensor:
 
 def arrange(masks: Tensor, height: int, width: int) -> Tensor:
     """Pixels in the order of `upscale`, (B, M, H * W * 16), as maps (B, M, 4 * H, 4 * W)."""
-    blocks = masks.unflatten(2, (height, width, 2, 2, 2, 2))  # row, column, and twice (row, column) in the block
-    return blocks.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(*masks.shape[:2], 4 * height, 4 * width)
+    blocks = masks.reshape(-1, width, 2, 2, 2, 2)  # a row of tokens, column, and twice (row, column) within the block
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(*masks.shape[:2], 4 * height, 4 * width)
 
 
 def _to_blocks(convolution: nn.ConvTranspose2d, tokens: Tensor) -> Tensor:

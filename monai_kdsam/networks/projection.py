@@ -1,17 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bounded memory of what the mask decoder computes of an embedding before it sees a prompt."""
+"""What the mask decoder computes of an embedding before it sees a prompt, and a bounded memory of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from monai_kdsam.bounded_cache import BoundedCache
 
-__all__ = ["ProjectionCache"]
+__all__ = ["Projection", "ProjectionCache"]
+
+
+class Projection(NamedTuple):
+    """The part of decoding that all prompts on an image share; made by `KDSAM.project`.
+
+    Args:
+        image: (B, HW, 256), the image tokens.
+        keys: (B, 8, HW, 16), by head; what the prompts attend to in the first layer,
+        values: (B, 8, HW, 16), and get from it.
+        queries: (B, 8, 16, HW), with which the image attends to the prompts in the first layer.
+    """
+
+    image: Tensor
+    keys: Tensor
+    values: Tensor
+    queries: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +44,12 @@ class _Identity:
         return isinstance(other, _Identity) and other.tensor is self.tensor
 
 
-class ProjectionCache(BoundedCache[Tensor]):
+class ProjectionCache(BoundedCache[Projection]):
     """Least recently used projections of embeddings, keyed by the embedding as an object.
 
     Hashing the content would take as long as half of the projection. What is written into the embedding afterwards, or
     into the decoder's weights, gives another key. Embeddings are kept alive along with their projections, and take two
-    fifths of their bytes more. Copies of a network begin with an empty memory.
+    fifths of the bytes besides. Copies of a network begin with an empty memory.
 
     Args:
         max_bytes: what all kept projections together may occupy; 0 keeps none.
@@ -41,7 +58,7 @@ class ProjectionCache(BoundedCache[Tensor]):
     def __init__(self, max_bytes: int = 64 * 2**20) -> None:
         super().__init__(max_bytes)
 
-    def get(self, embedding: Tensor, project: Callable[[Tensor], Tensor], weights: str) -> Tensor:
+    def get(self, embedding: Tensor, project: Callable[[Tensor], Projection], weights: str) -> Projection:
         """The projection of `embedding` by a decoder of these weights, from memory, or by `project` and then kept."""
         if embedding.is_inference():  # torch does not count what is written to it
             return project(embedding)
