@@ -8,14 +8,18 @@ instead: the image's side then costs one product with `heads * tokens` rows, and
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["attend_to_image", "attend_to_projected", "image_attends", "projected_image_attends", "separate_heads"]
 
+Attention = Any  # of `sam.py`, which imports this file
 
-def attend_to_image(attention: nn.Module, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+
+def attend_to_image(attention: Attention, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """`attention(tokens, keys, values)` of tokens (B, T, C) to an image (B, HW, C)."""
     if not _few(attention, tokens):
         return attention(tokens, keys, values)
@@ -28,7 +32,7 @@ def attend_to_image(attention: nn.Module, tokens: Tensor, keys: Tensor, values: 
 
 
 def image_attends(
-    attention: nn.Module, image: Tensor, queries: Tensor, keys: Tensor, values: Tensor, ignored: Tensor
+    attention: Attention, image: Tensor, queries: Tensor, keys: Tensor, values: Tensor, ignored: Tensor
 ) -> Tensor:
     """`image + attention(queries, keys, values, ignored)` of an image (B, HW, C) to tokens (B, T, C)."""
     if not _few(attention, keys):
@@ -37,7 +41,7 @@ def image_attends(
     return _add_attended(attention, image, scores, values, ignored)
 
 
-def attend_to_projected(attention: nn.Module, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend_to_projected(attention: Attention, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """As `attend_to_image`, but keys and values (B, heads, HW, C / heads) are projected, and tokens (B * K, T, C)."""
     # No token knows of another here: all prompts of an image attend to it together.
     queries = attention.q_proj(tokens.reshape(keys.shape[0], -1, tokens.shape[2]))
@@ -46,7 +50,7 @@ def attend_to_projected(attention: nn.Module, tokens: Tensor, keys: Tensor, valu
 
 
 def projected_image_attends(
-    attention: nn.Module, image: Tensor, queries: Tensor, keys: Tensor, values: Tensor, ignored: Tensor
+    attention: Attention, image: Tensor, queries: Tensor, keys: Tensor, values: Tensor, ignored: Tensor
 ) -> Tensor:
     """As `image_attends`, but queries (B, heads, C / heads, HW) are projected, and tokens are (B * K, T, C)."""
     images, count, width = image.shape[0], keys.shape[1], keys.shape[2]
@@ -58,7 +62,7 @@ def projected_image_attends(
     return _add_attended(attention, image, scores.flatten(0, 1), values, ignored)
 
 
-def _few(attention: nn.Module, tokens: Tensor) -> bool:
+def _few(attention: Attention, tokens: Tensor) -> bool:
     # What is exported has one form for any number: that of clicks and boxes.
     is_recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
     return is_recorded or attention.num_heads * tokens.shape[1] <= attention.internal_dim
@@ -73,7 +77,7 @@ def _scores(tokens: Tensor, projection: nn.Linear, image: Tensor) -> Tensor:
     return scores.unflatten(1, (heads, -1)) + tokens @ bias[..., None]
 
 
-def _add_attended(attention: nn.Module, image: Tensor, scores: Tensor, values: Tensor, ignored: Tensor) -> Tensor:
+def _add_attended(attention: Attention, image: Tensor, scores: Tensor, values: Tensor, ignored: Tensor) -> Tensor:
     """`image` (B or 1, HW, C) and what it gets of the tokens' `values` (B, T, C) by scores (B, heads, T, HW)."""
     heads = attention.num_heads
     weights = scores.masked_fill(ignored[:, None, :, None], -torch.inf).softmax(dim=2)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,7 +24,8 @@ def upscale(layers: nn.Sequential, image: Tensor) -> Tensor:
     Returns:
         (B, H * W * 16, 32): the 16 pixels of each token one after the other; see `arrange`.
     """
-    first, norm, activate, second, activate_again = layers
+    parts: tuple[Any, ...] = tuple(layers)
+    first, norm, activate, second, activate_again = parts
     x = _to_blocks(first, image)
     x = activate(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
     return activate_again(_to_blocks(second, x))
