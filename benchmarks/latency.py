@@ -3,6 +3,7 @@
 
     pip install -e ".[export]" timm matplotlib
     python benchmarks/latency.py --work /tmp/latency [--rounds 7] [--vit-h] [--docs docs]
+    python benchmarks/latency.py --work /tmp/latency --clicks [--rounds 7]      # only the rows of clicks
     python benchmarks/latency.py --work /tmp/latency --trunks all [--rounds 3] [--variants 1024_sam 512_sam]
 
 The second form compares trunks that a student could have, by the processor time of one thread alone, since other work
@@ -62,12 +63,14 @@ def pictures(size: int, count: int = 4) -> list[np.ndarray]:
     return inputs
 
 
-def prompts(size: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embeddings, boxes and their labels."""
+def prompts(size: int, count: int) -> tuple[np.ndarray, ...]:
+    """What the prompts on an image share (see `Projection`), boxes and their labels."""
     rng = np.random.default_rng(0)
-    embedding = rng.standard_normal((count, 256, size // 16, size // 16)).astype(np.float32)
+    tokens = (size // 16) ** 2
+    shapes = (1, tokens, 256), (1, 8, tokens, 16), (1, 8, tokens, 16), (1, 8, 16, tokens)
+    shared = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
     box = np.array([[[0.2 * size, 0.2 * size], [0.7 * size, 0.6 * size]]], dtype=np.float32)
-    return embedding, np.repeat(box, count, axis=0), np.repeat(np.array([[2, 3]]), count, axis=0)
+    return *shared, np.repeat(box, count, axis=0), np.repeat(np.array([[2, 3]]), count, axis=0)
 
 
 def prepare(work: Path, forms_of: dict[str, str]) -> None:
@@ -174,7 +177,11 @@ def load_torch(name: str, threads: int | None = None):
         from monai_kdsam.networks import build_student
 
         network = build_student("resnet18", image_size=int(name.rpartition("_")[2])).eval()
-        call = network.decode
+        from monai_kdsam.networks.projection import Projection
+
+        def call(*inputs):
+            return network.decode_projected(Projection(*inputs[:4]), *inputs[4:])
+
     else:
         call = build_encoder(name)[0].to(memory_format=torch.channels_last)
 
@@ -185,10 +192,11 @@ def load_torch(name: str, threads: int | None = None):
     return run
 
 
-def cases(work: Path) -> list[tuple[str, str, Path, tuple[np.ndarray, ...]]]:
+def cases(work: Path, encoders: list[str]) -> list[tuple[str, str, Path, tuple[np.ndarray, ...]]]:
     """(name, form, folder, inputs) of every case."""
     found = []
-    for name, (_, size, forms) in ENCODERS.items():
+    for name in encoders:
+        _, size, forms = ENCODERS[name]
         image = pictures(size, 1)[0]
         found += [(name, form, work / name, (image,)) for form in forms]
     for name, (_, size, count) in DECODERS.items():
@@ -216,10 +224,10 @@ def interleaved(
     return measured
 
 
-def processor_time(work: Path) -> dict[str, float]:
+def processor_time(work: Path, encoders: list[str]) -> dict[str, float]:
     """Milliseconds of processor time on one thread, the least of three: what other processes do hardly changes it."""
     least: dict[str, float] = {}
-    for name, form, folder, inputs in cases(work):
+    for name, form, folder, inputs in cases(work, encoders):
         if name.startswith("vit"):
             continue
         run = load(folder, form, threads=1)
@@ -281,6 +289,20 @@ def megabytes(folder: Path, form: str) -> float:
     return sum(f.stat().st_size for f in files) / 1e6
 
 
+def click_rows(times: dict[str, float]) -> list[str]:
+    lines = ["| a click | PyTorch | ONNX Runtime | OpenVINO |", "|---|---|---|---|"]
+    for name, (label, _, _) in DECODERS.items():
+        row = [f"{times[f'{name}/{form}']:.1f}" for form in ("torch", "ort", "ov")]
+        lines.append(f"| {label} | " + " | ".join(row) + " |")
+    return lines
+
+
+def click_tables(work: Path, rounds: int) -> list[str]:
+    """Wall and processor time of the clicks alone, measured anew."""
+    wall = {key: statistics.median(values) for key, values in interleaved(cases(work, []), rounds).items()}
+    return ["wall time", *click_rows(wall), "", "processor time of one thread", *click_rows(processor_time(work, []))]
+
+
 def report(work: Path, about: str, results: dict) -> str:
     """The tables in markdown."""
     wall, processor = results["wall"], results["processor"]
@@ -300,11 +322,7 @@ def report(work: Path, about: str, results: dict) -> str:
                 continue
             row = [f"{times[f'{name}/{form}']:.0f}" if f"{name}/{form}" in times else "-" for form in FORMS]
             lines.append(f"| {label} | " + " | ".join(row) + " |")
-        lines += ["", "| a click | PyTorch | ONNX Runtime | OpenVINO |", "|---|---|---|---|"]
-        for name, (label, _, _) in DECODERS.items():
-            row = [f"{times[f'{name}/{form}']:.0f}" for form in ("torch", "ort", "ov")]
-            lines.append(f"| {label} | " + " | ".join(row) + " |")
-        lines.append("")
+        lines += ["", *click_rows(times), ""]
     lines += ["### Ratios", "", *targets(processor, wall), "", "### Files, start-up, memory", ""]
     lines += ["| encoder | form | file, MB | start-up, s | first image, s | peak memory, MB |", "|---" * 6 + "|"]
     for key, values in results["alone"].items():
@@ -387,6 +405,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the models and the raw numbers")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clicks", action="store_true", help="only the clicks, without any encoder")
     parser.add_argument("--vit-h", action="store_true", help="one image through SAM's ViT-H in PyTorch as well")
     parser.add_argument("--docs", type=Path, help="folder of latency.md, whose tables are replaced, and latency.png")
     parser.add_argument("--trunks", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(TRUNKS)}")
@@ -411,12 +430,16 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     work: Path = arguments.work
-    prepare(work, {name: ",".join(forms) for name, (_, _, forms) in ENCODERS.items()} | DECODER_FORMS)
+    encoders = [] if arguments.clicks else list(ENCODERS)
+    prepare(work, {name: ",".join(ENCODERS[name][2]) for name in encoders} | DECODER_FORMS)
+    if arguments.clicks:
+        print("\n".join(click_tables(work, arguments.rounds)))
+        return
     own = [(name, form) for name, (_, _, forms) in ENCODERS.items() for form in forms if len(forms) > 2]
     own += [("vit_b", "torch"), *([("vit_h", "torch")] if arguments.vit_h else [])]
     results = {
-        "wall": once(work / "wall.json", lambda: interleaved(cases(work), arguments.rounds)),
-        "processor": once(work / "processor.json", lambda: processor_time(work)),
+        "wall": once(work / "wall.json", lambda: interleaved(cases(work, encoders), arguments.rounds)),
+        "processor": once(work / "processor.json", lambda: processor_time(work, encoders)),
         "alone": once(work / "alone.json", lambda: {f"{n}/{f}": measure_alone(work, n, f) for n, f in own}),
     }
     results["wall"] = {key: statistics.median(values) for key, values in results["wall"].items()}

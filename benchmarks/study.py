@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import shutil
 import time
 import warnings
@@ -214,7 +215,7 @@ class Study:
             prompts = named_prompts(reference)
             model.set_image(str(self.folder / item["image"]))
             for prompt, (mask, expected) in zip(prompts, model.predict(list(prompts.values())), strict=True):
-                dice, iou = overlap_scores(mask, reference) if reference.any() else (float("nan"), float("nan"))
+                dice, iou = overlap_scores(mask, reference)[:2] if reference.any() else (math.nan, math.nan)
                 source = Path(item["image"]).name.partition("_")[0]
                 rows.append([source, item["subject"], prompt, dice, iou, expected, float(mask.mean())])
         target = self.folder / "scores" / f"{name}_{seed}.json"

@@ -13,11 +13,11 @@ from torch import Tensor
 
 __all__ = ["BoundedCache"]
 
-Value = TypeVar("Value", bound=Tensor)
+Value = TypeVar("Value", bound=Tensor | tuple[Tensor, ...])
 
 
 class BoundedCache(Generic[Value]):
-    """Tensors by key; the least recently used go first. Unlike `functools.lru_cache` it is bounded in bytes.
+    """Tensors or tuples of them by key; the least recently used go first. `functools.lru_cache` bounds no bytes.
 
     Safe under threads: a value is made outside the lock, and once only when several threads ask for it together.
 
@@ -74,7 +74,8 @@ class BoundedCache(Generic[Value]):
                     self._entries.popitem(last=False)
 
     def _size(self) -> int:
-        return sum(entry.element_size() * entry.nelement() for entry in self._entries.values())
+        values = ((entry,) if isinstance(entry, Tensor) else entry for entry in self._entries.values())
+        return sum(tensor.element_size() * tensor.nelement() for value in values for tensor in value)
 
     @property
     def nbytes(self) -> int:
@@ -87,6 +88,10 @@ class BoundedCache(Generic[Value]):
         with self._lock:
             self._entries.clear()
             self._making.clear()
+
+    def __reduce__(self) -> tuple[type[BoundedCache[Value]], tuple[int]]:
+        """Copies and pickles are empty."""
+        return type(self), (self.max_bytes,)
 
     def __len__(self) -> int:
         return len(self._entries)

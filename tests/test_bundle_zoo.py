@@ -25,6 +25,7 @@ SCHEMA = Path(os.environ.get("KDSAM_SCHEMA", ROOT.parent / "shared" / "reference
 PHASES = ("adapt", "distill", "train", "evaluate", "inference")
 LAYOUT = [
     *(f"configs/{phase}.json" for phase in PHASES),
+    "configs/inference_trt.json",
     "configs/multi_gpu_train.json",
     "configs/metadata.json",
     "configs/logging.conf",

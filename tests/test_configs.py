@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from monai.bundle import ConfigWorkflow
+from monai.networks.trt_compiler import TrtCompiler
 from PIL import Image
 from scipy import ndimage
 
 from monai_kdsam.bundles import bundle_path, config_path
 from monai_kdsam.data.phantoms import make_phantom
+from monai_kdsam.networks import load_weights
 
 OVERLAYS = sorted(str(path.relative_to(config_path())) for path in config_path().rglob("*.yaml"))
 NEEDS_SAM = {"teachers/vit_b.yaml", "teachers/vit_l.yaml", "teachers/vit_h.yaml"}
@@ -127,6 +132,21 @@ def test_a_missing_sam_checkpoint_is_an_error_that_names_the_command(workspace, 
     assert f"python -m monai_kdsam download sam_{Path(overlay).stem} --dir" in str(cause)
 
 
+def test_the_overlay_for_tensorrt_leaves_the_network_as_it_is_where_there_is_none(trained):
+    """All that can be said without a GPU: it merges, its names resolve, and MONAI's `trt_compile` gets the network."""
+    configs = [str(trained.bundle / "configs" / name) for name in ("inference.json", "inference_trt.json")]
+    parser = ConfigWorkflow(
+        configs, workflow_type="infer", logging_file=False, bundle_root=str(trained.bundle), device="cpu"
+    ).parser
+    arguments = parser.get_parsed_content("trt_args")
+    assert set(arguments) <= set(inspect.signature(TrtCompiler).parameters)
+    network = parser.get_parsed_content("network")
+    expected = load_weights(parser.get_parsed_content("network_def"), trained.models / "model.pt").eval()
+    image = torch.rand(1, 3, network.image_size, network.image_size)
+    with torch.no_grad():
+        assert torch.equal(network(image), expected(image))
+
+
 def test_overlays_are_small_and_address_nothing_by_position():
     for name in OVERLAYS:
         text = config_path(name).read_text(encoding="utf-8")
@@ -137,5 +157,5 @@ def test_overlays_are_small_and_address_nothing_by_position():
 def test_every_config_of_the_bundle_is_run_by_some_test():
     assert {path.name for path in bundle_path().glob("configs/*.json")} == {
         *("adapt.json", "distill.json", "train.json", "evaluate.json", "inference.json", "metadata.json"),
-        *("embed.json", "refine.json", "learn.json", "multi_gpu_train.json"),
+        *("embed.json", "refine.json", "learn.json", "multi_gpu_train.json", "inference_trt.json"),
     }

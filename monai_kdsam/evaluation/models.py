@@ -61,7 +61,8 @@ class BundleModel:
             decoder.register_forward_hook(self._keep_expected_iou)
 
     def _keep_expected_iou(self, _: nn.Module, __: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self._expected_iou = [float(value) for value in output[1][:, 0]]
+        # Of several masks the network takes the one that it expects most of.
+        self._expected_iou = output[1].amax(dim=1).tolist()
 
     def set_image(self, path: str) -> None:
         """Load and preprocess; the network remembers the embedding after the first prediction."""

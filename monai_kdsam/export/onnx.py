@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from monai_kdsam.export.parts import AutomaticHead, Decoder, example_inputs
+from monai_kdsam.export.parts import AutomaticHead, Decoder, Projector, example_inputs
 from monai_kdsam.networks import KDSAM
+from monai_kdsam.networks.projection import Projection
 from monai_kdsam.networks.timm_encoder import fused
 
 __all__ = ["join", "to_graphs", "to_half", "trace", "write_onnx"]
@@ -24,34 +24,38 @@ _KEPT_IN_FLOAT32 = ["ReduceMean", "Pow", "Sqrt", "Div", "Reciprocal", "Sub"]
 
 
 def to_graphs(network: KDSAM) -> dict[str, Graph]:
-    """The float32 graphs of `encoder`, `decoder` and `head` (see `AutomaticHead`), dynamic in batch and points."""
+    """The float32 graphs of `encoder`, `projector`, `decoder` and `head` (see `AutomaticHead`).
+
+    The decoder takes any number of prompts and points on one image, the others any number of images.
+    """
     image, embedding, points, labels = example_inputs(network.image_size)
-    batch, count = torch.export.Dim("batch"), torch.export.Dim("points")
-    prompts = [{0: batch}, {0: batch, 1: count}, {0: batch, 1: count}]
-    return {
-        "encoder": trace(fused(network.image_encoder), (image,), ["image"], ["embedding"], [{0: batch}]),
-        "decoder": trace(
-            Decoder(network).eval(),
-            (embedding, points, labels),
-            ["embedding", "points", "labels"],
+    with torch.no_grad():
+        projection = Projector(network)(embedding[:1])
+    batch, prompts, count = (torch.export.Dim(name) for name in ("batch", "prompts", "points"))
+    parts: dict[str, tuple[nn.Module, dict[str, tuple[Tensor, dict[int, Any]]], list[str]]] = {
+        "encoder": (fused(network.image_encoder), {"image": (image, {0: batch})}, ["embedding"]),
+        "projector": (Projector(network), {"embedding": (embedding, {0: batch})}, list(Projection._fields)),
+        "decoder": (
+            Decoder(network),
+            {
+                **{name: (part, {}) for name, part in zip(Projection._fields, projection, strict=True)},
+                "points": (points, {0: prompts, 1: count}),
+                "labels": (labels, {0: prompts, 1: count}),
+            },
             ["masks", "iou"],
-            prompts,
         ),
-        "head": trace(AutomaticHead(network).eval(), (embedding,), ["embedding"], ["pred"], [{0: batch}]),
+        "head": (AutomaticHead(network), {"embedding": (embedding, {0: batch})}, ["pred"]),
     }
+    return {name: trace(module.eval(), inputs, outputs) for name, (module, inputs, outputs) in parts.items()}
 
 
-def trace(
-    module: nn.Module, arguments: tuple[Tensor, ...], inputs: list[str], outputs: list[str], shapes: Sequence[Any]
-) -> Graph:
+def trace(module: nn.Module, inputs: dict[str, tuple[Tensor, dict[int, Any]]], outputs: list[str]) -> Graph:
     """The ONNX graph of a module.
 
     Args:
         module: in eval mode.
-        arguments: an example of its inputs; free dimensions must be larger than one.
-        inputs: their names.
+        inputs: by name an example and its free dimensions, which must be larger than one in the example.
         outputs: names of its outputs.
-        shapes: the free dimensions of each input, as `torch.export` wants them.
     """
     noisy = logging.getLogger("onnxscript"), logging.getLogger("torch.onnx")
     levels = [logger.level for logger in noisy]
@@ -62,10 +66,10 @@ def trace(
             warnings.simplefilter("ignore")  # about names of axes, and of torch's own deprecations
             program = torch.onnx.export(
                 module,
-                arguments,
-                input_names=inputs,
+                tuple(example for example, _ in inputs.values()),
+                input_names=list(inputs),
                 output_names=outputs,
-                dynamic_shapes=tuple(shapes),
+                dynamic_shapes=tuple(free for _, free in inputs.values()),
                 dynamo=True,
                 verbose=False,
             )
@@ -100,14 +104,11 @@ def join(encoder: Graph, head: Graph) -> Graph:
 
 
 def write_onnx(graphs: dict[str, Graph], folder: Path) -> dict[str, str]:
-    """Write encoder, decoder and image-only model; returns part to file name."""
+    """Write encoder, projector, decoder and image-only model; returns part to file name."""
     import onnx
 
-    parts = {
-        "encoder": graphs["encoder"],
-        "decoder": graphs["decoder"],
-        "model": join(graphs["encoder"], graphs["head"]),
-    }
+    parts = {name: graphs[name] for name in ("encoder", "projector", "decoder")}
+    parts["model"] = join(graphs["encoder"], graphs["head"])
     for name, graph in parts.items():
         onnx.save(graph, str(folder / f"{name}.onnx"))
     return {name: f"{name}.onnx" for name in parts}

@@ -42,20 +42,17 @@ def join(encoder: Model, head: Model) -> Model:
 
 
 def write_openvino(models: dict[str, Model], folder: Path, *, half: bool) -> dict[str, str]:
-    """Write encoder, decoder and image-only model; returns part to file name.
+    """Write encoder, projector, decoder and image-only model; returns part to file name.
 
     Args:
-        models: encoder, decoder and head.
+        models: encoder, projector, decoder and head.
         folder: where to.
         half: store the encoder's weights in float16. A GPU computes in it as well, a CPU in float32.
     """
     import openvino
 
-    parts = {
-        "encoder": models["encoder"],
-        "decoder": models["decoder"],
-        "model": join(models["encoder"], models["head"]),
-    }
+    parts = {name: models[name] for name in ("encoder", "projector", "decoder")}
+    parts["model"] = join(models["encoder"], models["head"])
     for name, model in parts.items():
-        openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=half and name != "decoder")
+        openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=half and name in ("encoder", "model"))
     return {name: f"{name}.xml" for name in parts}

@@ -8,20 +8,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_kdsam.networks import KDSAM
+from monai_kdsam.networks.projection import Projection
 
-__all__ = ["AutomaticHead", "Decoder", "HalfPrecision", "example_inputs"]
+__all__ = ["AutomaticHead", "Decoder", "HalfPrecision", "Projector", "example_inputs"]
 
 
-class Decoder(nn.Module):
-    """`KDSAM.decode` as a module: (embedding, points, labels) -> (masks, iou)."""
+class Projector(nn.Module):
+    """`KDSAM.project` as a module: embedding -> (image, keys, values, queries)."""
 
     def __init__(self, network: KDSAM) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode one prompt for each row; see `KDSAM.decode`."""
-        return self.network.decode(embedding, points, labels)
+    def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """Compute what all prompts on an image share; see `Projection`."""
+        # A map for each head, in memory too: what is copied here needs no transposition for each click.
+        return tuple(part.contiguous() for part in self.network.project(embedding))
+
+
+class Decoder(nn.Module):
+    """`KDSAM.decode_projected` as a module: (image, keys, values, queries, points, labels) -> (masks, iou)."""
+
+    def __init__(self, network: KDSAM) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, image: Tensor, keys: Tensor, values: Tensor, queries: Tensor, points: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Decode the prompts of one image; see `KDSAM.decode`."""
+        return self.network.decode_projected(Projection(image, keys, values, queries), points, labels)
 
 
 class AutomaticHead(nn.Module):
@@ -33,7 +49,7 @@ class AutomaticHead(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Decode without a prompt, at full size."""
-        masks, _ = self.network.decode(embedding)
+        masks, _ = self.network.decode_projected(self.network.project(embedding))
         return F.interpolate(masks, size=(self.network.image_size,) * 2, mode="bilinear", align_corners=False)
 
 

@@ -43,6 +43,3 @@ class EmbeddingCache(BoundedCache[Tensor]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingCache:
         return self
-
-    def __reduce__(self) -> tuple[type[EmbeddingCache], tuple[int]]:
-        return EmbeddingCache, (self.max_bytes,)

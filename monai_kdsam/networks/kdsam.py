@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from monai_kdsam.networks.embedding_cache import EmbeddingCache
 from monai_kdsam.networks.fingerprint import Fingerprint
+from monai_kdsam.networks.projection import Projection, ProjectionCache
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
 
 __all__ = ["KDSAM"]
@@ -56,7 +57,8 @@ class KDSAM(nn.Module):
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
         self.embeddings = EmbeddingCache()
-        self._encoder_fingerprint = Fingerprint()
+        self.projections = ProjectionCache()
+        self._fingerprints = {part: Fingerprint() for part in PARTS}
         self._frozen: set[str] = set()
 
     @property
@@ -94,32 +96,57 @@ class KDSAM(nn.Module):
 
         if self.training or torch.is_grad_enabled():
             return encode(image)
-        return self.embeddings.get(image, encode, self._encoder_fingerprint(self.image_encoder))
+        return self.embeddings.get(image, encode, self._weights("image_encoder"))
+
+    def project(self, embedding: Tensor) -> Projection:
+        """The part of `decode` that no prompt changes, of an embedding (B, 256, S/16, S/16)."""
+        return self.mask_decoder.project(embedding, *self.prompt_encoder.dense_embeddings())
 
     def decode(
         self, embedding: Tensor, points: Tensor | None = None, labels: Tensor | None = None, *, multimask: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Predict masks from an embedding and one prompt for each row.
+        """Predict masks from embeddings; `project` is remembered for the next prompt on them, except in training.
 
         Args:
             embedding: (B, 256, S/16, S/16).
-            points: (B, N, 2) float, XY pixels of the network's input; None for no prompt.
-            labels: (B, N): 1 foreground, 0 background, 2 box top-left, 3 box bottom-right, -1 padding.
+            points: (B * K, N, 2) float, XY pixels of the network's input, K prompts of the first image, K of the
+                second, ...; None for no prompt.
+            labels: (B * K, N): 1 foreground, 0 background, 2 box top-left, 3 box bottom-right, -1 padding.
             multimask: SAM's three masks of an ambiguous prompt instead of one.
 
         Returns:
-            masks: (B, 1 or 3, S/4, S/4) logits. The one is SAM's single mask, or the best of the three as the IoU head
-                expects it where the network's own `multimask` is true.
-            iou: (B, 1 or 3), the IoU that the network expects of each.
+            masks: (B * K, 1 or 3, S/4, S/4) logits. The one is SAM's single mask, or the best of the three as the IoU
+                head expects it where the network's own `multimask` is true.
+            iou: (B * K, 1 or 3), the IoU that the network expects of each.
         """
+        return self.decode_projected(self._projection(embedding), points, labels, multimask=multimask)
+
+    def _projection(self, embedding: Tensor) -> Projection:
+        if self.training or torch.is_grad_enabled():
+            return self.project(embedding)
+        return self.projections.get(embedding, self.project, self._weights("prompt_encoder", "mask_decoder"))
+
+    def decode_projected(
+        self,
+        projection: Projection,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        multimask: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """`decode` of what `project` made of the embedding."""
         if points is None or labels is None:
-            points = torch.zeros(embedding.shape[0], 1, 2, device=embedding.device)
-            labels = torch.full((embedding.shape[0], 1), -1, device=embedding.device)
+            images, device = projection.image.shape[0], projection.image.device
+            points = torch.zeros(images, 1, 2, device=device)
+            labels = torch.full((images, 1), -1, device=device)
         tokens, ignored = self.prompt_encoder(points, labels)
-        masks, iou = self.mask_decoder(embedding, *self.prompt_encoder.dense_embeddings(), tokens, ignored)
-        if multimask:
-            return masks[:, 1:], iou[:, 1:]
-        return choose_mask(masks, iou, best=self.multimask)
+        positions, _ = self.prompt_encoder.dense_embeddings()
+        masks, iou = self.mask_decoder(projection, positions, tokens, ignored, multimask or self.multimask)
+        return best_mask(masks, iou) if self.multimask and not multimask else (masks, iou)
+
+    def _weights(self, *parts: str) -> str:
+        """Checksum of the weights of these parts."""
+        return "-".join(self._fingerprints[part](self.get_submodule(part)) for part in parts)
 
     def predict(self, embedding: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """`decode` to full size: (B, K, S, S) logits for points (B, K, N, 2), K = 1 for points (B, N, 2) or None.
@@ -127,8 +154,7 @@ class KDSAM(nn.Module):
         Raises:
             ValueError: when points and labels do not fit the embedding or each other.
         """
-        masks, _ = self._decode_each(embedding, points, labels, multimask=False)
-        return self._to_full_size(masks)[:, :, 0]
+        return self._full_size(self._projection(embedding), points, labels)[0][:, :, 0]
 
     def predict_all(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What a training sees: every mask that the network chooses from, and what it expects of each.
@@ -145,28 +171,21 @@ class KDSAM(nn.Module):
         Raises:
             ValueError: see `predict`.
         """
-        masks, iou = self._decode_each(embedding, points, labels, multimask=self.multimask)
-        return self._to_full_size(masks), iou
+        return self._full_size(self._projection(embedding), points, labels, multimask=self.multimask)
 
-    def _decode_each(
-        self, embedding: Tensor, points: Tensor | None, labels: Tensor | None, *, multimask: bool
+    def _full_size(
+        self, projection: Projection, points: Tensor | None, labels: Tensor | None, *, multimask: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """`decode` for K prompts of each image: (B, K, C, S/4, S/4) and (B, K, C)."""
+        """`decode_projected` for K prompts of each image: (B, K, C, S, S) and (B, K, C)."""
         prompts = 1
         if points is not None or labels is not None:
-            points, labels = self._check_prompts(embedding, points, labels)
+            points, labels = self._check_prompts(projection.image.shape[0], points, labels)
             if points.ndim == 4:
                 prompts = points.shape[1]
                 points, labels = points.flatten(0, 1), labels.flatten(0, 1)
-                embedding = embedding.repeat_interleave(prompts, dim=0)
-        masks, iou = self.decode(embedding, points, labels, multimask=multimask)
+        masks, iou = self.decode_projected(projection, points, labels, multimask=multimask)
+        masks = F.interpolate(masks.float(), size=(self.image_size,) * 2, mode="bilinear", align_corners=False)
         return masks.unflatten(0, (-1, prompts)), iou.unflatten(0, (-1, prompts))
-
-    def _to_full_size(self, masks: Tensor) -> Tensor:
-        """(B, K, C, S/4, S/4) -> (B, K, C, S, S)."""
-        size = (self.image_size, self.image_size)
-        full = F.interpolate(masks.flatten(0, 1).float(), size=size, mode="bilinear", align_corners=False)
-        return full.unflatten(0, masks.shape[:2])
 
     def forward(self, image: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Segment.
@@ -179,18 +198,19 @@ class KDSAM(nn.Module):
         Returns:
             (B, 1, S, S) logits, or (B, K, S, S) where the prompts have a dimension K. Foreground is above 0.
         """
-        return self.predict(self.encode(image), points, labels)
+        # Not `predict`: of an embedding that nobody keeps there is nothing to remember.
+        return self._full_size(self.project(self.encode(image)), points, labels)[0][:, :, 0]
 
     @staticmethod
-    def _check_prompts(embedding: Tensor, points: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _check_prompts(images: int, points: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         if points is None or labels is None:
             missing = "points" if points is None else "labels"
             raise ValueError(f"Expected `points` and `labels` together, got no `{missing}`.")
-        fits = points.ndim in (3, 4) and points.shape[-1] == 2 and points.shape[0] == embedding.shape[0]
+        fits = points.ndim in (3, 4) and points.shape[-1] == 2 and points.shape[0] == images
         if not fits or points.shape[:-1] != labels.shape:
             raise ValueError(
                 "Expected `points` of shape (B, N, 2) or (B, K, N, 2) and `labels` of the same shape without the last "
-                f"dimension, with B = {embedding.shape[0]}; got {tuple(points.shape)} and {tuple(labels.shape)}."
+                f"dimension, with B = {images}; got {tuple(points.shape)} and {tuple(labels.shape)}."
             )
         return points, labels
 
@@ -239,17 +259,10 @@ class KDSAM(nn.Module):
         return _Scriptable(encoder, decoder)
 
 
-def choose_mask(masks: Tensor, iou: Tensor, *, best: bool) -> tuple[Tensor, Tensor]:
-    """One of SAM's four masks (B, 4, h, w): its single one, or of the other three the `best` as `iou` (B, 4) has it.
-
-    Returns:
-        masks (B, 1, h, w) and iou (B, 1).
-    """
-    if not best:
-        return masks[:, :1], iou[:, :1]
-    expected, index = iou[:, 1:].max(dim=1, keepdim=True)
-    chosen = masks[:, 1:].gather(1, index[..., None, None].expand(-1, -1, *masks.shape[2:]))
-    return chosen, expected
+def best_mask(masks: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
+    """Of masks (B, C, h, w) the one of which `iou` (B, C) is highest: (B, 1, h, w) and (B, 1)."""
+    expected, index = iou.max(dim=1, keepdim=True)
+    return masks.gather(1, index[..., None, None].expand(-1, -1, *masks.shape[2:])), expected
 
 
 class _SingleMask(nn.Module):
@@ -261,9 +274,11 @@ class _SingleMask(nn.Module):
         self.prompt_encoder, self.mask_decoder = network.prompt_encoder, network.mask_decoder
 
     def forward(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+        positions, no_mask = self.prompt_encoder.dense_embeddings()
+        projection = self.mask_decoder.project(embedding, positions, no_mask)
         tokens, ignored = self.prompt_encoder(points, labels)
-        masks, iou = self.mask_decoder(embedding, *self.prompt_encoder.dense_embeddings(), tokens, ignored)
-        return choose_mask(masks, iou, best=self.multimask)[0]
+        masks, iou = self.mask_decoder(projection, positions, tokens, ignored, self.multimask)
+        return best_mask(masks, iou)[0] if self.multimask else masks
 
 
 class _Scriptable(nn.Module):
@@ -287,7 +302,6 @@ class _Scriptable(nn.Module):
         elif points.dim() == 4:
             prompts = points.shape[1]
             points, labels = points.flatten(0, 1), labels.flatten(0, 1)
-            embedding = embedding.repeat_interleave(prompts, dim=0)
         masks = self.decoder(embedding, points, labels)
         size = [image.shape[2], image.shape[3]]
         masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)

@@ -21,6 +21,16 @@ from segment_anything.modeling.transformer import Attention as SamAttention
 from segment_anything.modeling.transformer import TwoWayAttentionBlock as SamTwoWayAttentionBlock
 from torch import Tensor, nn
 
+from monai_kdsam.networks.cross_attention import (
+    attend_to_image,
+    attend_to_projected,
+    image_attends,
+    projected_image_attends,
+    separate_heads,
+)
+from monai_kdsam.networks.projection import Projection
+from monai_kdsam.networks.upscaling import arrange, upscale
+
 __all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "build_vit"]
 
 PADDING, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
@@ -90,16 +100,35 @@ class TwoWayAttentionBlock(SamTwoWayAttentionBlock):
         self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, ignored: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Update tokens `queries` (B, N, C) and image `keys` (B, HW, C)."""
-        if self.skip_first_layer_pe:
-            queries = self.self_attn(queries, queries, queries, ignored)
-        else:
-            q = queries + query_pe
-            queries = queries + self.self_attn(q, q, queries, ignored)
-        queries = self.norm1(queries)
-        queries = self.norm2(queries + self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys))
+        q, k = queries + query_pe, keys + key_pe
+        queries = self.norm1(queries + self.self_attn(q, q, queries, ignored))
+        queries = self.norm2(queries + attend_to_image(self.cross_attn_token_to_image, queries + query_pe, k, keys))
         queries = self.norm3(queries + self.mlp(queries))
-        attended = self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries, ignored)
-        return queries, self.norm4(keys + attended)
+        keys = image_attends(self.cross_attn_image_to_token, keys, k, queries + query_pe, queries, ignored)
+        return queries, self.norm4(keys)
+
+
+class FirstBlock(SamTwoWayAttentionBlock):
+    """SAM's first block. No prompt has changed the image yet, so what it projects of the image serves all prompts."""
+
+    def project(self, image: Tensor, key_pe: Tensor) -> Projection:
+        """Project image tokens (B, HW, C)."""
+        to_image, to_tokens, placed = self.cross_attn_token_to_image, self.cross_attn_image_to_token, image + key_pe
+        projected = to_image.k_proj(placed), to_image.v_proj(image), to_tokens.q_proj(placed)
+        keys, values, queries = (separate_heads(x, to_image.num_heads) for x in projected)
+        return Projection(image, keys, values, queries.mT)
+
+    def forward(self, tokens: Tensor, projection: Projection, ignored: Tensor) -> tuple[Tensor, Tensor]:
+        """Update tokens (B * K, N, C), K prompts for each image; returns the image for each of them, (B * K, HW, C)."""
+        image, keys, values, image_queries = projection
+        queries = self.norm1(self.self_attn(tokens, tokens, tokens, ignored))
+        attended = attend_to_projected(self.cross_attn_token_to_image, queries + tokens, keys, values)
+        queries = self.norm2(queries + attended)
+        queries = self.norm3(queries + self.mlp(queries))
+        image = projected_image_attends(
+            self.cross_attn_image_to_token, image, image_queries, queries + tokens, queries, ignored
+        )
+        return queries, self.norm4(image)
 
 
 class TwoWayTransformer(SamTwoWayTransformer):
@@ -111,58 +140,65 @@ class TwoWayTransformer(SamTwoWayTransformer):
         # description of the architecture.
         for module in self.modules():
             if type(module) is SamTwoWayAttentionBlock:
-                module.__class__ = TwoWayAttentionBlock
+                module.__class__ = FirstBlock if module.skip_first_layer_pe else TwoWayAttentionBlock
             elif type(module) is SamAttention:
                 module.__class__ = Attention
 
-    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend (B, C, H, W) image and (B, N, C) tokens to each other; returns (B, N, C) and (B, HW, C).
+    def forward(self, projection: Projection, key_pe: Tensor, tokens: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend B images and tokens (B * K, N, C) to each other.
 
-        `image_pe` may be a single row (1, C, H, W).
+        Returns tokens (B * K, N, C) and image (B * K, HW, C). `key_pe` is a single row (1, HW, C).
         """
-        keys = image.flatten(2).permute(0, 2, 1)
-        key_pe = image_pe.flatten(2).permute(0, 2, 1)
-        queries = tokens
-        for layer in self.layers:
+        first, *others = self.layers
+        queries, keys = first(tokens, projection, ignored)
+        for layer in others:
             queries, keys = layer(queries, keys, tokens, key_pe, ignored)
-        attended = self.final_attn_token_to_image(queries + tokens, keys + key_pe, keys)
+        attended = attend_to_image(self.final_attn_token_to_image, queries + tokens, keys + key_pe, keys)
         return self.norm_final_attn(queries + attended), keys
 
 
 class MaskDecoder(SamMaskDecoder):
-    """SAM's mask decoder with one prompt per row of the batch (SAM's own takes one image and many prompts)."""
+    """SAM's mask decoder for images with equally many prompts each (SAM's own takes one image and many prompts)."""
 
-    def forward(
-        self, embedding: Tensor, positions: Tensor, no_mask: Tensor, tokens: Tensor, ignored: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Predict all masks of every row.
+    def project(self, embedding: Tensor, positions: Tensor, no_mask: Tensor) -> Projection:
+        """Compute once what all prompts on an image share.
 
         Args:
             embedding: (B, 256, h, w), the image encoder's output.
             positions: (1, 256, h, w), the positional encoding of the grid.
             no_mask: (1, 256, h, w), the dense prompt.
-            tokens: (B, N, 256), the sparse prompts.
-            ignored: (B, N) bool, the padding among them.
+        """
+        return self.transformer.layers[0].project((embedding + no_mask).flatten(2).mT, positions.flatten(2).mT)
+
+    def forward(
+        self, projection: Projection, positions: Tensor, tokens: Tensor, ignored: Tensor, multimask: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Predict the masks of every prompt.
+
+        Args:
+            projection: of B images.
+            positions: (1, 256, h, w), the positional encoding of the grid.
+            tokens: (B * K, N, 256), the sparse prompts: K of the first image, K of the second, ...
+            ignored: (B * K, N) bool, the padding among them.
+            multimask: SAM's three masks of an ambiguous prompt instead of its single one.
 
         Returns:
-            masks: (B, 4, 4h, 4w) logits; the first is SAM's single mask, the other three its multimask output.
-            iou: (B, 4), the predicted IoU of each mask.
+            masks: (B * K, 1 or 3, 4h, 4w) logits.
+            iou: (B * K, 1 or 3), the predicted IoU of each mask.
         """
-        batch, channels, height, width = embedding.shape
-        output = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).unsqueeze(0).expand(batch, -1, -1)
+        output = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(tokens.shape[0], -1, -1)
         tokens = torch.cat([output, tokens], dim=1)
         ignored = F.pad(ignored, (output.shape[1], 0), value=False)
-        # `positions` stay one row for all: a constant that exporters transform and project in advance.
-        tokens, image = self.transformer(embedding + no_mask, positions, tokens, ignored)
+        # `positions` stay one row for all: a constant that exporters transform in advance.
+        tokens, image = self.transformer(projection, positions.flatten(2).mT, tokens, ignored)
 
-        upscaled = self.output_upscaling(image.transpose(1, 2).reshape(batch, channels, height, width))
-        mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
-        weights = torch.stack(
-            [mlp(mask_tokens[:, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
-        )
-        # SAM's einsum as a product of matrices, which exporters do not surround with transpositions.
-        masks = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
-        return masks, self.iou_prediction_head(tokens[:, 0])
+        chosen = range(1, self.num_mask_tokens) if multimask else range(1)
+        # In training all take part: processes that learn together wait for the gradient of each parameter.
+        computed = range(self.num_mask_tokens) if torch.is_grad_enabled() else chosen
+        weights = torch.stack([self.output_hypernetworks_mlps[index](tokens[:, 1 + index]) for index in computed], 1)
+        weights = weights[:, chosen.start - computed.start : chosen.stop - computed.start]
+        masks = arrange(weights @ upscale(self.output_upscaling, image).mT, *positions.shape[2:])
+        return masks, self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
 
 
 def build_prompt_encoder(image_size: int) -> PromptEncoder:

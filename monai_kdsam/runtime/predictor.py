@@ -23,7 +23,7 @@ class _Image(NamedTuple):
     height: int
     width: int
     scale: NDArray[np.float64]  # (2,), x and y, from the picture to the models' input
-    embedding: NDArray[np.float32]
+    projection: list[NDArray[np.float32]]  # the decoder's first inputs
     rows: NDArray[np.float32]  # (height, S / 4), from the decoder's masks to the picture
     columns: NDArray[np.float32]  # (width, S / 4)
 
@@ -46,6 +46,7 @@ class Predictor:
         self.manifest = Manifest.read(folder)
         files, form = self.manifest.files, self.manifest.format
         self._encoder = open_part(folder / files["encoder"], form, threads=threads)
+        self._projector = open_part(folder / files["projector"], form, threads=threads)
         self._decoder = open_part(folder / files["decoder"], form, threads=threads)
         self._image: _Image | None = None
 
@@ -65,14 +66,14 @@ class Predictor:
         height, width = pixels.shape[:2]
         size = self.manifest.image_size
         inner = fit_longest(height, width, size)
-        (embedding,) = self._encoder(self.prepare(pixels)[None])
+        projection = self._projector(*self._encoder(self.prepare(pixels)[None]))
         rows, columns = (
             # The network's own doubling to full size, cut to what is not padding, then back to the picture.
             resampling_matrix(cut, full, smooth=False) @ resampling_matrix(size // 4, size, smooth=False)[:cut]
             for cut, full in zip(inner, (height, width), strict=True)
         )
         scale = np.array([inner[1] / width, inner[0] / height])
-        self._image = _Image(height, width, scale, embedding, rows, columns)
+        self._image = _Image(height, width, scale, projection, rows, columns)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The models' input (3, S, S) of an RGB picture (H, W, 3): resized, normalized, padded at the end."""
@@ -114,9 +115,8 @@ class Predictor:
         image = self._image
         xy, kinds, single = _prompts(points, labels, box, image.width, image.height)
         xy = ((xy + 0.5) * image.scale - 0.5).astype(np.float32)  # pixel centers lie at halves
-        embedding = np.repeat(image.embedding, len(xy), axis=0)
-        logits, iou = self._decoder(embedding, xy, kinds)
-        masks = (image.rows @ logits[:, 0] @ image.columns.T > 0).astype(np.uint8)
+        logits, iou = self._decoder(*image.projection, xy, kinds)
+        masks = (resize(logits[:, 0], image.rows, image.columns) > 0).astype(np.uint8)
         return (masks[0], float(iou[0, 0])) if single else (masks, iou[:, 0])
 
 

@@ -106,24 +106,26 @@ def test_the_manifest_tells_what_was_measured(choice, exported):
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids="-".join)
-def test_batch_and_number_of_points_are_free(choice, exported, bundle):
+def test_numbers_of_images_prompts_and_points_are_free(choice, exported, bundle):
     folder, _ = exported[choice]
-    encoder, decoder, model = (
+    encoder, projector, decoder, model = (
         open_part(folder / Predictor(folder).manifest.files[part], choice[0])
-        for part in ("encoder", "decoder", "model")
+        for part in ("encoder", "projector", "decoder", "model")
     )
     network = BundlePredictor(bundle).network
     rng = np.random.default_rng(0)
-    for batch, count in ((1, 1), (1, 5), (3, 2)):
-        image = rng.standard_normal((batch, 3, 128, 128)).astype(np.float32)
-        points = rng.uniform(0, 128, (batch, count, 2)).astype(np.float32)
-        labels = rng.integers(-1, 4, (batch, count))
+    for images, prompts, count in ((1, 1, 1), (1, 1, 5), (3, 2, 2), (1, 2, 20)):
+        image = rng.standard_normal((images, 3, 128, 128)).astype(np.float32)
+        points = rng.uniform(0, 128, (prompts, count, 2)).astype(np.float32)
+        labels = rng.integers(-1, 4, (prompts, count))
         (embedding,) = encoder(image)
-        assert embedding.shape == (batch, 256, 8, 8)
-        assert model(image)[0].shape == (batch, 1, 128, 128)
-        masks, quality = decoder(embedding, points, labels)
+        assert embedding.shape == (images, 256, 8, 8)
+        assert model(image)[0].shape == (images, 1, 128, 128)
+        shared = projector(embedding)
+        assert all(len(part) == images for part in shared)
+        masks, quality = decoder(*(part[-1:] for part in shared), points, labels)
         with torch.no_grad():
-            expected = network.decode(*map(torch.from_numpy, (embedding, points, labels)))
+            expected = network.decode(*map(torch.from_numpy, (embedding[-1:], points, labels)))
         assert np.allclose(masks, expected[0], atol=1e-3 * expected[0].abs().max().item())
         assert np.allclose(quality, expected[1], atol=1e-3)
 
@@ -172,7 +174,7 @@ def test_a_layer_that_8_bits_hurt_stays_in_float32(form, tmp_path):
     assert agreement(lambda image: encoder(torch.from_numpy(image)).detach().numpy()) == 1
 
     batch = torch.export.Dim("batch")
-    graph = to_onnx.trace(encoder, (torch.zeros(2, 3, 64, 64),), ["image"], ["embedding"], [{0: batch}])
+    graph = to_onnx.trace(encoder, {"image": (torch.zeros(2, 3, 64, 64), {0: batch})}, ["embedding"])
     model = graph if form == "onnx" else to_models({"encoder": graph}, tmp_path)["encoder"]
     assert agreement(runner(quantize(model, images, agreement, least=0.0))) < 0.95
     assert agreement(runner(quantize(model, images, agreement, least=0.98))) >= 0.98

@@ -117,6 +117,57 @@ def test_several_prompts_of_one_image_equal_one_call_each(networks):
             torch.testing.assert_close(logits[:, k : k + 1], alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 2, 10, 11, 40])  # with SAM's six tokens 16 are few and 17 are many
+def test_the_decoder_equals_sams_for_few_tokens_and_many(networks, count):
+    network, predictor = networks
+    rng = np.random.default_rng(count)
+    embedding = torch.from_numpy(rng.standard_normal((1, 256, SIZE // 16, SIZE // 16))).float()
+    points = torch.from_numpy(rng.uniform(0, SIZE, (1, count, 2))).float()
+    labels = torch.from_numpy(rng.integers(0, 2, (1, count)))
+    sam = predictor.model
+    with torch.no_grad():
+        sparse, dense = sam.prompt_encoder((points, labels), None, None)
+        expected = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, False)
+        assert expected[0].abs().max() > 0.1, "logits near zero would agree by accident"
+        for ours, theirs in zip(network.decode(embedding, points, labels), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_every_parameter_of_the_decoder_gets_a_gradient():
+    """Those of the other masks and of biases that change nothing too: processes that learn together wait for each."""
+    network = build_student("resnet18", image_size=64)
+    masks, iou = network.decode(torch.rand(2, 256, 4, 4))
+    (masks.mean() + iou.mean()).backward()
+    assert [name for name, parameter in network.mask_decoder.named_parameters() if parameter.grad is None] == []
+
+
+def test_what_prompts_share_is_projected_once_for_an_embedding_and_the_weights(networks, monkeypatch):
+    network = copy.deepcopy(networks[0])
+    embedding, other = torch.rand(2, 1, 256, SIZE // 16, SIZE // 16)
+    points, labels = as_rows([(CLICKS, [1, 0, 1])])
+    project, calls = network.project, []
+    monkeypatch.setattr(network, "project", lambda embedding: calls.append(1) or project(embedding))
+
+    def agrees(embedding):
+        torch.testing.assert_close(
+            network.decode(embedding, points, labels)[0],
+            network.decode_projected(project(embedding), points, labels)[0],
+        )
+        return len(calls)
+
+    with torch.no_grad():
+        assert [agrees(embedding), agrees(embedding), agrees(other), agrees(embedding)] == [1, 1, 2, 2]
+        embedding.mul_(2)  # other content in the same place
+        assert agrees(embedding) == 3
+        network.mask_decoder.transformer.layers[0].cross_attn_token_to_image.k_proj.weight.mul_(2)  # it learned
+        assert agrees(embedding) == 4
+        network.prompt_encoder.no_mask_embed.weight.add_(1)
+        assert agrees(embedding) == 5
+    network.decode(embedding, points, labels)[0].mean().backward()
+    assert len(calls) == 6, "with gradients nothing is remembered"
+    assert network.projections.nbytes <= network.projections.max_bytes
+
+
 def test_gradients_reach_the_encoder_through_the_decoder():
     network = build_student("resnet18", image_size=64)
     network(torch.rand(2, 3, 64, 64)).mean().backward()

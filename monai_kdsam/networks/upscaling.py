@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAM's two transposed convolutions as products of matrices, whose pixels are put in order at the very end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["arrange", "upscale"]
+
+
+def upscale(layers: nn.Sequential, image: Tensor) -> Tensor:
+    """SAM's `output_upscaling` of image tokens.
+
+    A transposed convolution whose stride is its kernel maps each pixel to a block of its own, so tokens stay tokens
+    and no layout is changed between the layers; the layer norm is over the last dimension, where it is fast.
+
+    Args:
+        layers: transposed convolution, `LayerNorm2d`, activation, transposed convolution, activation.
+        image: (B, H * W, 256).
+
+    Returns:
+        (B, H * W * 16, 32): the 16 pixels of each token one after the other; see `arrange`.
+    """
+    parts: tuple[Any, ...] = tuple(layers)
+    first, norm, activate, second, activate_again = parts
+    x = _to_blocks(first, image)
+    x = activate(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
+    return activate_again(_to_blocks(second, x))
+
+
+def arrange(masks: Tensor, height: int, width: int) -> Tensor:
+    """Pixels in the order of `upscale`, (B, M, H * W * 16), as maps (B, M, 4 * H, 4 * W)."""
+    blocks = masks.reshape(-1, width, 2, 2, 2, 2)  # a row of tokens, column, and twice (row, column) within the block
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(*masks.shape[:2], 4 * height, 4 * width)
+
+
+def _to_blocks(convolution: nn.ConvTranspose2d, tokens: Tensor) -> Tensor:
+    """(B, N, C) -> (B, N * 4, D): the pixels of each 2 x 2 block, row by row."""
+    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * D, C)
+    assert convolution.bias is not None
+    pixels = F.linear(tokens, weight, convolution.bias.repeat(4))
+    return pixels.unflatten(2, (4, -1)).flatten(1, 2)
