@@ -273,7 +273,8 @@ def main() -> None:
     study.score(EllipseModel(), "filled ellipse", 0)
     teacher = {"_target_": "monai_kdsam.networks.build_teacher", "kind": "vit_tiny", "image_size": SIZE}
     checkpoint = str(study.teacher / "models" / "teacher.pt")
-    study.score(BundleModel("teacher", bundle_path(), network_def=teacher, checkpoint=checkpoint), "teacher", 0)
+    settings = {"network_def": teacher, "image_size": SIZE, "checkpoint": checkpoint}
+    study.score(BundleModel("teacher", bundle_path(), **settings), "teacher", 0)
     for seed in arguments.seeds:
         for name in arguments.arms:
             run_arm(study, name, seed)
