@@ -112,6 +112,11 @@ ARMS = {
     "plus, 50 labels": Arm(plus().phases, plus().settings, labels=50),
     "plus, 50 labels, no distillation": Arm(("train",), plus(("train",), initial_checkpoint=None).settings, labels=50),
 }
+# `mse` is ResNet-18; these are the same with other trunks, the peers' among them.
+TRUNKS = ("resnet50", "hgnetv2_b0", "hgnetv2_b1", "mobilenetv4_conv_medium", "repvit_m1", "tiny_vit_5m_224")
+for trunk in TRUNKS:
+    backbone = {"backbone": trunk} if trunk.startswith("resnet") else {"backbone": f"timm/{trunk}", "neck": "sam"}
+    ARMS[f"mse, {trunk}"] = Arm(settings=MSE | backbone)
 
 
 class Study:
@@ -247,7 +252,7 @@ def run_arm(study: Study, name: str, seed: int) -> None:
     began = time.process_time()
     study.train(arm, output, seed)
     seconds = time.process_time() - began
-    keys = {key: arm.settings[key] for key in ("backbone", "multimask") if key in arm.settings}
+    keys = {key: arm.settings[key] for key in ("backbone", "neck", "multimask") if key in arm.settings}
     overrides = {"backbone": "resnet18", "image_size": SIZE, "checkpoint": str(output / "models" / "model.pt")} | keys
     study.score(BundleModel(name, bundle_path(), **overrides), name, seed, seconds=seconds)
     shutil.rmtree(output)

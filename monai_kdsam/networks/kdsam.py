@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from monai_kdsam.networks.embedding_cache import EmbeddingCache
 from monai_kdsam.networks.fingerprint import Fingerprint
 from monai_kdsam.networks.projection import Projection, ProjectionCache
-from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
+from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder, best_mask
+from monai_kdsam.networks.scriptable import scriptable
 
 __all__ = ["KDSAM"]
 
@@ -247,62 +247,5 @@ class KDSAM(nn.Module):
         return self
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What `torch.jit.script` compiles: SAM's modules do not script, but traces of them do."""
-        parameter = next(self.parameters())
-        image = torch.zeros(2, 3, self.image_size, self.image_size, device=parameter.device, dtype=parameter.dtype)
-        points = torch.tensor([[[1.0, 2.0], [9.0, 9.0], [0.0, 0.0]]], device=parameter.device).repeat(2, 1, 1)
-        labels = torch.tensor([[2, 3, -1], [1, 0, -1]], device=parameter.device)
-        with torch.no_grad():
-            encoder = torch.jit.trace(self.image_encoder, image, check_trace=False)
-            example = (self.image_encoder(image), points, labels)
-            decoder = torch.jit.trace(_SingleMask(self), example, check_trace=False)
-        return _Scriptable(encoder, decoder)
-
-
-def best_mask(masks: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
-    """Of masks (B, C, h, w) the one of which `iou` (B, C) is highest: (B, 1, h, w) and (B, 1)."""
-    expected, index = iou.max(dim=1, keepdim=True)
-    return masks.gather(1, index[..., None, None].expand(-1, -1, *masks.shape[2:])), expected
-
-
-class _SingleMask(nn.Module):
-    """`KDSAM.decode` as a module of its own, for tracing."""
-
-    def __init__(self, network: KDSAM) -> None:
-        super().__init__()
-        self.multimask = network.multimask
-        self.prompt_encoder, self.mask_decoder = network.prompt_encoder, network.mask_decoder
-
-    def forward(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-        positions, no_mask = self.prompt_encoder.dense_embeddings()
-        projection = self.mask_decoder.project(embedding, positions, no_mask)
-        tokens, ignored = self.prompt_encoder(points, labels)
-        masks, iou = self.mask_decoder(projection, positions, tokens, ignored, self.multimask)
-        return best_mask(masks, iou)[0] if self.multimask else masks
-
-
-class _Scriptable(nn.Module):
-    """`KDSAM.forward` in TorchScript's subset of Python, around traced parts."""
-
-    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-
-    def forward(
-        self,
-        image: Tensor,
-        points: Optional[Tensor] = None,  # noqa: UP045 - TorchScript does not know `X | None`
-        labels: Optional[Tensor] = None,  # noqa: UP045
-    ) -> Tensor:
-        embedding = self.encoder(image)
-        prompts = 1
-        if points is None or labels is None:
-            points = torch.zeros([image.shape[0], 1, 2], device=image.device)
-            labels = torch.full([image.shape[0], 1], -1, device=image.device)
-        elif points.dim() == 4:
-            prompts = points.shape[1]
-            points, labels = points.flatten(0, 1), labels.flatten(0, 1)
-        masks = self.decoder(embedding, points, labels)
-        size = [image.shape[2], image.shape[3]]
-        masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
-        return masks.reshape(image.shape[0], prompts, size[0], size[1])
+        """What `torch.jit.script` compiles instead."""
+        return scriptable(self)

@@ -31,7 +31,7 @@ from monai_kdsam.networks.cross_attention import (
 from monai_kdsam.networks.projection import Projection
 from monai_kdsam.networks.upscaling import arrange, upscale
 
-__all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "build_vit"]
+__all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "best_mask", "build_vit"]
 
 PADDING, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 
@@ -199,6 +199,12 @@ class MaskDecoder(SamMaskDecoder):
         weights = weights[:, chosen.start - computed.start : chosen.stop - computed.start]
         masks = arrange(weights @ upscale(self.output_upscaling, image).mT, *positions.shape[2:])
         return masks, self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+
+
+def best_mask(masks: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
+    """Of masks (B, C, h, w) the one of which `iou` (B, C) is highest: (B, 1, h, w) and (B, 1)."""
+    expected, index = iou.max(dim=1, keepdim=True)
+    return masks.gather(1, index[..., None, None].expand(-1, -1, *masks.shape[2:])), expected
 
 
 def build_prompt_encoder(image_size: int) -> PromptEncoder:

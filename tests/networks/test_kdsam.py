@@ -221,6 +221,24 @@ def test_scripted_network_equals_eager_saved_and_loaded(tmp_path):
         torch.testing.assert_close(scripted(image, *many), network(image, *many))
 
 
+@torch.no_grad()
+def test_with_multimask_the_mask_that_the_head_expects_most_of_is_the_networks_also_scripted():
+    torch.manual_seed(0)
+    network = build_student("resnet18", image_size=64, multimask=True).eval()
+    image, points = torch.randn(3, 3, 64, 64), torch.rand(3, 2, 2) * 64
+    labels = torch.tensor([[1, -1], [2, 3], [-1, -1]])
+    embedding = network.encode(image)
+    masks, expected = network.decode(embedding, points, labels, multimask=True)
+    chosen, iou = network.decode(embedding, points, labels)
+    for row, index in enumerate(expected.argmax(dim=1)):
+        assert torch.equal(chosen[row, 0], masks[row, index])
+        assert iou[row, 0] == expected[row].max()
+    logits, every = network(image, points, labels), network.predict_all(embedding, points, labels)[0]
+    assert every.shape == (3, 1, 3, 64, 64)
+    assert all(any(torch.equal(logits[row, 0], mask) for mask in every[row, 0]) for row in range(3))
+    torch.testing.assert_close(torch.jit.script(network)(image, points, labels), logits)
+
+
 def test_an_image_of_another_size_is_refused():
     network = build_student("resnet18", image_size=64)
     with pytest.raises(ValueError, match=r"Expected `image` of shape \(B, 3, 64, 64\), got \(1, 3, 32, 64\)"):
