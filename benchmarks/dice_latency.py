@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dice of `study.py`'s trunks against the time that their 8-bit encoders take in `latency.py --trunks`, as a plot.
+
+python benchmarks/dice_latency.py STUDY WORK docs/dice_latency.png
+
+STUDY is the OUT of study.py (arms "mse" and "mse, TRUNK"), WORK the folder of latency.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+
+import matplotlib.pyplot as plt
+from encoders import TRUNKS
+from study_tables import JUDGED, over_sets, read_arms
+
+PEERS = {"repvit_m1": "EdgeSAM's", "tiny_vit_5m_224": "MobileSAM's", "resnet18": "NanoSAM's"}
+NECKS = {"resnet18": "fpn", "resnet50": "fpn"}  # as the study trains them; the others have `sam`
+
+
+def main() -> None:
+    """Print the table and draw the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("picture", type=Path)
+    given = parser.parse_args()
+    arms = read_arms(given.study / "scores")
+    times = json.loads((given.work / "trunks.json").read_text())
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    print("| trunk | INT8 encoder at 1024 px, ms | mean Dice | 95 % interval |\n|---|---|---|---|")
+    for trunk, title in TRUNKS.items():
+        arm = arms.get("mse" if trunk == "resnet18" else f"mse, {trunk}")
+        key = f"{trunk}_1024_{NECKS.get(trunk, 'sam')}/ov_int8"
+        if arm is None or key not in times:
+            continue
+        milliseconds, (dice, low, high) = mean(times[key]), over_sets(arm, JUDGED)
+        label = f"{title} ({PEERS[trunk]})" if trunk in PEERS else title
+        print(f"| {label} | {milliseconds:.0f} | {dice:.3f} | [{low:.3f}, {high:.3f}] |")
+        color = "tab:orange" if trunk in PEERS else "tab:blue"
+        axes.errorbar(milliseconds, dice, [[dice - low], [high - dice]], fmt="o", color=color, capsize=3)
+        axes.annotate(label, (milliseconds, dice), xytext=(6, 5), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", xlabel="8-bit encoder at 1024 px, ms of one thread (log)", ylabel="mean Dice, students of 96 px")
+    axes.grid(alpha=0.3)
+    figure.savefig(given.picture, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
