@@ -43,7 +43,9 @@ def main() -> None:
         color = "tab:orange" if trunk in PEERS else "tab:blue"
         axes.errorbar(milliseconds, dice, [[dice - low], [high - dice]], fmt="o", color=color, capsize=3)
         axes.annotate(label, (milliseconds, dice), xytext=(6, 5), textcoords="offset points", fontsize=8)
-    axes.set(xscale="log", xlabel="8-bit encoder at 1024 px, ms of one thread (log)", ylabel="mean Dice, students of 96 px")
+    axes.set(
+        xscale="log", xlabel="8-bit encoder at 1024 px, ms of one thread (log)", ylabel="mean Dice, students of 96 px"
+    )
     axes.grid(alpha=0.3)
     figure.savefig(given.picture, dpi=110)
 

@@ -100,7 +100,8 @@ class Predictor:
         Args:
             points: clicks (N, 2), XY pixels of the picture; (K, N, 2) for K prompts in one call.
             labels: (N,) or (K, N): 1 foreground, 0 background, -1 padding; None means that all are foreground.
-            box: [x1, y1, x2, y2] or (K, 4), corners in either order; with points, both count.
+            box: [x1, y1, x2, y2] or (K, 4), corners in either order; with points, both count. A box that reaches
+                beyond the picture is cut off at its edges.
 
         Returns:
             mask: (H, W) of 0 and 1, or (K, H, W).
@@ -108,7 +109,8 @@ class Predictor:
 
         Raises:
             RuntimeError: when no image is set.
-            ValueError: when a prompt is not on the image, is no number, has another shape, or a box has no area.
+            ValueError: when a click is not on the image, a prompt is no number or has another shape, or a box has no
+                area or is not on the image.
         """
         if self._image is None:
             raise RuntimeError("An image must be set with `set_image` before `predict`.")
@@ -139,17 +141,25 @@ def _prompts(
         xy = clicks[None] if single else clicks
         kinds = _labels(labels, xy.shape[:2], single)
     if boxes is not None:
-        corners = np.sort(boxes.reshape(-1, 2, 2), axis=1)
-        if (corners[:, 0] == corners[:, 1]).any():
-            raise ValueError(f"Expected `box` to have an area, got {np.asarray(box).tolist()}.")
-        xy = np.concatenate([xy, corners], axis=1)
+        xy = np.concatenate([xy, _corners(boxes, width, height)], axis=1)
         kinds = np.concatenate([kinds, np.tile([2, 3], (len(xy), 1))], axis=1)
     used = xy[kinds >= 0]
     if (used < 0).any() or (used > (width, height)).any():
+        raise ValueError(f"Expected `points` within the image of {width} x {height} pixels, got {used.tolist()}.")
+    return np.minimum(xy, (width - 1, height - 1)), kinds, single  # a click may be on the far edge of the last pixel
+
+
+def _corners(boxes: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
+    """(K, 2, 2), top-left and bottom-right; what reaches beyond the image is cut off at its edges."""
+    corners = np.sort(boxes.reshape(-1, 2, 2), axis=1)
+    if (corners[:, 0] == corners[:, 1]).any():
+        raise ValueError(f"Expected `box` to have an area, got {boxes.tolist()}.")
+    limit = (width - 1, height - 1)
+    if (corners[:, 1] < 0).any() or (corners[:, 0] > limit).any():
         raise ValueError(
-            f"Expected `points` and `box` within the image of {width} x {height} pixels, got {used.tolist()}."
+            f"Expected `box` to cover some of the image of {width} x {height} pixels, got {boxes.tolist()}."
         )
-    return np.minimum(xy, (width - 1, height - 1)), kinds, single  # a box may end on the far edge of the last pixel
+    return np.clip(corners, 0, limit)
 
 
 def _numbers(name: str, value: ArrayLike, ranks: tuple[int, int], last: int) -> NDArray[np.float64]:

@@ -94,8 +94,8 @@ def test_a_missing_file(tmp_path):
 
 
 def test_a_prompt_beside_its_image_names_the_part_and_the_size(tmp_path):
-    prompts = read_prompts(write(tmp_path / "p.json", BOX))
-    with pytest.raises(ValueError, match=r"prompt for 1.2: Expected `box` within the image of 20 x 48 pixels"):
+    prompts = read_prompts(write(tmp_path / "p.json", BOX | {"box": [21, 2, 30, 40]}))
+    with pytest.raises(ValueError, match=r"prompt for 1.2: Expected `box` to cover some of the image of 20 x 48"):
         prompts.find("1.2", "9", 1, (20, 48))
 
 

@@ -28,8 +28,8 @@ def test_both_runtimes_compute_what_pytorch_does_for_any_batch(name, tmp_path):
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    example = (torch.zeros(2, 3, 64, 64),)
-    graph = trace(fused(encoder), example, ["image"], ["embedding"], [{0: torch.export.Dim("batch")}])
+    example = {"image": (torch.zeros(2, 3, 64, 64), {0: torch.export.Dim("batch")})}
+    graph = trace(fused(encoder), example, ["embedding"])
     for run in (runner(graph), runner(to_models({"encoder": graph}, tmp_path)["encoder"])):
         for batch in (1, 3):
             image = torch.randn(batch, 3, 64, 64)

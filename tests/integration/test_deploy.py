@@ -442,8 +442,8 @@ def test_a_torchscript_file_that_this_torch_cannot_load(refusal, scripts, images
 def test_a_prompt_beside_the_image(refusal, images, tmp_path):
     folder = copy_files(tmp_path / "in", images / "examples_rgb_color.dcm")
     uid = pydicom.dcmread(folder / "examples_rgb_color.dcm").SOPInstanceUID
-    file = prompt_file(tmp_path / "p.json", {"sop_instance_uid": uid, "box": [10, 10, 2000, 200]})
-    assert "Expected `box` within the image of 320 x 240 pixels" in refusal(folder, "--prompts", file)
+    file = prompt_file(tmp_path / "p.json", {"sop_instance_uid": uid, "box": [1000, 10, 2000, 200]})
+    assert "Expected `box` to cover some of the image of 320 x 240 pixels" in refusal(folder, "--prompts", file)
 
 
 def test_a_prompt_for_an_image_that_is_not_there(refusal, images, tmp_path):

@@ -93,6 +93,8 @@ def test_points_move_to_the_frame_of_the_models(predictor):
     # 60 x 30 becomes 64 x 32; pixel centers lie at halves.
     assert predictor.predict(points=[[10, 20]])[1] == pytest.approx((10.5 + 20.5) * 64 / 60 - 1, abs=1e-4)
     assert predictor.predict(box=[20, 30, 4, 2])[1] == pytest.approx((4.5 + 2.5) * 64 / 60 - 1, abs=1e-4)
+    cut = predictor.predict(box=[-7, 2, 20, 99])[1]
+    assert cut == predictor.predict(box=[0, 2, 20, 59])[1]
     masks, quality = predictor.predict(
         points=np.array([[[1, 1]], [[2, 2]]]), labels=[[1], [0]], box=[[0, 0, 30, 60]] * 2
     )
@@ -103,7 +105,7 @@ def test_points_move_to_the_frame_of_the_models(predictor):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ({"points": [[31, 5]]}, "Expected `points` and `box` within the image of 30 x 60 pixels, got .*31"),
+        ({"points": [[31, 5]]}, "Expected `points` within the image of 30 x 60 pixels, got .*31"),
         ({"points": [[-1, 5]]}, "within the image of 30 x 60"),
         ({"points": [[float("nan"), 5]]}, "Expected finite numbers in `points`"),
         ({"points": [1, 2]}, r"Expected `points` of shape \(N, 2\) or \(K, N, 2\), got \(2,\)"),
@@ -114,7 +116,7 @@ def test_points_move_to_the_frame_of_the_models(predictor):
         ({"labels": [1]}, "Expected `points` with `labels`"),
         ({"box": [1, 2, 1, 9]}, "Expected `box` to have an area"),
         ({"box": [1, 2, 3]}, r"Expected `box` of shape \(4,\) or \(K, 4\), got \(3,\)"),
-        ({"box": [1, 2, 3, 99]}, "within the image of 30 x 60"),
+        ({"box": [1, 70, 3, 99]}, "Expected `box` to cover some of the image of 30 x 60"),
         ({"box": [[1, 2, 3, 9]], "points": [[1, 2]]}, "equally many prompts"),
         ({"box": [[1, 2, 3, 9]] * 2, "points": [[[1, 2]]]}, "equally many prompts"),
     ],
