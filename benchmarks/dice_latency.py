@@ -3,7 +3,7 @@
 
 python benchmarks/dice_latency.py STUDY WORK docs/dice_latency.png
 
-STUDY is the OUT of study.py (arms "mse" and "mse, TRUNK"), WORK the folder of latency.py.
+STUDY is the OUT of study.py (arms "mse", which is ResNet-18, and "mse, TRUNK"), WORK the folder of latency.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from encoders import TRUNKS
 from study_tables import JUDGED, over_sets, read_arms
 
 PEERS = {"repvit_m1": "EdgeSAM's", "tiny_vit_5m_224": "MobileSAM's", "resnet18": "NanoSAM's"}
-NECKS = {"resnet18": "fpn", "resnet50": "fpn"}  # as the study trains them; the others have `sam`
+MEASURED = {"tiny_vit_5m_224": "mobilesam"}  # with MobileSAM's neck; the others with the neck `sam`
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     print("| trunk | INT8 encoder at 1024 px, ms | mean Dice | 95 % interval |\n|---|---|---|---|")
     for trunk, title in TRUNKS.items():
         arm = arms.get("mse" if trunk == "resnet18" else f"mse, {trunk}")
-        key = f"{trunk}_1024_{NECKS.get(trunk, 'sam')}/ov_int8"
+        key = f"{MEASURED.get(trunk, f'{trunk}_1024_sam')}/ov_int8"
         if arm is None or key not in times:
             continue
         milliseconds, (dice, low, high) = mean(times[key]), over_sets(arm, JUDGED)
@@ -42,10 +42,13 @@ def main() -> None:
         print(f"| {label} | {milliseconds:.0f} | {dice:.3f} | [{low:.3f}, {high:.3f}] |")
         color = "tab:orange" if trunk in PEERS else "tab:blue"
         axes.errorbar(milliseconds, dice, [[dice - low], [high - dice]], fmt="o", color=color, capsize=3)
-        axes.annotate(label, (milliseconds, dice), xytext=(6, 5), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            label, (milliseconds, dice), (-11, 0), textcoords="offset points", rotation=90, va="center", fontsize=8
+        )
     axes.set(
         xscale="log", xlabel="8-bit encoder at 1024 px, ms of one thread (log)", ylabel="mean Dice, students of 96 px"
     )
+    axes.margins(x=0.25)
     axes.grid(alpha=0.3)
     figure.savefig(given.picture, dpi=110)
 

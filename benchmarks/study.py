@@ -203,7 +203,7 @@ class Study:
             count = len(load_decathlon_datalist(str(self.folder / f"{labels}.json"), data_list_key="training"))
             settings = dict(arm.settings) | dict(arm.of_phase.get(phase, {}))
             if phase != "train":
-                settings["cached_embeddings"] = True
+                settings["cached_embeddings"] = settings.get("augment", True)  # the cache is of augmented images
                 settings.pop("initial_checkpoint", None)
             if phase == "refine" and arm.settings.get("correction_rounds") is None:
                 settings["correction_rounds"] = 1
