@@ -60,7 +60,10 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("row", ROWS)
+QUICK = ("kvasir_sam", "busi_sam_decoder", "isic2017_kdsam_vit_b")  # one of each kind and set; the others with -m slow
+
+
+@pytest.mark.parametrize("row", [row if row in QUICK else pytest.param(row, marks=pytest.mark.slow) for row in ROWS])
 def test_each_row_runs_from_the_weights_to_a_dice(row, stand_ins, sets, tmp_path, capsys):
     data, small = str(sets / row.partition("_")[0]), str(config_path("smoke.yaml"))
     main([row, data, "weights", str(tmp_path), "progress=False", *stand_ins, "--overlays", small])
