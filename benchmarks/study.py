@@ -21,7 +21,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,11 @@ class Arm:
     Args:
         phases: of training; what a phase that is left out would have seen goes to the one before it, or else after it.
         settings: for all phases.
-        of_phase: for one phase.
         labels: labeled images of all sets together; None takes `LABELED` of each.
     """
 
     phases: tuple[str, ...] = ("distill", "train")
     settings: Settings = field(default_factory=dict)
-    of_phase: Mapping[str, Settings] = field(default_factory=dict)
     labels: int | None = None
 
 
@@ -201,12 +199,10 @@ class Study:
         for phase in arm.phases:
             labels = str(arm.labels or 4 * LABELED) if phase == "train" else "all"
             count = len(load_decathlon_datalist(str(self.folder / f"{labels}.json"), data_list_key="training"))
-            settings = dict(arm.settings) | dict(arm.of_phase.get(phase, {}))
+            settings = dict(arm.settings)
             if phase != "train":
                 settings["cached_embeddings"] = settings.get("augment", True)  # the cache is of augmented images
                 settings.pop("initial_checkpoint", None)
-            if phase == "refine" and arm.settings.get("correction_rounds") is None:
-                settings["correction_rounds"] = 1
             # Small lists are passed over more often; a batch is never larger than the list.
             settings["batch_size"] = min(BATCH, count)
             epochs = max(1, round(shares[phase] * PASSES / (count // settings["batch_size"] * settings["batch_size"])))
