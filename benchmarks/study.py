@@ -4,12 +4,13 @@
     python benchmarks/study.py DATA OUT                     # all arms and seeds that OUT does not have yet
     python benchmarks/study.py DATA OUT --arms mse plus --seeds 0 1
     python benchmarks/study.py DATA OUT --tables            # docs/results.md's tables of what is there
+    python benchmarks/study.py DATA OUT --tables --split validation
 
 DATA holds Kvasir-SEG, ISIC 2017, HC18 and BUSI as `configs/datasets/pooled.yaml` wants them. Their images are reduced
 to `SIDE` pixels once, so that a CPU spends its time on networks. A small ViT is adapted on all training images and
 embeds them; every arm then distills, refines and fine-tunes a student through the bundle's own configs, with `PASSES`
-images in all, and is scored on the test images, which no choice has seen. One JSON file an arm and seed; an interrupted
-study goes on where it was.
+images in all, and is scored on the test images, which no choice has seen, and on the validation images, which are
+there to choose by. One JSON file an arm and seed; an interrupted study goes on where it was.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,14 @@ from monai_kdsam.evaluation.prompts import named_prompts
 SIDE = 160  # of the stored images, longer side
 SIZE = 96  # of the networks' input
 LABELED = 100  # images of each set whose labels the students may see
-TESTED = 40  # test images of each set, at most
+SCORED = 40  # images of each set and split, at most
 TEACHER_EPOCHS = 16
 PASSES = 4000  # images that an arm's training sees, in all phases together
 SHARES = {"distill": 0.4, "refine": 0.15, "train": 0.45}
 RATES = {"distill": 1e-3, "refine": 3e-4, "train": 5e-4}
 BATCH = 16
+# Folders of scores. The test images last: when theirs are there, an arm is done.
+SPLITS = {"validation": "scores_validation", "test": "scores"}
 Settings = dict[str, Any]
 
 
@@ -96,6 +99,7 @@ ARMS = {
     "plus, no distillation": plus(("train",), initial_checkpoint=None),
     "plus, no correction loop": plus(correction_rounds=0),
     "plus, no jitter of the box's size": plus(box_size_jitter=0.0, box_jitter=[0.0, 0.02]),
+    "plus, wide boxes too": plus(box_jitter=[0.0, 0.02]),
     "plus, no automatic mode": plus(prompts=["box", "clicks", "box+clicks"]),
     "plus, encoder frozen": plus(train_encoder=False),
     "plus, Dice alone": plus(bce_weight=0.0),
@@ -209,24 +213,30 @@ class Study:
             self.run(phase, output, labels=labels, seed=seed, epochs=epochs, learning_rate=RATES[phase], **settings)
 
     def score(self, model: Model, name: str, seed: int, **known: Any) -> None:
-        """Dice of a model on the test images under every named prompt, to a JSON file."""
-        rows = []
-        for item in self.tested():
-            reference = load_reference(item | {"label": str(self.folder / item["label"])})
-            prompts = named_prompts(reference)
-            model.set_image(str(self.folder / item["image"]))
-            for prompt, (mask, expected) in zip(prompts, model.predict(list(prompts.values())), strict=True):
-                dice, iou = overlap_scores(mask, reference)[:2] if reference.any() else (math.nan, math.nan)
-                source = Path(item["image"]).name.partition("_")[0]
-                rows.append([source, item["subject"], prompt, dice, iou, expected, float(mask.mean())])
-        target = self.folder / "scores" / f"{name}_{seed}.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps({"arm": name, "seed": seed, "rows": rows} | known))
+        """Dice of a model under every named prompt, to a JSON file for each split."""
+        for split in SPLITS:
+            rows = [row for item in self.scored(split) for row in self._score_image(model, item)]
+            target = self.scores(name, seed, split)
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(json.dumps({"arm": name, "seed": seed, "rows": rows} | known))
 
-    def tested(self) -> list[dict[str, str]]:
-        """At most `TESTED` test images of each set."""
+    def _score_image(self, model: Model, item: dict[str, str]) -> Iterator[list[Any]]:
+        reference = load_reference(item | {"label": str(self.folder / item["label"])})
+        prompts = named_prompts(reference)
+        model.set_image(str(self.folder / item["image"]))
+        for prompt, (mask, expected) in zip(prompts, model.predict(list(prompts.values())), strict=True):
+            dice, iou = overlap_scores(mask, reference)[:2] if reference.any() else (math.nan, math.nan)
+            source = Path(item["image"]).name.partition("_")[0]
+            yield [source, item["subject"], prompt, dice, iou, expected, float(mask.mean())]
+
+    def scores(self, name: str, seed: int, split: str) -> Path:
+        """File of an arm's scores."""
+        return self.folder / SPLITS[split] / f"{name}_{seed}.json"
+
+    def scored(self, split: str) -> list[dict[str, str]]:
+        """At most `SCORED` images of each set."""
         lists = json.loads((self.folder / "all.json").read_text())
-        return _evenly(lists["test"], 4 * TESTED)
+        return _evenly(lists[split], 4 * SCORED)
 
 
 def _evenly(items: list[dict[str, str]], count: int) -> list[dict[str, str]]:
@@ -241,7 +251,7 @@ def _evenly(items: list[dict[str, str]], count: int) -> list[dict[str, str]]:
 
 def run_arm(study: Study, name: str, seed: int) -> None:
     """Train and score one arm."""
-    if (study.folder / "scores" / f"{name}_{seed}.json").exists():
+    if study.scores(name, seed, "test").exists():
         return
     arm, output = ARMS[name], study.folder / "runs" / f"{name}_{seed}"
     shutil.rmtree(output, ignore_errors=True)
@@ -263,19 +273,22 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS], metavar="ARM")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tables", action="store_true", help="print the tables of what is there")
+    parser.add_argument("--split", choices=[*SPLITS], default="test", help="of the tables; test")
     arguments = parser.parse_args()
     if arguments.tables:
-        print_tables(arguments.out / "scores", [*ARMS])
+        print_tables(arguments.out / SPLITS[arguments.split], [*ARMS])
         return
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     study = Study(arguments.data, arguments.out)
     study.prepare()
-    study.score(EllipseModel(), "filled ellipse", 0)
+    if not study.scores("filled ellipse", 0, "test").exists():
+        study.score(EllipseModel(), "filled ellipse", 0)
     teacher = {"_target_": "monai_kdsam.networks.build_teacher", "kind": "vit_tiny", "image_size": SIZE}
     checkpoint = str(study.teacher / "models" / "teacher.pt")
     settings = {"network_def": teacher, "image_size": SIZE, "checkpoint": checkpoint}
-    study.score(BundleModel("teacher", bundle_path(), **settings), "teacher", 0)
+    if not study.scores("teacher", 0, "test").exists():
+        study.score(BundleModel("teacher", bundle_path(), **settings), "teacher", 0)
     for seed in arguments.seeds:
         for name in arguments.arms:
             run_arm(study, name, seed)

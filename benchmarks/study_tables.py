@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,9 +41,9 @@ class Arm:
     def __init__(self, files: Sequence[Path]) -> None:
         runs = [json.loads(file.read_text()) for file in files]
         self.name: str = runs[0]["arm"]
-        self.seeds = len(runs)
+        self.seeds = {run["seed"] for run in runs}
         self.seconds = float(np.median([run.get("seconds", math.nan) for run in runs]))
-        self.dice: dict[Case, list[float]] = defaultdict(list)
+        self.dice: dict[Case, dict[int, float]] = defaultdict(dict)
         self.judged: list[tuple[float, float]] = []  # expected and real IoU
         self.false_alarms: list[bool] = []
         for run in runs:
@@ -53,12 +53,12 @@ class Arm:
                 if math.isnan(dice):
                     self.false_alarms.append(foreground > 0)
                     continue
-                self.dice[Case(source, number, subject, prompt)].append(dice)
+                self.dice[Case(source, number, subject, prompt)][run["seed"]] = dice
                 self.judged.append((expected, iou))
 
-    def mean(self, case: Case) -> float:
-        """Over the seeds."""
-        return float(np.mean(self.dice[case]))
+    def mean(self, case: Case, seeds: Iterable[int] | None = None) -> float:
+        """Over `seeds`, or all of them."""
+        return float(np.mean([self.dice[case][seed] for seed in seeds or self.seeds]))
 
     def auroc(self) -> float:
         """Does a low expected IoU find the masks whose real IoU is below `FAILED`."""
@@ -80,11 +80,15 @@ def read_arms(folder: Path) -> dict[str, Arm]:
 
 
 def over_sets(arm: Arm, prompts: Sequence[str], other: Arm | None = None) -> tuple[float, float, float]:
-    """Mean over sets (and prompts) of the Dice, or of its difference from another arm's, with a 95 % interval."""
+    """Mean over sets (and prompts) of the Dice, or of its difference from another arm's, with a 95 % interval.
+
+    A difference is that of the seeds which both have.
+    """
     sets: dict[str, dict[tuple[int, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    common = arm.seeds & other.seeds if other else arm.seeds
     for case in arm.dice:
         if case.prompt in prompts:
-            value = arm.mean(case) - (other.mean(case) if other else 0.0)
+            value = arm.mean(case, common) - (other.mean(case, common) if other else 0.0)
             sets[case.source][case.number, case.subject].append(value)
     parts = [
         ([float(np.mean(values)) for values in images.values()], [subject for _, subject in images])
@@ -105,7 +109,7 @@ def print_tables(folder: Path, order: Sequence[str]) -> None:
         means = [over_sets(arm, [prompt])[0] for prompt in SHOWN]
         drop = means[0] - means[list(SHOWN).index("box_20pct")]
         cells = [f"{value:.3f}" for value in (*means, drop, arm.auroc())] + [f"{arm.seconds / 60:.1f}"]
-        print(f"| {name} | {arm.seeds} | {' | '.join(cells).replace('nan', '-')} |")
+        print(f"| {name} | {len(arm.seeds)} | {' | '.join(cells).replace('nan', '-')} |")
     for base in ("mse", "paper", "plus"):
         if base in arms:
             print_differences(arms, names, base)
