@@ -78,8 +78,10 @@ def library_path() -> dict[str, str]:
     root = debian_root()
     if root == Path("/"):
         return {}
-    folders = [root / part for part in ("usr/lib", "usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")]
-    folders += [root / part for part in ("usr/lib/aarch64-linux-gnu", "lib/aarch64-linux-gnu")]
+    places = [root / part for part in ("usr/lib", "lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu")]
+    places += [root / part for part in ("usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu")]
+    # libpulse, which Chromium wants, looks for its own part in this folder of the installed system.
+    folders = places + [place / "pulseaudio" for place in places]
     return {"LD_LIBRARY_PATH": os.pathsep.join(map(str, folders))}
 
 

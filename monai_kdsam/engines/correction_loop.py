@@ -56,14 +56,19 @@ class CorrectionLoop(nn.Module):
         for _ in range(self.rounds):
             mask = rounds[-1]["logits"].detach() > 0
             points, labels = add_corrective_click(points, labels, mask, asked > 0.5)
-            if self.draws == 1:
-                asked = self.asked(points, labels, reference, valid)
+            asked = self.asked_again(asked, points, labels, reference, valid)
             rounds.append(self._answer(embedding, points, labels, asked))
         return {key: torch.cat([answer[key] for answer in rounds], dim=1) for key in rounds[0]}
 
     def asked(self, points: Tensor, labels: Tensor, reference: Tensor, valid: Tensor | None) -> Tensor:
-        """The masks (B, K, S, S) that prompts ask for: the reference, whatever clicks are added."""
+        """The masks (B, K, S, S) that prompts ask for: the reference."""
         return reference
+
+    def asked_again(
+        self, asked: Tensor, points: Tensor, labels: Tensor, reference: Tensor, valid: Tensor | None
+    ) -> Tensor:
+        """The masks that corrected prompts ask for: the same, `asked`, whatever clicks are added."""
+        return asked
 
     def _answer(self, embedding: Tensor, points: Tensor, labels: Tensor, asked: Tensor) -> dict[str, Tensor]:
         logits, iou = self.network.predict_all(embedding, points, labels)  # (B, K, C, S, S), (B, K, C)
@@ -104,6 +109,12 @@ class TeacherLoop(CorrectionLoop):
         """The teacher's masks (B, K, S, S) under the prompts; `reference` is its embedding (B, 256, S/16, S/16)."""
         masks = (self.teacher.predict(reference, points, labels) > 0).float()
         return masks if valid is None else masks * valid
+
+    def asked_again(
+        self, asked: Tensor, points: Tensor, labels: Tensor, reference: Tensor, valid: Tensor | None
+    ) -> Tensor:
+        """The teacher's masks under the corrected prompts."""
+        return self.asked(points, labels, reference, valid)
 
 
 def overlap(mask: Tensor, reference: Tensor) -> Tensor:

@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import monai_kdsam
 from monai_kdsam.data.image_reader import list_images
@@ -172,16 +170,18 @@ def _quantize(encoder: Any, predictor: BundlePredictor, paths: Sequence[str]) ->
     from monai_kdsam.export.int8 import MaskAgreement, quantize
 
     tensors = [predictor.preprocessing({"image": path})["image"].as_tensor()[None] for path in paths]
+    # Masks of pictures that were calibrated with agree better than others; few pictures have to do for both.
     judged = tensors[:_MOST_JUDGED]
+    calibrating = tensors[_MOST_JUDGED:] if len(tensors) >= 2 * _MOST_JUDGED else tensors
     prompts = []
     for seed, image in enumerate(judged):
         with torch.no_grad():
             points, labels = draw_prompts(predictor.network(image)[0, 0].numpy(), seed, ("none", "box", "center"))
         prompts.append((torch.from_numpy(points)[None], torch.from_numpy(labels)[None]))
-    arrays: list[NDArray[np.float32]] = [image.numpy() for image in tensors]
-    agreement = MaskAgreement(predictor.network, arrays[: len(judged)], prompts)
-    logger.info("Calibrating with %d pictures.", len(arrays))
-    # A margin, because these pictures are calibrated with and those of the check are not.
+    agreement = MaskAgreement(predictor.network, [image.numpy() for image in judged], prompts)
+    logger.info("Calibrating with %d pictures.", len(calibrating))
+    # A margin, because the pictures of the check are others.
+    arrays = [image.numpy() for image in calibrating]
     return quantize(encoder, arrays, agreement, least=1 - 0.8 * (1 - LEAST_IOU["int8"]))
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from monai_kdsam.engines import CorrectionLoop, TeacherLoop
+from monai_kdsam.engines.click_simulation import add_corrective_click
 from monai_kdsam.engines.correction_loop import overlap
 from monai_kdsam.networks import build_student, build_teacher
 
@@ -90,16 +91,22 @@ def test_a_student_that_is_the_teacher_agrees_with_it(batch):
     assert torch.equal((answer["logits"] > 0).float(), answer["reference"])
 
 
-def test_the_teacher_is_asked_with_the_corrected_prompt_and_nothing_is_wanted_on_padding(network, batch):
+@pytest.mark.parametrize("draws", [1, 2])
+@torch.no_grad()
+def test_the_teacher_is_asked_with_the_corrected_prompt_and_nothing_is_wanted_on_padding(network, batch, draws):
     teacher = build_teacher("vit_micro", image_size=SIZE).eval()
     valid = torch.ones(2, 1, SIZE, SIZE)
     valid[..., 32:] = 0
-    with torch.no_grad():
-        embedding = teacher.encode(batch["image"])
-        answer = TeacherLoop(network, teacher)(**batch | {"reference": embedding}, valid=valid)
-        first = teacher.predict(embedding, batch["points"], batch["labels"]) > 0
-    assert torch.equal(answer["reference"][:, :3], first * valid)
-    assert not answer["reference"][..., 32:].any()
+    embedding = teacher.encode(batch["image"])
+    drawn = {key: batch[key].repeat(1, draws, *[1] * (batch[key].ndim - 2)) for key in ("points", "labels")}
+    loop = TeacherLoop(network, teacher, draws=draws)
+    answer = loop(**batch | drawn | {"reference": embedding}, valid=valid)
+    first = (teacher.predict(embedding, batch["points"], batch["labels"]) > 0) * valid
+    mask = network(batch["image"], batch["points"], batch["labels"]) > 0
+    corrected = add_corrective_click(batch["points"], batch["labels"], mask, first > 0.5)
+    second = (teacher.predict(embedding, *corrected) > 0) * valid
+    assert not torch.equal(first, second)
+    assert torch.equal(answer["reference"], torch.cat([first, second], dim=1))
 
 
 def test_the_teacher_stays_frozen(network):

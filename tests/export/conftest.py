@@ -19,7 +19,7 @@ from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.networks import build_student
 
 SIZE = 128
-STEPS = 40
+STEPS = 100
 
 
 @pytest.fixture(scope="session")
