@@ -20,10 +20,10 @@ from monai_kdsam.__main__ import main
 from monai_kdsam.export import export_bundle
 from monai_kdsam.export import onnx as to_onnx
 from monai_kdsam.export.int8 import MaskAgreement, quantize, runner
-from monai_kdsam.export.openvino import to_models
+from monai_kdsam.export.openvino import to_models, write_openvino
 from monai_kdsam.export.parity import LEAST_IOU
 from monai_kdsam.inferers import BundlePredictor
-from monai_kdsam.networks import build_kdsam
+from monai_kdsam.networks import build_kdsam, build_student
 from monai_kdsam.runtime import Predictor
 from monai_kdsam.runtime.sessions import open_part
 
@@ -128,6 +128,42 @@ def test_numbers_of_images_prompts_and_points_are_free(choice, exported, bundle)
             expected = network.decode(*map(torch.from_numpy, (embedding[-1:], points, labels)))
         assert np.allclose(masks, expected[0], atol=1e-3 * expected[0].abs().max().item())
         assert np.allclose(quality, expected[1], atol=1e-3)
+
+
+def random_prompts():
+    """A random embedding, and nine prompts of three points."""
+    rng = np.random.default_rng(0)
+    embedding = rng.standard_normal((1, 256, 4, 4)).astype(np.float32)
+    points, labels = rng.uniform(0, 64, (9, 3, 2)).astype(np.float32), rng.integers(-1, 4, (9, 3))
+    return tuple(map(torch.from_numpy, (embedding, points, labels)))
+
+
+@pytest.fixture(scope="session")
+def best_of_three(tmp_path_factory):
+    """A network that chooses among three masks, prompt by prompt another one, and its decoder in both formats."""
+    torch.manual_seed(0)
+    network, folder = build_student("resnet18", image_size=64, multimask=True).eval(), tmp_path_factory.mktemp("three")
+    with torch.no_grad():
+        _, iou = network.decode(*random_prompts(), multimask=True)
+        network.mask_decoder.iou_prediction_head.layers[-1].bias[1:] -= iou.mean(dim=0)
+        assert len(network.decode(*random_prompts(), multimask=True)[1].argmax(dim=1).unique()) > 1
+    graphs = to_onnx.to_graphs(network)
+    write_openvino(to_models(graphs, folder), folder, half=False)  # tidies the folder up
+    to_onnx.write_onnx(graphs, folder)
+    return network, folder
+
+
+@pytest.mark.parametrize(("form", "file"), [("onnx", "decoder.onnx"), ("openvino", "decoder.xml")])
+def test_the_best_of_three_masks_is_the_exported_one(best_of_three, form, file):
+    network, folder = best_of_three
+    embedding, points, labels = random_prompts()
+    with torch.no_grad():
+        expected = network.decode(embedding, points, labels)
+        projection = network.project(embedding)
+    found = open_part(folder / file, form)(*(part.contiguous().numpy() for part in (*projection, points, labels)))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert np.allclose(ours, theirs, atol=1e-3 * theirs.abs().max().item())
 
 
 def test_several_prompts_in_one_call_are_the_single_ones(exported, picture):
