@@ -95,7 +95,18 @@ def as_datalist(folder: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name not in NEEDS_SAM])
+# Of the students some of each kind; the others with -m slow.
+QUICK_STUDENTS = ("resnet50", "resnet18", "repvit_m1", "hgnetv2_b0")
+RUN = [
+    name
+    if Path(name).parent.name != "students" or Path(name).stem in QUICK_STUDENTS
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in OVERLAYS
+    if name not in NEEDS_SAM
+]
+
+
+@pytest.mark.parametrize("overlay", RUN)
 def test_each_overlay_runs_with_the_phase_it_is_for(trained, overlay, tmp_path):
     overrides = {"split_file": str(tmp_path / "new_split.json")}
     name = Path(overlay)
