@@ -110,7 +110,7 @@ def print_tables(folder: Path, order: Sequence[str]) -> None:
         drop = means[0] - means[list(SHOWN).index("box_20pct")]
         cells = [f"{value:.3f}" for value in (*means, drop, arm.auroc())] + [f"{arm.seconds / 60:.1f}"]
         print(f"| {name} | {len(arm.seeds)} | {' | '.join(cells).replace('nan', '-')} |")
-    for base in ("mse", "paper", "plus"):
+    for base in ("mse", "paper", "plus", "plus, 10 labels", "plus, 50 labels"):
         if base in arms:
             print_differences(arms, names, base)
 
