@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dice of `study.py`'s trunks against the time that their 8-bit encoders take in `latency.py --trunks`, as a plot.
+"""Dice of `study.py`'s trunks, over the seeds that all of them have, against the time of their 8-bit encoders.
 
 python benchmarks/dice_latency.py STUDY WORK docs/dice_latency.png
 
-STUDY is the OUT of study.py (arms "mse", which is ResNet-18, and "mse, TRUNK"), WORK the folder of latency.py.
+STUDY is the OUT of study.py (arms "mse", which is ResNet-18, and "mse, TRUNK"), WORK the folder of
+`latency.py --trunks`.
 """
 
 from __future__ import annotations
@@ -31,15 +32,19 @@ def main() -> None:
     arms = read_arms(given.study / "scores")
     times = json.loads((given.work / "trunks.json").read_text())
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    print("| trunk | INT8 encoder at 1024 px, ms | mean Dice | 95 % interval |\n|---|---|---|---|")
-    for trunk, title in TRUNKS.items():
-        arm = arms.get("mse" if trunk == "resnet18" else f"mse, {trunk}")
-        key = f"{MEASURED.get(trunk, f'{trunk}_1024_sam')}/ov_int8"
-        if arm is None or key not in times:
-            continue
-        milliseconds, (dice, low, high) = mean(times[key]), over_sets(arm, JUDGED)
-        label = f"{title} ({PEERS[trunk]})" if trunk in PEERS else title
-        print(f"| {label} | {milliseconds:.0f} | {dice:.3f} | [{low:.3f}, {high:.3f}] |")
+    trained = {trunk: arms.get("mse" if trunk == "resnet18" else f"mse, {trunk}") for trunk in TRUNKS}
+    keys = {trunk: f"{MEASURED.get(trunk, f'{trunk}_1024_sam')}/ov_int8" for trunk in TRUNKS}
+    shown = {trunk: arm for trunk, arm in trained.items() if arm is not None and keys[trunk] in times}
+    seeds = set.intersection(*(arm.seeds for arm in shown.values()))
+    if not seeds:
+        parser.error("the trunks have no seed in common")
+    print(f"seeds {sorted(seeds)}\n")
+    print("| trunk | 8-bit encoder at 1024 px, ms | mean Dice | minus ResNet-18 |\n|---|---|---|---|")
+    for trunk, arm in shown.items():
+        milliseconds, (dice, low, high) = mean(times[keys[trunk]]), over_sets(arm, JUDGED, seeds=seeds)
+        difference = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*over_sets(arm, JUDGED, arms["mse"], seeds))
+        label = f"{TRUNKS[trunk]} ({PEERS[trunk]})" if trunk in PEERS else TRUNKS[trunk]
+        print(f"| {label} | {milliseconds:.0f} | {dice:.3f} | {difference} |")
         color = "tab:orange" if trunk in PEERS else "tab:blue"
         axes.errorbar(milliseconds, dice, [[dice - low], [high - dice]], fmt="o", color=color, capsize=3)
         axes.annotate(

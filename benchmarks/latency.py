@@ -133,11 +133,12 @@ def build_int8(folder: Path, graph, model, size: int, forms: list[str]) -> None:
     import onnx
     import openvino
 
+    from monai_kdsam.export.int8 import quantization_settings
+
     nncf.set_log_level(logging.ERROR)
     # Attention keeps its softmax in float, convolutions need no such rules.
     inputs = pictures(size, 4 if "ort_int8" in forms else 1)  # the number makes no difference to the time
-    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
-    settings = {"subset_size": len(inputs), "preset": nncf.QuantizationPreset.MIXED, "advanced_parameters": advanced}
+    settings = quantization_settings(len(inputs))
     if folder.name.startswith(("mobilesam", "tiny_vit")):
         settings["model_type"] = nncf.ModelType.TRANSFORMER
     if "ort_int8" in forms:

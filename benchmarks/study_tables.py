@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,9 +56,9 @@ class Arm:
                 self.dice[Case(source, number, subject, prompt)][run["seed"]] = dice
                 self.judged.append((expected, iou))
 
-    def mean(self, case: Case, seeds: Iterable[int] | None = None) -> float:
-        """Over `seeds`, or all of them."""
-        return float(np.mean([self.dice[case][seed] for seed in seeds or self.seeds]))
+    def mean(self, case: Case, seeds: Set[int]) -> float:
+        """Over seeds."""
+        return float(np.mean([self.dice[case][seed] for seed in seeds]))
 
     def auroc(self) -> float:
         """Does a low expected IoU find the masks whose real IoU is below `FAILED`."""
@@ -79,16 +79,19 @@ def read_arms(folder: Path) -> dict[str, Arm]:
     return {name: Arm(found) for name, found in files.items()}
 
 
-def over_sets(arm: Arm, prompts: Sequence[str], other: Arm | None = None) -> tuple[float, float, float]:
+def over_sets(
+    arm: Arm, prompts: Sequence[str], other: Arm | None = None, seeds: Set[int] | None = None
+) -> tuple[float, float, float]:
     """Mean over sets (and prompts) of the Dice, or of its difference from another arm's, with a 95 % interval.
 
-    A difference is that of the seeds which both have.
+    Over `seeds`, or else all that the arm has; a difference is that of the seeds which both have.
     """
     sets: dict[str, dict[tuple[int, str], list[float]]] = defaultdict(lambda: defaultdict(list))
-    common = arm.seeds & other.seeds if other else arm.seeds
+    seeds = arm.seeds if seeds is None else seeds
+    seeds = seeds & other.seeds if other else seeds
     for case in arm.dice:
         if case.prompt in prompts:
-            value = arm.mean(case, common) - (other.mean(case, common) if other else 0.0)
+            value = arm.mean(case, seeds) - (other.mean(case, seeds) if other else 0.0)
             sets[case.source][case.number, case.subject].append(value)
     parts = [
         ([float(np.mean(values)) for values in images.values()], [subject for _, subject in images])
@@ -109,19 +112,19 @@ def print_tables(folder: Path, order: Sequence[str]) -> None:
         means = [over_sets(arm, [prompt])[0] for prompt in SHOWN]
         drop = means[0] - means[list(SHOWN).index("box_20pct")]
         cells = [f"{value:.3f}" for value in (*means, drop, arm.auroc())] + [f"{arm.seconds / 60:.1f}"]
-        print(f"| {name} | {len(arm.seeds)} | {' | '.join(cells).replace('nan', '-')} |")
+        print(f"| {name} | {', '.join(map(str, sorted(arm.seeds)))} | {' | '.join(cells).replace('nan', '-')} |")
     for base in ("mse", "paper", "plus", "plus, 10 labels", "plus, 50 labels"):
         if base in arms:
             print_differences(arms, names, base)
 
 
 def print_differences(arms: dict[str, Arm], names: Sequence[str], base: str) -> None:
-    """Every arm against one, paired by image."""
+    """Every arm that shares a seed with one against it, paired by image."""
     columns = {prompt: [prompt] for prompt in SHOWN} | {"mean of wide box, click and none": list(JUDGED)}
     print(f"\n| minus `{base}` | {' | '.join(SHOWN.get(name, name) for name in columns)} |")
     print("|---" * (len(columns) + 1) + "|")
     for name in names:
-        if name != base:
+        if name != base and arms[name].seeds & arms[base].seeds:
             found = [over_sets(arms[name], prompts, arms[base]) for prompts in columns.values()]
             cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in found]
             print(f"| {name} | {' | '.join(cells)} |")

@@ -15,7 +15,7 @@ from torch import Tensor
 from monai_kdsam.export.parity import mask_iou
 from monai_kdsam.networks import KDSAM
 
-__all__ = ["MaskAgreement", "quantize", "runner"]
+__all__ = ["MaskAgreement", "quantization_settings", "quantize", "runner"]
 
 logger = logging.getLogger(__name__)
 Image = NDArray[np.float32]  # (1, 3, S, S)
@@ -48,6 +48,18 @@ class MaskAgreement:
         return float(np.mean(values))
 
 
+def quantization_settings(count: int) -> dict[str, Any]:
+    """Keywords for `nncf.quantize`, calibrated with `count` pictures.
+
+    Weights keep to half of their range: without VNNI a CPU adds pairs of 8-bit products in 16 bits, which saturate. On
+    every CPU, since the parity found here would say nothing about an older one that the export is sent to.
+    """
+    import nncf
+
+    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+    return {"subset_size": count, "preset": nncf.QuantizationPreset.MIXED, "advanced_parameters": advanced}
+
+
 def quantize(encoder: Any, images: Sequence[Image], agreement: MaskAgreement, *, least: float) -> Any:
     """An encoder with 8-bit weights and activations.
 
@@ -67,11 +79,8 @@ def quantize(encoder: Any, images: Sequence[Image], agreement: MaskAgreement, *,
     nncf.set_log_level(logging.ERROR)
     feed = _feed(encoder)
     calibration = nncf.Dataset(images, feed)
-    settings = {"subset_size": len(images), "preset": nncf.QuantizationPreset.MIXED}
-    # Weights in half the range: without VNNI a CPU adds pairs of 8-bit products in 16 bits, which saturate. On every
-    # CPU, since the parity found here would say nothing about an older one that the export is sent to.
-    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
-    quantized = nncf.quantize(encoder, calibration, advanced_parameters=advanced, **settings)
+    settings = quantization_settings(len(images))
+    quantized = nncf.quantize(encoder, calibration, **settings)
     reached = agreement(runner(quantized))
     logger.info("All layers in 8 bits: masks agree to %.4f.", reached)
     if reached >= least:
@@ -81,6 +90,7 @@ def quantize(encoder: Any, images: Sequence[Image], agreement: MaskAgreement, *,
         # NNCF hands over compiled models of OpenVINO, but bare ones of ONNX.
         return agreement((lambda image: _first(model(image))) if callable(model) else runner(model)), None
 
+    advanced = settings.pop("advanced_parameters")  # which has another name there
     logger.info("That is below %.4f: looking for the layers that hurt, which takes a while.", least)
     return nncf.quantize_with_accuracy_control(
         encoder,
