@@ -79,17 +79,17 @@ class Predictor:
         """The models' input (3, S, S) of an RGB picture (H, W, 3): resized, normalized, padded at the end."""
         size = self.manifest.image_size
         height, width = fit_longest(pixels.shape[0], pixels.shape[1], size)
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
         rows, columns = (
             resampling_matrix(before, after, smooth=True)
             for before, after in zip(pixels.shape[:2], (height, width), strict=True)
         )
         padded = np.zeros((3, size, size), dtype=np.float32)
-        # Color by color: the system hands out so little memory without clearing it anew each time, a third of the time.
-        for channel, (mean, std) in enumerate(zip(self.manifest.pixel_mean, self.manifest.pixel_std, strict=True)):
-            plane = np.ascontiguousarray(pixels[None, ..., channel], dtype=np.float32)
-            inner = padded[channel, :height, :width]
-            np.subtract(resize(plane, rows, columns)[0], np.float32(mean), out=inner)
-            inner /= np.float32(std)
+        std = np.array(self.manifest.pixel_std, dtype=np.float32)[:, None, None]
+        mean = np.array(self.manifest.pixel_mean, dtype=np.float32)[:, None, None]
+        inner = padded[:, :height, :width]
+        np.subtract(resize(planes, rows, columns), mean, out=inner)
+        inner /= std
         return padded
 
     def predict(
