@@ -42,6 +42,7 @@ from monai_kdsam.evaluation.prompts import named_prompts
 
 SIDE = 160  # of the stored images, longer side
 SIZE = 96  # of the networks' input
+SIZES = (64, 128)  # of two arms
 LABELED = 100  # images of each set whose labels the students may see
 SCORED = 40  # images of each set and split, at most
 TEACHER_EPOCHS = 16
@@ -62,11 +63,13 @@ class Arm:
         phases: of training; what a phase that is left out would have seen goes to the one before it, or else after it.
         settings: for all phases.
         labels: labeled images of all sets together; None takes `LABELED` of each.
+        size: of the networks' input, in pixels; the teacher's too, which is adapted at this size.
     """
 
     phases: tuple[str, ...] = ("distill", "train")
     settings: Settings = field(default_factory=dict)
     labels: int | None = None
+    size: int = SIZE
 
 
 MSE = {"perceptual_weight": 0.0}
@@ -99,7 +102,7 @@ ARMS = {
     "plus, no distillation": plus(("train",), initial_checkpoint=None),
     "plus, no correction loop": plus(correction_rounds=0),
     "plus, no jitter of the box's size": plus(box_size_jitter=0.0, box_jitter=[0.0, 0.02]),
-    "plus, wide boxes too": plus(box_jitter=[0.0, 0.02]),
+    "plus, half the jitter": plus(box_size_jitter=0.15),
     "plus, no automatic mode": plus(prompts=["box", "clicks", "box+clicks"]),
     "plus, encoder frozen": plus(train_encoder=False),
     "plus, Dice alone": plus(bce_weight=0.0),
@@ -107,7 +110,6 @@ ARMS = {
     # and with what it does not have
     "plus, hardest of two prompts": plus(prompt_draws=2),
     "plus, best of three masks": plus(multimask=True),
-    "plus, perceptual": plus(perceptual_weight=1.0),
     # few labels
     "plus, 10 labels": Arm(plus().phases, plus().settings, labels=10),
     "plus, 10 labels, no distillation": Arm(("train",), plus(("train",), initial_checkpoint=None).settings, labels=10),
@@ -119,24 +121,35 @@ TRUNKS = ("resnet50", "hgnetv2_b0", "hgnetv2_b1", "mobilenetv4_conv_medium", "re
 for trunk in TRUNKS:
     backbone = {"backbone": trunk} if trunk.startswith("resnet") else {"backbone": f"timm/{trunk}", "neck": "sam"}
     ARMS[f"mse, {trunk}"] = Arm(settings=MSE | backbone)
+for pixels in SIZES:
+    ARMS[f"mse, {pixels} px"] = Arm(settings=MSE, size=pixels)
 
 
 class Study:
-    """The images, the teacher and the runs of a study, all in one folder."""
+    """The images, the teachers (one for each size of input) and the runs of a study, all in one folder."""
 
     def __init__(self, data: Path, folder: Path) -> None:
         self.data, self.folder = data.resolve(), folder.resolve()
         self.images = self.folder / "images"
-        self.teacher = self.folder / "teacher"
 
-    def prepare(self) -> None:
-        """Reduced images, an adapted teacher and its embeddings."""
+    def teacher(self, size: int) -> Path:
+        """Folder of the teacher with inputs of so many pixels."""
+        return self.folder / f"teacher_{size}px"
+
+    def prepare(self, size: int) -> None:
+        """Reduced images; an adapted teacher of this size, its embeddings and its scores."""
         if not (self.folder / "all.json").exists():
             self._reduce()
-        if not (self.teacher / "done").exists():
-            self.run("adapt", self.teacher, labels="all", epochs=TEACHER_EPOCHS, learning_rate=5e-4, bce_weight=1.0)
-            self.run("distill", self.teacher, labels="all", overlays=("embed",), embedding_precision="float32")
-            (self.teacher / "done").touch()
+        folder = self.teacher(size)
+        if (folder / "done").exists():
+            return
+        self.run("adapt", folder, labels="all", size=size, epochs=TEACHER_EPOCHS, learning_rate=5e-4, bce_weight=1.0)
+        self.run("distill", folder, labels="all", size=size, overlays=("embed",), embedding_precision="float32")
+        network = {"_target_": "monai_kdsam.networks.build_teacher", "kind": "vit_tiny", "image_size": size}
+        settings = {"network_def": network, "image_size": size, "checkpoint": str(folder / "models" / "teacher.pt")}
+        name = "teacher" if size == SIZE else f"teacher, {size} px"
+        self.score(BundleModel(name, bundle_path(), **settings), name, 0)
+        (folder / "done").touch()
 
     def _reduce(self) -> None:
         sets = {"kvasir": "Kvasir-SEG", "isic2017": ".", "hc18": "HC18", "busi": "Dataset_BUSI_with_GT"}
@@ -160,7 +173,9 @@ class Study:
     def _write_list(self, name: str, lists: dict[str, list[dict[str, str]]], *, training: list[dict[str, str]]) -> None:
         (self.folder / f"{name}.json").write_text(json.dumps(lists | {"training": training}, indent=1))
 
-    def run(self, phase: str, output: Path, *, labels: str, overlays: Sequence[str] = (), **settings: Any) -> None:
+    def run(
+        self, phase: str, output: Path, *, labels: str, size: int, overlays: Sequence[str] = (), **settings: Any
+    ) -> None:
         """One phase of the bundle."""
         bundle = bundle_path() / "configs"
         files = [bundle / "train.json"]
@@ -176,11 +191,11 @@ class Study:
             "split_file": str(self.folder / f"{labels}_split.json"),
             "output_dir": str(output),
             "ckpt_dir": str(output / "models"),
-            "teacher_checkpoint": str(self.teacher / "models" / "teacher.pt"),
-            "embedding_dir": str(self.folder / "embeddings"),
+            "teacher_checkpoint": str(self.teacher(size) / "models" / "teacher.pt"),
+            "embedding_dir": str(self.teacher(size) / "embeddings"),
             "embedding_variants": 3,
             "backbone": "resnet18",
-            "image_size": SIZE,
+            "image_size": size,
             "batch_size": BATCH,
             "num_workers": 0,
             "cache_rate": 1.0,
@@ -210,7 +225,8 @@ class Study:
             # Small lists are passed over more often; a batch is never larger than the list.
             settings["batch_size"] = min(BATCH, count)
             epochs = max(1, round(shares[phase] * PASSES / (count // settings["batch_size"] * settings["batch_size"])))
-            self.run(phase, output, labels=labels, seed=seed, epochs=epochs, learning_rate=RATES[phase], **settings)
+            settings |= {"seed": seed, "epochs": epochs, "learning_rate": RATES[phase]}
+            self.run(phase, output, labels=labels, size=arm.size, **settings)
 
     def score(self, model: Model, name: str, seed: int, **known: Any) -> None:
         """Dice of a model under every named prompt, to a JSON file for each split."""
@@ -254,13 +270,15 @@ def run_arm(study: Study, name: str, seed: int) -> None:
     if study.scores(name, seed, "test").exists():
         return
     arm, output = ARMS[name], study.folder / "runs" / f"{name}_{seed}"
+    study.prepare(arm.size)
     shutil.rmtree(output, ignore_errors=True)
     began = time.process_time()
     study.train(arm, output, seed)
     seconds = time.process_time() - began
     keys = {key: arm.settings[key] for key in ("backbone", "neck", "multimask") if key in arm.settings}
-    overrides = {"backbone": "resnet18", "image_size": SIZE, "checkpoint": str(output / "models" / "model.pt")} | keys
-    study.score(BundleModel(name, bundle_path(), **overrides), name, seed, seconds=seconds)
+    keys = {"backbone": "resnet18", "image_size": arm.size} | keys
+    model = BundleModel(name, bundle_path(), checkpoint=str(output / "models" / "model.pt"), **keys)
+    study.score(model, name, seed, seconds=seconds)
     shutil.rmtree(output)
     print(f"{name}, seed {seed}: {seconds:.0f} s of processor time", flush=True)
 
@@ -276,19 +294,15 @@ def main() -> None:
     parser.add_argument("--split", choices=[*SPLITS], default="test", help="of the tables; test")
     arguments = parser.parse_args()
     if arguments.tables:
-        print_tables(arguments.out / SPLITS[arguments.split], [*ARMS])
+        teachers = ["teacher", *(f"teacher, {pixels} px" for pixels in SIZES)]
+        print_tables(arguments.out / SPLITS[arguments.split], ["filled ellipse", *teachers, *ARMS])
         return
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     study = Study(arguments.data, arguments.out)
-    study.prepare()
+    study.prepare(SIZE)
     if not study.scores("filled ellipse", 0, "test").exists():
         study.score(EllipseModel(), "filled ellipse", 0)
-    teacher = {"_target_": "monai_kdsam.networks.build_teacher", "kind": "vit_tiny", "image_size": SIZE}
-    checkpoint = str(study.teacher / "models" / "teacher.pt")
-    settings = {"network_def": teacher, "image_size": SIZE, "checkpoint": checkpoint}
-    if not study.scores("teacher", 0, "test").exists():
-        study.score(BundleModel("teacher", bundle_path(), **settings), "teacher", 0)
     for seed in arguments.seeds:
         for name in arguments.arms:
             run_arm(study, name, seed)

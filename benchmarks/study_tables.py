@@ -104,7 +104,7 @@ def over_sets(
 def print_tables(folder: Path, order: Sequence[str]) -> None:
     """The table of means, and that of differences from `plus`, with the arms in their order."""
     arms = read_arms(folder)
-    names = [name for name in ("filled ellipse", "teacher", *order) if name in arms]
+    names = [name for name in order if name in arms]
     print(f"| arm | seeds | {' | '.join(SHOWN.values())} | exact minus 20 % off | AUROC | processor minutes |")
     print("|---" * (len(SHOWN) + 5) + "|")
     for name in names:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from monai_kdsam.networks.checkpoint import mismatches
@@ -56,7 +58,7 @@ def build_timm_encoder(
 
     Raises:
         ValueError: when timm is missing or lacks the model, the model has no stage of stride 16 or none that the neck
-            needs, or the weights are another model's.
+            needs, it takes no images of this size, or the weights are another model's.
         FileNotFoundError: when the weights do not exist.
     """
     timm = _import_timm()
@@ -69,6 +71,8 @@ def build_timm_encoder(
         stages = timm.create_model(name, features_only=True, **settings).feature_info
         indices, channels = _select(name, stages, neck)
         trunk = timm.create_model(name, features_only=True, out_indices=indices, **settings)
+        if "img_size" in settings:  # which some accept and pass over
+            _try_size(trunk, image_size)
     except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
         raise ValueError(f"timm's {name} cannot be built for {image_size} pixels: {error}") from error
     if imagenet_weights is not None:
@@ -90,6 +94,11 @@ def _needs_size(timm: Any, name: str) -> bool:
     """Whether a model is built for one size of input, as those with tables of positions are."""
     description = timm.models.get_pretrained_cfg(name)
     return description is not None and description.fixed_input_size
+
+
+def _try_size(trunk: nn.Module, size: int) -> None:
+    """Raise what the trunk raises for an image of this size, without computing it."""
+    copy.deepcopy(trunk).to("meta").eval()(torch.empty(1, 3, size, size, device="meta"))
 
 
 def _select(name: str, stages: Any, neck: str) -> tuple[list[int], tuple[int, int]]:

@@ -105,6 +105,7 @@ def test_weights_of_another_model_are_refused_by_what_does_not_fit(tmp_path, fil
         ("repvit_m11", r"has no model 'repvit_m11'\. Did you mean timm/repvit_m1"),
         ("nothing_like_it", r"has no model 'nothing_like_it'\.$"),
         ("resnet18.no_such_tag", "resnet18.no_such_tag cannot be built for 64 pixels: Invalid pretrained tag"),
+        ("efficientformer_l1", "efficientformer_l1 cannot be built for 64 pixels: .*dimension"),  # of 224 alone
         ("vit_small_patch14_dinov2", "has no stage of stride 16, which the embedding needs; its strides: 14"),
     ],
 )
