@@ -3,15 +3,24 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from monai_kdsam.evaluation.calibration import POOR_IOU
 from monai_kdsam.evaluation.corrective_clicks import MOST_CLICKS
+from monai_kdsam.evaluation.html_parts import (
+    render_estimate,
+    render_folded,
+    render_interval,
+    render_note,
+    render_number,
+    render_p,
+    render_photo,
+    render_plot,
+    render_table,
+)
 from monai_kdsam.evaluation.models import EllipseModel
 from monai_kdsam.evaluation.plots import (
     plot_calibration,
@@ -61,7 +70,7 @@ def render_page(
     sections = [
         ("At a glance", _glance(summary)),
         ("Sets", _sets(summary)),
-        ("Dice under every prompt", _image("image/svg+xml", plot_dice(summary, models).encode(), "Dice by prompt")),
+        ("Dice under every prompt", render_plot(plot_dice(summary, models), "Dice by prompt")),
         ("All metrics", _metrics(summary)),
         ("Corrective clicks", _clicks(summary)),
         (f"{models[0]} against the others", _comparisons(summary)),
@@ -94,11 +103,15 @@ def _glance(summary: dict[str, Any]) -> str:
     dice = {(r["model"], r["prompt"]): r for r in summary["scores"] if (r["set"], r["metric"]) == (source, "dice")}
     clicks = {row["model"]: row for row in summary["clicks"] if row["set"] == source}
     rows = [
-        (model, *(_estimate(dice[model, prompt]) for prompt in GLANCE), _interval(clicks[model]["noc85"], 2))
+        (
+            model,
+            *(render_estimate(dice[model, prompt]) for prompt in GLANCE),
+            render_interval(clicks[model]["noc85"], 2),
+        )
         for model in summary["models"]
     ]
     header = ["mean Dice, " + source, *(PROMPT_TITLES[prompt] for prompt in GLANCE), "NoC@85"]
-    return _table(header, rows)
+    return render_table(header, rows)
 
 
 def _sets(summary: dict[str, Any]) -> str:
@@ -106,19 +119,19 @@ def _sets(summary: dict[str, Any]) -> str:
         (name, row["images"], row["subjects"], row["empty_references"], row["unit"])
         for name, row in summary["sets"].items()
     ]
-    text = _table(["set", "images", "subjects", "empty references", "unit of distances"], rows)
+    text = render_table(["set", "images", "subjects", "empty references", "unit of distances"], rows)
     alarms = [(row["model"], row["images"], row["with_foreground"]) for row in summary["empty_references"]]
     if alarms:
-        text += _note(
+        text += render_note(
             "Images with an empty reference have no scores; without a prompt, a model should mark nothing there."
         )
-        text += _table(["model", "images with nothing to find", "marked something"], alarms)
+        text += render_table(["model", "images with nothing to find", "marked something"], alarms)
     return text
 
 
 def _metrics(summary: dict[str, Any]) -> str:
     parts = [
-        _note(
+        render_note(
             f"Surface Dice within {summary['tolerance_mm']:g} mm, in sets in pixels within "
             f"{summary['tolerance_diagonal_share']:.0%} of the image's diagonal, which is also the distance of an "
             "empty mask."
@@ -129,7 +142,7 @@ def _metrics(summary: dict[str, Any]) -> str:
         metrics = [metric for metric in METRICS if any(row["metric"] == metric for row in own)]
         cells = {(row["prompt"], row["model"], row["metric"]): row for row in own}
         rows = [
-            (title, model, *(_estimate(cells[prompt, model, metric]) for metric in metrics))
+            (title, model, *(render_estimate(cells[prompt, model, metric]) for metric in metrics))
             for prompt, title in PROMPT_TITLES.items()
             for model in summary["models"]
         ]
@@ -137,37 +150,37 @@ def _metrics(summary: dict[str, Any]) -> str:
         titles = [
             f"{_METRIC_TITLES[metric]}, {unit}" if metric == "hd95" else _METRIC_TITLES[metric] for metric in metrics
         ]
-        parts.append(_folded(source, _table(["prompt", "model", *titles], rows, 2)))
+        parts.append(render_folded(source, render_table(["prompt", "model", *titles], rows, 2)))
     return "".join(parts)
 
 
 def _clicks(summary: dict[str, Any]) -> str:
     rows = []
     for row in sorted(summary["clicks"], key=lambda row: row["set"]):
-        cells = [cell for name in GOALS for cell in (_interval(row[f"noc{name}"], 2), row[f"failures{name}"])]
+        cells = [cell for name in GOALS for cell in (render_interval(row[f"noc{name}"], 2), row[f"failures{name}"])]
         rows.append((row["set"], row["model"], row["images"], *cells))
     header = ["set", "model", "images", *(cell for name in GOALS for cell in (f"NoC@{name}", f"failures@{name}"))]
-    note = _note(
+    note = render_note(
         "Each click goes to the deepest point of the worst error. NoC@85: mean number of clicks to an IoU of 0.85; "
         f"an image that fails to reach it in {MOST_CLICKS} counts as {MOST_CLICKS}."
     )
     plot = plot_clicks(summary, summary["models"])
-    return note + _image("image/svg+xml", plot.encode(), "IoU by clicks") + _table(header, rows, 2)
+    return note + render_plot(plot, "IoU by clicks") + render_table(header, rows, 2)
 
 
 def _comparisons(summary: dict[str, Any]) -> str:
     first, *others = summary["models"]
     parts = [
-        _note(
+        render_note(
             "Differences on the same images, first minus second: more Dice is better, more clicks are worse. "
             "p of Wilcoxon's signed-rank test over subjects, then adjusted by Holm for all rows of a table."
         )
     ]
     for other in others:
         own = [row for row in summary["comparisons"] if row["other"] == other]
-        plot = _image("image/svg+xml", plot_differences(own, other, first).encode(), f"{first} against {other}")
+        plot = render_plot(plot_differences(own, other, first), f"{first} against {other}")
         parts.append(f"<h3>{html.escape(first)} - {html.escape(other)}</h3>{plot}")
-        parts.append(_folded("all differences", _differences(own)))
+        parts.append(render_folded("all differences", _differences(own)))
     return "".join(parts)
 
 
@@ -179,13 +192,13 @@ def _differences(comparisons: Sequence[dict[str, Any]]) -> str:
             row["set"],
             prompts[row["prompt"]],
             metrics[row["metric"]],
-            _estimate(row, signed=True),
-            _p(row["p"]),
-            _p(row["p_holm"]),
+            render_estimate(row, signed=True),
+            render_p(row["p"]),
+            render_p(row["p_holm"]),
         )
         for row in comparisons
     ]
-    return _table(["set", "prompt", "metric", "difference", "p", "p, adjusted"], rows, 3)
+    return render_table(["set", "prompt", "metric", "difference", "p", "p, adjusted"], rows, 3)
 
 
 def _calibration(summary: dict[str, Any]) -> str:
@@ -197,20 +210,20 @@ def _calibration(summary: dict[str, Any]) -> str:
             model,
             row["masks"],
             f"{row['expected_error']:.3f}",
-            _number(row["spearman"]),
+            render_number(row["spearman"]),
             f"{row['poor']:.1%}",
-            _number(row["auroc"]),
+            render_number(row["auroc"]),
         )
         for model, row in found.items()
     ]
     bad = f"IoU < {POOR_IOU:g}"
     header = ["model", "masks", "expected calibration error", "Spearman", bad, f"AUROC for {bad}"]
-    note = _note(
+    note = render_note(
         "The IoU that the model expects of its mask against the real one, over all images and prompts but corrective "
         "clicks. On the dashed line it knows; an AUROC of 0.5 is a coin."
     )
     plot = plot_calibration(found, summary["models"])
-    return note + _image("image/svg+xml", plot.encode(), "calibration") + _table(header, rows)
+    return note + render_plot(plot, "calibration") + render_table(header, rows)
 
 
 def _circumference(summary: dict[str, Any], scores: Sequence[Score]) -> str:
@@ -223,8 +236,8 @@ def _circumference(summary: dict[str, Any], scores: Sequence[Score]) -> str:
             PROMPT_TITLES.get(row["prompt"], ""),
             row["images"],
             row["no_head_found"],
-            _interval(row["absolute"], 2),
-            _interval(row["bias"], 2, signed=True),
+            render_interval(row["absolute"], 2),
+            render_interval(row["bias"], 2, signed=True),
             "{:+.2f} to {:+.2f}".format(*row["limits"]),
         )
         for row in found
@@ -238,75 +251,22 @@ def _circumference(summary: dict[str, Any], scores: Sequence[Score]) -> str:
         "bias, mm",
         "limits of agreement, mm",
     ]
-    note = _note(
+    note = render_note(
         "Of an ellipse with the area and the second moments of the mask, against the official values. The row "
         f"{REFERENCE} is what the same fit makes of the reference masks themselves: what no model can be blamed for."
     )
     without_ellipse = [model for model in summary["models"] if model != EllipseModel.name]  # it needs a box
     plots = "".join(
-        _image("image/svg+xml", plot_circumference(scores, models, prompt).encode(), "head circumference")
+        render_plot(plot_circumference(scores, models, prompt), "head circumference")
         for prompt, models in (("box", summary["models"]), ("automatic", without_ellipse))
     )
-    return note + plots + _table(header, rows, 2)
+    return note + plots + render_table(header, rows, 2)
 
 
 def _pictures(pictures: dict[str, Path], model: str) -> str:
-    note = _note(
+    note = render_note(
         f"By Dice of {model}. The prompt is drawn as a yellow box or a green click; reference green, masks yellow."
     )
     return note + "".join(
-        f"<h3>{html.escape(source)}</h3>{_image('image/jpeg', path.read_bytes(), source)}"
-        for source, path in pictures.items()
+        f"<h3>{html.escape(source)}</h3>{render_photo(path, source)}" for source, path in pictures.items()
     )
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{html.escape(text)}</p>'
-
-
-def _folded(title: str, body: str) -> str:
-    return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]], texts: int = 1) -> str:
-    """An HTML table whose first `texts` columns are aligned to the left."""
-
-    def line(cells: Sequence[object], tag: str) -> str:
-        kinds = [' class="text"' if number < texts else "" for number in range(len(cells))]
-        return "".join(f"<{tag}{kind}>{_cell(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
-
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{line(header, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-class _Html(str):
-    """Text that is HTML already."""
-
-
-def _cell(cell: object) -> str:
-    return cell if isinstance(cell, _Html) else html.escape(str(cell))
-
-
-def _estimate(row: dict[str, Any], *, signed: bool = False) -> _Html:
-    distance = row.get("metric") == "hd95"
-    return _interval([row["mean"], row["low"], row["high"]], 2 if distance else 3, signed=signed)
-
-
-def _interval(values: Sequence[float], digits: int, *, signed: bool = False) -> _Html:
-    sign = "+" if signed else ""
-    mean, low, high = (f"{value:{sign}.{digits}f}" for value in values)
-    known = not math.isnan(values[1])
-    return _Html(f"{mean} <small>[{low}, {high}]</small>" if known else f"{mean} <small>[one subject]</small>")
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _image(kind: str, content: bytes, alternative: str) -> str:
-    data = base64.b64encode(content).decode()
-    return f'<img alt="{html.escape(alternative)}" src="data:{kind};base64,{data}">'
