@@ -125,6 +125,18 @@ for pixels in SIZES:
     ARMS[f"mse, {pixels} px"] = Arm(settings=MSE, size=pixels)
 
 
+def comparisons() -> Iterator[tuple[str, str]]:
+    """Pairs of arms, the first to be compared with the second."""
+    for name in ("plus", "plus, no jitter of the box's size", "plus, half the jitter"):
+        yield name, "paper"
+    for name in ARMS:
+        if name in ("no distillation", "plus") or name.startswith(("mse ", "mse, ")):
+            yield name, "mse"
+        elif name.startswith("plus, "):
+            distilled = name.removesuffix(", no distillation")
+            yield name, distilled if distilled != name else "plus"
+
+
 class Study:
     """The images, the teachers (one for each size of input) and the runs of a study, all in one folder."""
 
@@ -295,7 +307,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.tables:
         teachers = ["teacher", *(f"teacher, {pixels} px" for pixels in SIZES)]
-        print_tables(arguments.out / SPLITS[arguments.split], ["filled ellipse", *teachers, *ARMS])
+        names = ["filled ellipse", *teachers, *ARMS]
+        print_tables(arguments.out / SPLITS[arguments.split], names, comparisons())
         return
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,30 +101,32 @@ def over_sets(
     return found.mean, found.low, found.high
 
 
-def print_tables(folder: Path, order: Sequence[str]) -> None:
-    """The table of means, and that of differences from `plus`, with the arms in their order."""
+def print_tables(folder: Path, names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> None:
+    """The table of means, and that of differences of pairs of arms, of what has scores."""
     arms = read_arms(folder)
-    names = [name for name in order if name in arms]
-    print(f"| arm | seeds | {' | '.join(SHOWN.values())} | exact minus 20 % off | AUROC | processor minutes |")
-    print("|---" * (len(SHOWN) + 5) + "|")
+    _print_row("arm", "seeds", *SHOWN.values(), "exact minus 20 % off", "AUROC of the IoU head", "processor minutes")
+    _print_row(*["---"] * (len(SHOWN) + 5))
     for name in names:
-        arm = arms[name]
-        means = [over_sets(arm, [prompt])[0] for prompt in SHOWN]
-        drop = means[0] - means[list(SHOWN).index("box_20pct")]
-        cells = [f"{value:.3f}" for value in (*means, drop, arm.auroc())] + [f"{arm.seconds / 60:.1f}"]
-        print(f"| {name} | {', '.join(map(str, sorted(arm.seeds)))} | {' | '.join(cells).replace('nan', '-')} |")
-    for base in ("mse", "paper", "plus", "plus, 10 labels", "plus, 50 labels"):
-        if base in arms:
-            print_differences(arms, names, base)
-
-
-def print_differences(arms: dict[str, Arm], names: Sequence[str], base: str) -> None:
-    """Every arm that shares a seed with one against it, paired by image."""
-    columns = {prompt: [prompt] for prompt in SHOWN} | {"mean of wide box, click and none": list(JUDGED)}
-    print(f"\n| minus `{base}` | {' | '.join(SHOWN.get(name, name) for name in columns)} |")
-    print("|---" * (len(columns) + 1) + "|")
-    for name in names:
-        if name != base and arms[name].seeds & arms[base].seeds:
+        if name in arms:
+            arm = arms[name]
+            means = {prompt: over_sets(arm, [prompt])[0] for prompt in SHOWN}
+            drop = means["box"] - means["box_20pct"]
+            cells = [f"{value:.3f}" for value in (*means.values(), drop, arm.auroc())] + [f"{arm.seconds / 60:.1f}"]
+            _print_row(name, _seeds(arm.seeds), *("-" if cell == "nan" else cell for cell in cells))
+    print()
+    columns = {title: [prompt] for prompt, title in SHOWN.items()} | {"mean of wide box, click, none": list(JUDGED)}
+    _print_row("difference", "seeds", *columns)
+    _print_row(*["---"] * (len(columns) + 2))
+    for name, base in pairs:
+        if name in arms and base in arms and (seeds := arms[name].seeds & arms[base].seeds):
             found = [over_sets(arms[name], prompts, arms[base]) for prompts in columns.values()]
             cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in found]
-            print(f"| {name} | {' | '.join(cells)} |")
+            _print_row(f"{name} - {base}", _seeds(seeds), *cells)
+
+
+def _print_row(*cells: str) -> None:
+    print(f"| {' | '.join(cells)} |")
+
+
+def _seeds(seeds: Set[int]) -> str:
+    return ", ".join(map(str, sorted(seeds)))
