@@ -133,6 +133,12 @@ def test_another_metric_is_computed_and_logged(examples, caplog):
     assert "val_iou: " in caplog.text
 
 
+def test_another_metric_selects_the_weights(examples, caplog):
+    with caplog.at_level("INFO"):
+        examples.run("train.json", "own_selection.yaml")
+    assert "Key metric: val_iou best value" in caplog.text
+
+
 def test_the_datalist_of_the_page_is_read(tmp_path):
     import json
 

@@ -15,9 +15,8 @@ import monai_kdsam
 from monai_kdsam.__main__ import main
 from monai_kdsam.bundles import bundle_path, copy_bundle
 
-ROOT = Path(__file__).parents[1]
 BUNDLE, FLAT = bundle_path("kdsam_deepgrow_3d"), bundle_path()
-SCHEMA = Path(os.environ.get("KDSAM_SCHEMA", ROOT.parent / "shared" / "reference" / "meta_schema_20240725.json"))
+SCHEMA = os.environ.get("KDSAM_SCHEMA")
 LAYOUT = ("configs/inference.json", "configs/metadata.json", "configs/logging.conf", "docs/README.md")
 
 
@@ -38,7 +37,7 @@ def test_the_version_is_the_packages_and_in_the_changelog():
 
 
 @pytest.mark.filterwarnings("ignore:No hash value provided")
-@pytest.mark.skipif(not SCHEMA.is_file(), reason="set KDSAM_SCHEMA to a file of MONAI's metadata schema")
+@pytest.mark.skipif(not SCHEMA, reason="set KDSAM_SCHEMA to a file of MONAI's metadata schema")
 def test_metadata_fits_monais_schema(tmp_path):
     schema = shutil.copyfile(SCHEMA, tmp_path / "schema.json")
     verify_metadata(meta_file=str(BUNDLE / "configs" / "metadata.json"), filepath=str(schema))

@@ -86,7 +86,7 @@ def _import_timm() -> Any:
     except ImportError as error:
         raise ValueError(
             f"A `backbone` that begins with {PREFIX!r} needs the package timm, which cannot be imported ({error}): "
-            'pip install "monai_kdsam[timm]"'
+            'pip install ".[timm]" in a clone of monai_kdsam, or pip install timm'
         ) from error
 
 

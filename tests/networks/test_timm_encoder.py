@@ -122,7 +122,7 @@ def test_a_neck_that_doubles_needs_stride_32(neck):
 
 def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r'pip install "monai_kdsam\[timm\]"'):
+    with pytest.raises(ValueError, match=r'pip install "\.\[timm\]" in a clone'):
         student("resnet18")
 
 
