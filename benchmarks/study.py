@@ -228,7 +228,8 @@ class Study:
             if phase not in arm.phases:
                 shares[heir] += shares.pop(phase)
         for phase in arm.phases:
-            labels = str(arm.labels or 4 * LABELED) if phase == "train" else "all"
+            # The prompts of `refine` are drawn from labels, too.
+            labels = "all" if phase == "distill" else str(arm.labels or 4 * LABELED)
             count = len(load_decathlon_datalist(str(self.folder / f"{labels}.json"), data_list_key="training"))
             settings = dict(arm.settings)
             if phase != "train":

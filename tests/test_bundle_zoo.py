@@ -9,9 +9,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from PIL import Image
 
 import monai_kdsam
 from monai_kdsam.bundles import bundle_path, config_path
@@ -196,3 +198,32 @@ def test_training_evaluation_and_inference_prepare_the_image_alike(second):
     assert [name for name in served if name in geometry] == list(geometry)
     for name in geometry:
         assert trained[name] == served[name], name
+
+
+@pytest.mark.parametrize(
+    ("phase", "part"), [((), "train"), (("distill", "refine"), "train"), ((), "validate"), (("evaluate",), "validate")]
+)
+def test_prompts_are_on_the_image_and_never_on_its_padding(tmp_path, phase, part):
+    picture = np.zeros((40, 128), np.uint8)
+    picture[20:38, 30:100] = 255  # near the lower edge, beyond which there is padding
+    for name in ("image", "label"):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("train", *phase)])
+    parser.update(
+        {
+            "image_size": 128,
+            "augment": False,
+            "teacher": "vit_micro",
+            "teacher_checkpoint": None,
+            "box_size_jitter": 0.3,
+            "prompts": ["box", "clicks", "box+clicks"],
+            "val_prompts": ["box", "clicks", "box+clicks"],
+        }
+    )
+    prepare = parser.get_parsed_content(f"{part}#preprocessing")
+    item = {"image": str(tmp_path / "image.png"), "label": str(tmp_path / "label.png"), "source": "folder"}
+    for _ in range(40):
+        data = prepare(item)
+        assert data["image"].shape == (3, 128, 128)
+        assert (data["points"][data["labels"] >= 0][:, 1] <= 39).all()

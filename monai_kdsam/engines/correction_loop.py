@@ -41,7 +41,7 @@ class CorrectionLoop(nn.Module):
             points: (B, K, N, 2), XY pixels of the image.
             labels: (B, K, N), see `KDSAM.decode`.
             reference: what `asked` makes the wanted masks of; here (B, K, S, S), those masks.
-            valid: (B, 1, S, S), 0 on padding; None: `reference` is empty there.
+            valid: (B, 1, S, S), 0 on padding, where nobody clicks; None: there is no padding.
 
         Returns:
             logits: (B, P, S, S), P = K / draws * (1 + rounds) prompts.
@@ -55,6 +55,7 @@ class CorrectionLoop(nn.Module):
         rounds = [self._answer(embedding, points, labels, asked)]
         for _ in range(self.rounds):
             mask = rounds[-1]["logits"].detach() > 0
+            mask = mask if valid is None else mask & (valid > 0.5)
             points, labels = add_corrective_click(points, labels, mask, asked > 0.5)
             asked = self.asked_again(asked, points, labels, reference, valid)
             rounds.append(self._answer(embedding, points, labels, asked))

@@ -61,6 +61,21 @@ def test_the_image_is_encoded_once_and_learns_from_every_round(network, batch):
 
 
 @torch.no_grad()
+def test_nobody_corrects_a_mask_on_padding(network, batch):
+    valid = torch.zeros(2, 1, SIZE, SIZE)  # nothing is image, so nothing can be wrong
+    asked = []
+    predict_all = network.predict_all
+    network.predict_all = lambda embedding, points, labels: (
+        asked.append(labels) or predict_all(embedding, points, labels)
+    )
+    nothing = torch.zeros_like(batch["reference"])
+    CorrectionLoop(network, rounds=1)(**batch | {"reference": nothing}, valid=valid)
+    CorrectionLoop(network, rounds=1)(**batch | {"reference": nothing})
+    assert (asked[1][..., -1] == -1).all()
+    assert (asked[3][..., -1] == 0).any()
+
+
+@torch.no_grad()
 def test_of_several_draws_the_prompt_with_the_worst_mask_is_trained(network, batch):
     doubled = dict(batch)
     doubled["points"] = torch.cat([batch["points"], batch["points"] + 9], dim=1)
@@ -102,7 +117,7 @@ def test_the_teacher_is_asked_with_the_corrected_prompt_and_nothing_is_wanted_on
     loop = TeacherLoop(network, teacher, draws=draws)
     answer = loop(**batch | drawn | {"reference": embedding}, valid=valid)
     first = (teacher.predict(embedding, batch["points"], batch["labels"]) > 0) * valid
-    mask = network(batch["image"], batch["points"], batch["labels"]) > 0
+    mask = (network(batch["image"], batch["points"], batch["labels"]) > 0) & (valid > 0)
     corrected = add_corrective_click(batch["points"], batch["labels"], mask, first > 0.5)
     second = (teacher.predict(embedding, *corrected) > 0) * valid
     assert not torch.equal(first, second)
