@@ -26,7 +26,7 @@ from monai_kdsam.data.split_file import (
 from monai_kdsam.data.splits import check_fractions, counts, duplicate_groups, split_items
 from monai_kdsam.data.validation import Problem, inspect_items
 
-__all__ = ["prepare_datalist"]
+__all__ = ["prepare_datalist", "require_items"]
 
 Datalist = dict[str, list[Item]]
 
@@ -100,6 +100,21 @@ def prepare_datalist(
     _warn_of_new_images(sources, stored, roots)
     logger.info(f"{split_file}: {counts(datalist)}")
     return _with_equal_keys(datalist)
+
+
+def require_items(datalist: Datalist, split: str) -> list[Item]:
+    """The items of a list that a phase cannot do without.
+
+    Raises:
+        ValueError: the list is empty, or there is none of this name.
+    """
+    if not datalist.get(split):
+        found = ", ".join(f"{len(items)} in {name!r}" for name, items in datalist.items())
+        raise ValueError(
+            f"Expected images in the list {split!r}, got {found}. "
+            "List some, or give it a share in `split_fractions`, and delete the split file."
+        )
+    return datalist[split]
 
 
 def _create(

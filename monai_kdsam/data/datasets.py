@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from monai_kdsam.data.decoding import is_supported, split_frame, suffix_of
+from monai_kdsam.data.decoding import is_supported, split_frame, stem_of, suffix_of
 
 __all__ = [
     "LAYOUTS",
@@ -57,12 +57,12 @@ def read_folder(root: str | Path) -> list[Item]:
     images, masks = (_existing(root, name, "images/NAME.png and masks/NAME.png") for name in ("images", "masks"))
     by_stem: dict[str, list[Path]] = {}
     for path in _supported(masks):
-        by_stem.setdefault(_stem(path), []).append(path)
+        by_stem.setdefault(stem_of(path), []).append(path)
     items = []
     for image in _supported(images):
-        found = by_stem.get(_stem(image), [])
+        found = by_stem.get(stem_of(image), [])
         kind = "lossy" if any(suffix_of(path) in LOSSY_SUFFIXES for path in found) else "binary"
-        items.append(_item(image, found, "folder", _stem(image), kind))
+        items.append(_item(image, found, "folder", stem_of(image), kind))
         if len(found) > 1:
             raise ValueError(f"Expected one mask for {image}, got {', '.join(map(str, found))}. Rename or join them.")
     return _checked(items, root)
@@ -169,9 +169,14 @@ def read_datalist(root: str | Path) -> list[Item]:
         raise ValueError(f"Expected a JSON object with lists {', '.join(SPLITS)} in {path}, got none of them.")
     items = []
     for split, entries in lists.items():
+        if not isinstance(entries, list):
+            raise ValueError(f'Expected "{split}" in {path} to be a list, got {entries!r}.')
         for number, entry in enumerate(entries):
-            if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
-                raise ValueError(f'Expected "image" and "label" in item {number} of "{split}" in {path}, got {entry}.')
+            if not _is_listed(entry):
+                raise ValueError(
+                    f'Expected "image", a path, and "label", a path or several, in item {number} of "{split}" in '
+                    f"{path}, got {entry}."
+                )
             items.append({**_listed(entry, path.absolute().parent), "official_split": split})
     files = [file for item in items for file in (item["image"], *_paths(item["label"]))]
     missing = [file for file in files if not split_frame(file)[0].is_file()]
@@ -233,9 +238,13 @@ def _supported(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and is_supported(p))
 
 
-def _stem(path: Path) -> str:
-    suffix = suffix_of(path)
-    return path.name[: -len(suffix)] if suffix and is_supported(path) else path.name
+def _is_listed(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
+        return False
+    label = entry["label"]
+    return isinstance(entry["image"], str) and all(
+        isinstance(path, str) for path in (label if isinstance(label, list) and label else [label])
+    )
 
 
 def _listed(entry: Item, folder: Path) -> Item:

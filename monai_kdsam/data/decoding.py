@@ -21,7 +21,17 @@ from PIL import Image
 from monai_kdsam.data.dicom import decode_dicom, has_dicom_magic, open_dicom, read_frame
 from monai_kdsam.data.picture import Picture, no_geometry
 
-__all__ = ["SUFFIXES", "count_frames", "decode", "is_dicom", "is_supported", "split_frame", "suffix_of"]
+__all__ = [
+    "SUFFIXES",
+    "count_frames",
+    "decode",
+    "frame_path",
+    "is_dicom",
+    "is_supported",
+    "split_frame",
+    "stem_of",
+    "suffix_of",
+]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -49,6 +59,22 @@ def suffix_of(path: str | Path) -> str:
     """
     name = Path(path).name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def stem_of(path: str | Path) -> str:
+    """Name without its suffix, if that is a supported one: a DICOM file is often named by a UID, dots and all.
+
+    >>> stem_of("a/Scan.NII.GZ"), stem_of("benign (1).png"), stem_of("1.2.840.5.7")
+    ('Scan', 'benign (1)', '1.2.840.5.7')
+    """
+    name, suffix = Path(path).name, suffix_of(path)
+    return name[: -len(suffix)] if suffix in SUFFIXES else name
+
+
+def frame_path(file: Path, frame: int) -> Path:
+    """The path that names a frame of a file, counted from 0; see :func:`split_frame`."""
+    # Before the last suffix, so that a writer which cuts the suffix off keeps the frame.
+    return file.with_name(f"{file.stem}#frame{frame}{file.suffix}")
 
 
 def split_frame(path: str | Path) -> tuple[Path, int | None]:
@@ -104,7 +130,7 @@ def decode(path: str | Path, *, mask: bool = False) -> Picture:
         raise FileNotFoundError(f"Expected an image file, but there is none at {file}.")
     frames = count_frames(file)
     if frame is None and frames > 1:
-        named = f"{file.stem}#frame0{file.suffix}"
+        named = frame_path(file, 0).name
         raise ValueError(f"{file} has {frames} frames. Name one in the path, from {named} to #frame{frames - 1}.")
     if (frame or 0) >= frames:
         raise ValueError(f"{file} has {frames} frame(s), counted from 0, but frame {frame} was asked for.")

@@ -41,7 +41,7 @@ def hold_out(images: Sequence[str], earlier: Mapping[str, bool], fraction: float
             "Expected labels of at least 2 different images, one to learn from and one to compare on, "
             f"got {len(present)}. Submit labels, with the tag `final`, first."
         )
-    wanted = max(round(fraction * len(present)), min(FEW, len(present) // 2))
+    wanted = min(max(round(fraction * len(present)), FEW), len(present) // 2)
     choice = {image: earlier[image] for image in present if image in earlier}
     for image in present:
         choice.setdefault(image, sum(choice.values()) < wanted)

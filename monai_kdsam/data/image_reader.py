@@ -12,10 +12,10 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from monai_kdsam.data.decoding import count_frames, decode, is_supported, split_frame
+from monai_kdsam.data.decoding import count_frames, decode, frame_path, is_supported, split_frame
 from monai_kdsam.data.picture import to_mask, to_rgb
 
-__all__ = ["Image2DReader", "list_images", "number_of_frames"]
+__all__ = ["Image2DReader", "list_images"]
 
 
 class Image2DReader(ImageReader):
@@ -95,19 +95,6 @@ class Image2DReader(ImageReader):
         }
 
 
-def number_of_frames(path: str | Path) -> int:
-    """Number of pictures that a path stands for: 1, unless it is a multi-frame file and names no frame.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged.
-    """
-    file, frame = split_frame(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"Expected an image file, but there is none at {file}.")
-    return count_frames(file) if frame is None else 1
-
-
 def list_images(folder: str | Path) -> list[dict[str, str]]:
     """List all pictures below a folder, sorted, as items ``{"image": path}`` with one item per frame.
 
@@ -132,7 +119,4 @@ def _frames(file: Path) -> list[Path]:
         frames = count_frames(file)
     except ValueError:
         frames = 1
-    if frames == 1:
-        return [file]
-    # Before the last suffix, so that a writer which cuts the suffix off keeps the frame.
-    return [file.with_name(f"{file.stem}#frame{frame}{file.suffix}") for frame in range(frames)]
+    return [file] if frames == 1 else [frame_path(file, frame) for frame in range(frames)]

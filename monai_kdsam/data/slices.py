@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
 
-from monai_kdsam.data.decoding import suffix_of
+from monai_kdsam.data.decoding import stem_of
 from monai_kdsam.data.split_file import write_text
 from monai_kdsam.data.volume_reader import VolumeReader
 from monai_kdsam.transforms.volumes import GrayValuesd, SlicesLastd
@@ -40,9 +41,12 @@ def write_slices(
         The datalist's path: `dataset_dir` for training with the overlay `datasets/datalist.yaml`.
 
     Raises:
-        ValueError: when a volume cannot be read, or image and label have not one shape.
+        ValueError: when a volume cannot be read, image and label have not one shape, or two volumes have one name.
     """
     folder = Path(folder)
+    names = Counter(stem_of(pair["image"]) for pairs in volumes.values() for pair in pairs)
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"Expected volumes of different names, got several named {', '.join(repeated)}. Rename them.")
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     keys = ["image", "label"]
@@ -59,7 +63,7 @@ def write_slices(
         datalist[split] = []
         for pair in pairs:
             data = prepare({key: str(pair[key]) for key in keys})
-            datalist[split] += _write_volume(data, _stem(Path(pair["image"])), folder)
+            datalist[split] += _write_volume(data, stem_of(pair["image"]), folder)
     return write_text(folder / "datalist.json", json.dumps(datalist, indent=1))
 
 
@@ -77,7 +81,3 @@ def _write_volume(data: Mapping[str, Any], name: str, folder: Path) -> list[dict
         Image.fromarray((masks[..., number].any(axis=0) * 255).astype(np.uint8)).save(folder / item["label"])
         items.append(item)
     return items
-
-
-def _stem(path: Path) -> str:
-    return path.name[: -len(suffix_of(path))] if suffix_of(path) else path.name

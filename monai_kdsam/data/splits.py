@@ -130,7 +130,7 @@ def _allot(units: list[list[Item]], fractions: Sequence[float], seed: int, sourc
     if len(units) < len(wanted):
         raise ValueError(
             f"Source {source!r} has {len(units)} group(s) of subjects and duplicates, too few for {len(wanted)} lists. "
-            "Add images, or set to 0 the fractions of the lists that are not needed."
+            "Add images, or set the fraction of the test list to 0 if it is not needed."
         )
     missing = np.array(fractions) * sum(len(unit) for unit in units)
     chosen: list[list[list[Item]]] = [[] for _ in fractions]

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+import nibabel
 import numpy as np
 from monai.utils import ensure_tuple
 from PIL import Image
@@ -15,10 +16,11 @@ from tqdm import tqdm
 
 from monai_kdsam.data.datasets import Item
 from monai_kdsam.data.decoding import decode
-from monai_kdsam.data.picture import to_mask, to_rgb
+from monai_kdsam.data.output_names import check_names
+from monai_kdsam.data.picture import Picture, to_mask, to_rgb
 from monai_kdsam.transforms.masks import clean_mask
 
-__all__ = ["THUMBNAIL_SIZE", "Inspection", "Problem", "check_images", "inspect_items", "thumbnail", "validate_items"]
+__all__ = ["THUMBNAIL_SIZE", "Inspection", "Problem", "check_images", "inspect_items", "thumbnail"]
 
 logger = logging.getLogger(__name__)
 THUMBNAIL_SIZE = 32
@@ -31,8 +33,8 @@ class Problem:
     Args:
         image: path of the item's image.
         label: path of its mask, or of several masks, separated by "; ".
-        kind: "unreadable" (missing, damaged, a volume, NaN), "constant" (an image of one color), "size" (mask and
-            image differ), "values" (the mask is not of its kind) or "empty" (no foreground, which may be meant).
+        kind: "unreadable" (missing, damaged, a volume, NaN), "constant" (an image of one color), "size" or "axes" (mask
+            and image differ), "values" (the mask is not of its kind) or "empty" (no foreground, which may be meant).
         message: what is wrong and what to do.
     """
 
@@ -59,21 +61,10 @@ class Inspection:
     thumbnails: np.ndarray
 
 
-def validate_items(items: Sequence[Item], *, foreground_values: Collection[float] | None = None) -> list[Problem]:
-    """List every problem of the items; nothing is raised for a bad file.
-
-    Args:
-        items: dictionaries with `image`, `label` (path or paths) and optionally `mask_kind`.
-        foreground_values: as in :func:`monai_kdsam.transforms.masks.clean_mask`.
-
-    >>> [problem.kind for problem in validate_items([{"image": "nowhere.png", "label": "nowhere_mask.png"}])]
-    ['unreadable', 'unreadable']
-    """
-    return inspect_items(items, foreground_values=foreground_values).problems
-
-
 def check_images(items: Sequence[Item], bad_images: Literal["raise", "skip"] = "raise") -> list[Item]:
     """Look at images without masks before they are segmented, so that a bad one does not end a run of hours.
+
+    Images whose masks would be written to one file are refused whatever `bad_images` is.
 
     Args:
         items: dictionaries with `image`.
@@ -83,11 +74,12 @@ def check_images(items: Sequence[Item], bad_images: Literal["raise", "skip"] = "
         The items whose images can be segmented.
 
     Raises:
-        ValueError: listing the bad images.
+        ValueError: listing the bad images, or those of one name.
     """
+    check_names(items)
     problems = {}
     for item in tqdm(items, desc="checking images", unit="image", disable=len(items) < 20):
-        _, found = _look_at_image(item["image"])
+        _, _, found = _look_at_image(item["image"])
         if found:
             problems[item["image"]] = found[0][1]
     listed = "\n".join(list(problems.values())[:20])
@@ -102,13 +94,21 @@ def check_images(items: Sequence[Item], bad_images: Literal["raise", "skip"] = "
 
 
 def inspect_items(items: Sequence[Item], *, foreground_values: Collection[float] | None = None) -> Inspection:
-    """Decode every file once, for the problems and for the thumbnails that show duplicates."""
+    """Decode every file once, for the problems and for the thumbnails that show duplicates.
+
+    Args:
+        items: dictionaries with `image`, `label` (path or paths) and optionally `mask_kind`.
+        foreground_values: as in :func:`monai_kdsam.transforms.masks.clean_mask`.
+
+    >>> [found.kind for found in inspect_items([{"image": "nowhere.png", "label": "nowhere_mask.png"}]).problems]
+    ['unreadable', 'unreadable']
+    """
     problems: list[Problem] = []
     thumbnails = np.zeros((len(items), THUMBNAIL_SIZE, THUMBNAIL_SIZE), dtype=np.float32)
     for number, item in enumerate(tqdm(items, desc="checking images and masks", unit="image", disable=len(items) < 20)):
         label = "; ".join(ensure_tuple(item["label"]))
-        image, found = _look_at_image(item["image"])
-        found += _look_at_mask(item, None if image is None else image.shape[:2], foreground_values)
+        picture, image, found = _look_at_image(item["image"])
+        found += _look_at_mask(item, picture, foreground_values)
         problems += [Problem(item["image"], label, kind, message) for kind, message in found]
         if image is not None:
             thumbnails[number] = thumbnail(image)
@@ -126,30 +126,36 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     return np.asarray(small, dtype=np.float32)
 
 
-def _look_at_image(path: str) -> tuple[np.ndarray | None, list[tuple[str, str]]]:
+def _look_at_image(path: str) -> tuple[Picture | None, np.ndarray | None, list[tuple[str, str]]]:
     try:
-        image = to_rgb(decode(path))
+        picture = decode(path)
     except (OSError, ValueError) as error:
-        return None, [("unreadable", str(error))]
+        return None, None, [("unreadable", str(error))]
+    image = to_rgb(picture)
     if (image == image[0, 0]).all():
-        return image, [("constant", f"{path} has one color only. Replace the file or leave it out.")]
-    return image, []
+        return picture, image, [("constant", f"{path} has one color only. Replace the file or leave it out.")]
+    return picture, image, []
 
 
 def _look_at_mask(
-    item: Item, size: tuple[int, ...] | None, foreground_values: Collection[float] | None
+    item: Item, image: Picture | None, foreground_values: Collection[float] | None
 ) -> list[tuple[str, str]]:
     masks, found = [], []
+    first = image
     for path in ensure_tuple(item["label"]):
         try:
-            masks.append(to_mask(decode(path, mask=True)))
+            picture = decode(path, mask=True)
+            masks.append(to_mask(picture))
         except (OSError, ValueError) as error:
             found.append(("unreadable", str(error)))
             continue
-        expected = size or masks[0].shape
-        if masks[-1].shape != expected:
-            got = f"{path} is {_width_by_height(masks[-1].shape)} pixels, its image {_width_by_height(expected)}"
+        first = first or picture
+        if picture.pixels.shape[:2] != first.pixels.shape[:2]:
+            got = f"{path} is {_width_by_height(picture)} pixels, its image {_width_by_height(first)}"
             found.append(("size", f"{got}. Mask and image must be of one size."))
+        elif _axes(picture) != _axes(first):
+            got = f"The axes of {path} run to {_axes(picture)}, those of its image to {_axes(first)}"
+            found.append(("axes", f"{got}. Save mask and image in one format, with one orientation."))
         try:
             masks[-1] = clean_mask(
                 masks[-1][None], item.get("mask_kind", "binary"), foreground_values=foreground_values
@@ -161,5 +167,10 @@ def _look_at_mask(
     return found
 
 
-def _width_by_height(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]} x {shape[0]}"
+def _width_by_height(picture: Picture) -> str:
+    return f"{picture.pixels.shape[1]} x {picture.pixels.shape[0]}"
+
+
+def _axes(picture: Picture) -> str:
+    """Where columns and rows run in the patient: "LP" in a picture without geometry of its own."""
+    return "".join(nibabel.aff2axcodes(picture.affine))

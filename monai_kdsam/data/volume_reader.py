@@ -22,6 +22,7 @@ __all__ = ["VolumeReader", "list_volumes", "series_files"]
 
 MAX_VOXELS = 2**30
 MODALITY = "0008|0060"
+PIXEL_DATA = b"\xe0\x7f\x10\x00"  # the tag 7FE0,0010, little endian
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -102,11 +103,11 @@ def series_files(folder: Path) -> list[Path]:
 def list_volumes(folder: str | Path) -> list[dict[str, str]]:
     """List all volumes below a folder, sorted, as items ``{"image": path}``: NIfTI files, folders of DICOM files.
 
-    A DICOM file of several frames is a volume of its own.
+    A DICOM file of several frames is a volume of its own. DICOM files without pixels, as reports are, do not count.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder holds no volume.
+        ValueError: the folder holds no volume, a damaged DICOM image, or a folder of several series.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -115,10 +116,24 @@ def list_volumes(folder: str | Path) -> list[dict[str, str]]:
     volumes = {path for path in files if suffix_of(path) in NIFTI_SUFFIXES}
     for path in files:
         if path not in volumes and is_dicom(path):
-            volumes.add(path if count_frames(path) > 1 else path.parent)
+            frames = _count_frames(path)
+            volumes |= {path.parent} if frames == 1 else {path} if frames else set()
+    for path in volumes:
+        if path.is_dir():
+            series_files(path)  # to be told now, not after hours of other volumes
     if not volumes:
         raise ValueError(f"No volume in {folder}. Expected NIfTI (.nii, .nii.gz) or folders of DICOM files.")
     return [{"image": str(path)} for path in sorted(volumes)]
+
+
+def _count_frames(file: Path) -> int:
+    """Frames of a DICOM file, 0 if it has no pixels."""
+    try:
+        return count_frames(file)
+    except ValueError:
+        if PIXEL_DATA in file.read_bytes():
+            raise
+        return 0
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], str]:

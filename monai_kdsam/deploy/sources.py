@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monai_kdsam.data.decoding import frame_path
 from monai_kdsam.data.dicom_header import complete_header
 from monai_kdsam.deploy.prompt_file import Prompts, Request, Target
 
@@ -35,7 +36,7 @@ class Frame:
         file = Path(self.instance.filename)
         if _number_of_frames(self.instance) == 1:
             return str(file)
-        return str(file.with_name(f"{file.stem}#frame{self.number - 1}{file.suffix}"))
+        return str(frame_path(file, self.number - 1))
 
 
 @dataclass(frozen=True)

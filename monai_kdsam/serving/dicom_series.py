@@ -10,7 +10,7 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from monai_kdsam.data.decoding import count_frames
+from monai_kdsam.data.decoding import count_frames, frame_path
 from monai_kdsam.data.volume_reader import series_files
 
 __all__ = ["ClickedSliced", "stored_files"]
@@ -56,7 +56,7 @@ class ClickedSliced(MapTransform):
             index = _clicked_slice(data, max(len(files), frames))
             result["slice"] = index
             file = files[0 if frames > 1 else index]
-            result[key] = str(file.with_name(f"{file.stem}#frame{index}{file.suffix}") if frames > 1 else file)
+            result[key] = str(frame_path(file, index) if frames > 1 else file)
         return result
 
 

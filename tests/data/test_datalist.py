@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_kdsam.data import prepare_datalist
+from monai_kdsam.data import prepare_datalist, require_items
 
 RANDOM = np.random.RandomState(0)
 
@@ -170,3 +170,10 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_any_image_is_read(ro
     (root / "images" / "case 3.png").write_bytes(b"broken")
     with pytest.raises(OSError, match=r"Cannot write .*split\.json.*writable folder"):
         prepare_datalist({"folder": root}, tmp_path / "file" / "split.json")
+
+
+def test_a_list_that_a_phase_needs_may_not_be_empty(root: Path, tmp_path: Path) -> None:
+    datalist = prepare_datalist({"folder": root}, tmp_path / "split.json", fractions=(0.5, 0, 0.5))
+    assert require_items(datalist, "test") == datalist["test"]
+    with pytest.raises(ValueError, match=r"images in the list 'validation', got \d+ in 'training', 0 in 'validation'"):
+        require_items(datalist, "validation")

@@ -104,7 +104,18 @@ def test_a_datalist_has_paths_relative_to_itself_and_its_own_split(tmp_path: Pat
     assert sorted(item["subject"] for item in items) == ["7", "cine#frame3.dcm", "x/b.png"]
 
 
-@pytest.mark.parametrize("text", ["no json", "[]", '{"folds": []}', '{"training": [{"image": "a.png"}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        "[]",
+        '{"folds": []}',
+        '{"training": [{"image": "a.png"}]}',
+        '{"training": null}',
+        '{"training": [{"image": "a.png", "label": null}]}',
+        '{"training": [{"image": "a.png", "label": []}]}',
+    ],
+)
 def test_what_is_no_datalist_is_an_error_that_names_the_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "list.json").write_text(text)
     with pytest.raises(ValueError, match=r"list\.json"):
@@ -153,3 +164,12 @@ def test_every_image_of_the_real_sets_has_existing_masks(layout: str, folder: st
     assert len({item["image"] for item in items}) == len(items)
     labels = [[item["label"]] if isinstance(item["label"], str) else item["label"] for item in items]
     assert all(os.path.exists(path) for paths in labels for path in paths)
+
+
+def test_names_that_are_uids_are_whole_names(tmp_path: Path) -> None:
+    for number in (7, 8):
+        for place in (tmp_path / "images" / f"1.2.840.{number}", tmp_path / "masks" / f"1.2.840.{number}.png"):
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(bytes(128) + b"DICM")
+    items = read_dataset("folder", tmp_path)
+    assert [Path(item["label"]).name for item in items] == ["1.2.840.7.png", "1.2.840.8.png"]

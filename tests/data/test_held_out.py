@@ -17,6 +17,10 @@ def test_a_fifth_is_held_out_but_at_least_three_and_at_most_half(images, expecte
     assert len(held(hold_out(IMAGES[:images], {}, 0.2))) == expected
 
 
+def test_never_more_than_half_are_held_out():
+    assert len(held(hold_out(IMAGES[:10], {}, 0.9))) == 5
+
+
 def test_as_labels_come_in_no_image_changes_sides():
     choice: dict[str, bool] = {}
     for count in (2, 5, 9, 17, 40):

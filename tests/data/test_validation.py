@@ -3,11 +3,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
 
-from monai_kdsam.data.validation import check_images, inspect_items, validate_items
+from monai_kdsam.data.validation import check_images, inspect_items
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (40, 50, 3), dtype=np.uint8)
 MASK = np.zeros((40, 50), dtype=np.uint8)
@@ -23,7 +24,7 @@ def item(folder: Path, image: np.ndarray = IMAGE, mask: np.ndarray = MASK, **mor
 
 
 def kinds(items: list[dict], **settings: object) -> list[str]:
-    return [problem.kind for problem in validate_items(items, **settings)]
+    return [problem.kind for problem in inspect_items(items, **settings).problems]
 
 
 def test_a_good_item_has_no_problem(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_a_problem_names_the_file_and_what_came(tmp_path: Path, kind: str, text:
     three = MASK.copy()
     three[0] = 7
     bad = item(tmp_path, mask=MASK[:-1] if kind == "size" else three)
-    (problem,) = validate_items([bad])
+    (problem,) = inspect_items([bad]).problems
     assert problem.kind == kind
     assert bad["label"] in problem.message
     assert text in problem.message
@@ -89,3 +90,24 @@ def test_images_to_be_segmented_are_checked_all_at_once_and_skipped_only_when_as
     assert "flat.png" in str(error.value)
     assert check_images(items, "skip") == items[:1]
     assert "2 of 3 images are left out" in caplog.text
+
+
+def nifti(path: Path, rows_first: np.ndarray, affine: np.ndarray) -> str:
+    nibabel.Nifti1Image(np.swapaxes(rows_first, 0, 1)[..., None], affine).to_filename(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("affine", "found"), [(np.eye(4), ["axes"]), (np.diag([-1.0, -1, 1, 1]), [])])
+def test_a_mask_whose_axes_run_otherwise_would_be_flipped_against_its_image(tmp_path, affine, found) -> None:
+    good = item(tmp_path)
+    assert kinds([good | {"image": nifti(tmp_path / "a.nii.gz", IMAGE[..., 0], affine)}]) == found
+
+
+def test_images_whose_masks_would_be_one_file_are_refused(tmp_path: Path) -> None:
+    items = []
+    for name in ("a.png", "a.bmp", "b.png"):
+        Image.fromarray(IMAGE).save(tmp_path / name)
+        items.append({"image": str(tmp_path / name)})
+    with pytest.raises(ValueError, match=r"masks of a\.png and a\.bmp in .* would be written to one file"):
+        check_images(items, "skip")
+    assert check_images(items[1:]) == items[1:]

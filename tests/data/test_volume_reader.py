@@ -176,6 +176,37 @@ def test_volumes_of_a_folder_are_listed_once_each(tmp_path):
         list_volumes(empty_folder(tmp_path))
 
 
+def test_what_has_no_pixels_is_no_volume_and_what_is_damaged_or_ambiguous_is_told_at_once(tmp_path):
+    pydicom = pytest.importorskip("pydicom", reason="writes a report")
+    folder = series(tmp_path / "a", values(4, 4, 3))
+    report = pydicom.dcmread(next(folder.iterdir()), stop_before_pixels=True)
+    report.Modality, report.SeriesInstanceUID, report.SOPInstanceUID = "SR", "1.2.9", "1.2.9.1"
+    report.file_meta.MediaStorageSOPClassUID = report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    del report.Rows, report.Columns
+    for place in (folder, tmp_path):
+        report.save_as(place / "report.dcm")
+    assert list_volumes(tmp_path) == [{"image": str(folder)}]
+    assert read(folder)[0].shape == (4, 4, 3)
+    cut = tmp_path / "cut.dcm"
+    cut.write_bytes(next(folder.glob("[!r]*")).read_bytes().replace(b"\x28\x00\x10\x00", b"\x28\x00\x12\x00"))
+    with pytest.raises(ValueError, match=r"Cannot read .*cut\.dcm"):
+        list_volumes(tmp_path)
+    cut.unlink()
+    two_series(tmp_path)
+    with pytest.raises(ValueError, match="files of one DICOM series"):
+        list_volumes(tmp_path)
+
+
+def test_slices_of_volumes_of_one_name_would_overwrite_each_other(tmp_path):
+    pairs = {
+        split: [{key: nifti(tmp_path / split / f"{key}.nii.gz", values(6, 7, 3)) for key in ("image", "label")}]
+        for split in ("training", "validation")
+        if (tmp_path / split).mkdir() is None
+    }
+    with pytest.raises(ValueError, match="Expected volumes of different names, got several named image"):
+        write_slices(pairs, tmp_path / "out")
+
+
 def test_slices_to_train_on_are_the_volumes_own(tmp_path):
     image, label = values(6, 7, 5), np.zeros((6, 7, 5), np.uint8)
     image[0, 0, 0], image[-1, -1, -1] = 0, 10_000
