@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
 
-from monai_kdsam.bundles import bundle_path, config_path
+from monai_kdsam.bundles import bundle_path, config_path, parse_value
 from monai_kdsam.transforms.prompts import PROMPT_KINDS
 
 CHECKPOINTS = {"vit_b": "sam_vit_b_01ec64.pth", "vit_h": "sam_vit_h_4b8939.pth"}
@@ -85,10 +84,7 @@ def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, {"True": True, "False": False}.get(value, value)
+    return name, parse_value(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

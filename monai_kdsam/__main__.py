@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from typing import Any
 
 from monai_kdsam.deploy import MODALITIES
 
@@ -24,9 +22,9 @@ def _download(arguments: argparse.Namespace) -> str:
 
 
 def _bundle(arguments: argparse.Namespace) -> str:
-    from monai_kdsam.bundles import BUNDLES, copy_bundles
+    from monai_kdsam.bundles import BUNDLES, copy_bundles, parse_value
 
-    settings = dict(_setting(text) for text in arguments.set)
+    settings = {key: parse_value(value) for key, value in (_pair(text, "set") for text in arguments.set)}
     paths = copy_bundles(arguments.dir, [arguments.name] if arguments.name else BUNDLES, settings=settings)
     return f"Wrote {', '.join(map(str, paths))} and the overlays in {paths[0].parent / 'configs'}."
 
@@ -68,7 +66,7 @@ def _label(arguments: argparse.Namespace) -> str:
     from monai_kdsam.serving.label import serve
 
     place = {"host": arguments.host, "port": arguments.port, "folder": arguments.dir}
-    return serve(arguments.studies, arguments.model, **place)
+    return serve(arguments.studies, arguments.model or ["kdsam_deepgrow_2d"], **place)
 
 
 def _deploy(arguments: argparse.Namespace) -> str:
@@ -77,7 +75,8 @@ def _deploy(arguments: argparse.Namespace) -> str:
     prepare_runtime()
     from monai_kdsam.deploy.application import run_application
 
-    settings = {"segment": arguments.segment, "prompts": arguments.prompts, "modalities": arguments.modalities}
+    settings = {"segment": arguments.segment, "prompts": arguments.prompts}
+    settings["modalities"] = arguments.modalities or MODALITIES
     written = run_application(arguments.input, arguments.output, model=arguments.model, **settings)
     plural = "" if len(written) == 1 else "s"
     return f"Wrote {len(written)} DICOM segmentation{plural} to {arguments.output}."
@@ -88,14 +87,6 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     if not separator:
         raise ValueError(f"Expected `--{option}` KEY=VALUE, got {text!r}.")
     return key, value
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    key, value = _pair(text, "set")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -118,7 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
     bundle.add_argument("dir", help="folder to write to")
     bundle.add_argument("--name", help="of one bundle, such as kdsam_deepgrow_2d (default: all of them)")
     bundle.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as backbone=resnet18 image_size=512"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings, such as backbone=resnet18 image_size=512",
     )
     bundle.set_defaults(run=_bundle)
 
@@ -138,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     label.add_argument(
         "--model",
         nargs="+",
-        default=["kdsam_deepgrow_2d"],
+        action="extend",
         help="folders of bundles, for pictures, volumes or both (default: kdsam_deepgrow_2d)",
     )
     label.add_argument("--port", type=int, default=8000, help="default: %(default)s")
@@ -161,7 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what is segmented: a name, or NAME=CATEGORY/TYPE by keywords of pydicom's codes (default: %(default)s)",
     )
     modalities = f"of the series to segment (default: {' '.join(MODALITIES)})"
-    deploy.add_argument("--modalities", nargs="+", default=MODALITIES, metavar="US", help=modalities)
+    deploy.add_argument("--modalities", nargs="+", action="extend", metavar="US", help=modalities)
     deploy.set_defaults(run=_deploy)
     return parser
 
@@ -176,7 +172,12 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="datalist, or the split.json that training wrote in its output",
     )
     report.add_argument(
-        "--source", nargs="+", default=[], metavar="SET=FOLDER", help="where the images of a split.json lie"
+        "--source",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SET=FOLDER",
+        help="where the images of a split.json lie",
     )
     report.add_argument(
         "--split", default="test", choices=["training", "validation", "test"], help="default: %(default)s"
@@ -184,6 +185,7 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     report.add_argument(
         "--other",
         nargs="+",
+        action="extend",
         default=[],
         metavar="[NAME=]DIR|FILE",
         help="other bundles, or weights of the same network",

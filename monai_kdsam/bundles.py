@@ -27,7 +27,16 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 import monai_kdsam
 from monai_kdsam.processes import check_launch, tell_torchrun
 
-__all__ = ["begin_run", "bundle_path", "config_checksum", "config_path", "copy_bundle", "copy_bundles", "find_mistake"]
+__all__ = [
+    "begin_run",
+    "bundle_path",
+    "config_checksum",
+    "config_path",
+    "copy_bundle",
+    "copy_bundles",
+    "find_mistake",
+    "parse_value",
+]
 
 BUNDLES = ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d")
 
@@ -73,11 +82,11 @@ def copy_bundle(
             `{"backbone": "resnet18", "image_size": 512}`. What is changed for training is changed for serving too.
 
     Returns:
-        `folder`/`name`; the overlays are in `folder`/configs.
+        `folder`/`name`; the overlays are in `folder`/configs, where files that are there already stay as they are.
 
     Raises:
         FileExistsError: when there is a bundle already.
-        ValueError: when no config of the bundle has a setting.
+        ValueError: when no config of the bundle has a setting, or its configs differ in it, each for a reason.
     """
     target = Path(folder) / name
     if target.exists():
@@ -87,9 +96,16 @@ def copy_bundle(
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             raise ValueError(f"The bundle has no setting {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        if len(set(known[key].values())) > 1:
+            own = ", ".join(f"{value} in {file}" for file, value in sorted(known[key].items()))
+            raise ValueError(f"{key!r} is not one setting of the bundle: {own}. Edit the file, or set it for each run.")
     left_out = shutil.ignore_patterns("__pycache__", "models", "output", "*.pyc")
     shutil.copytree(source, target, ignore=left_out)
-    shutil.copytree(config_path(), Path(folder) / "configs", ignore=left_out, dirs_exist_ok=True)
+    for file in config_path().rglob("*.yaml"):
+        copied = Path(folder) / "configs" / file.relative_to(config_path())
+        if not copied.exists():
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copied)
     (target / "models").mkdir()
     for file in (target / "configs").glob("*.json"):
         _set_scalars(file, settings or {})
@@ -100,16 +116,33 @@ def copy_bundles(
     folder: str | Path, names: Sequence[str] = BUNDLES, *, settings: Mapping[str, Any] | None = None
 ) -> list[Path]:
     """Copy bundles as `copy_bundle` does; each takes those settings that it has, one that none has is refused."""
-    foreign = {name: set().union(*(_settings_of(other) for other in names)) - _settings_of(name) for name in names}
+    known = {name: set(_settings_of(name)) for name in names}
+    foreign = {name: set().union(*known.values()) - known[name] for name in names}
     return [
         copy_bundle(folder, name, settings={k: v for k, v in (settings or {}).items() if k not in foreign[name]})
         for name in names
     ]
 
 
-def _settings_of(name: str) -> set[str]:
-    files = bundle_path(name).glob("configs/*.json")
-    return {key for file in files for key in json.loads(file.read_text(encoding="utf-8"))}
+def parse_value(text: str) -> Any:
+    """A setting as it is typed: JSON, Python's True, False and None, or else text.
+
+    >>> [parse_value(text) for text in ("512", "[0, 0.02]", "False", "false", "resnet18")]
+    [512, [0, 0.02], False, False, 'resnet18']
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def _settings_of(name: str) -> dict[str, dict[str, str]]:
+    """Values, as JSON, that the configs of a bundle have for each of their keys, by name of the file."""
+    settings: dict[str, dict[str, str]] = {}
+    for file in bundle_path(name).glob("configs/*.json"):
+        for key, value in json.loads(file.read_text(encoding="utf-8")).items():
+            settings.setdefault(key, {})[file.name] = json.dumps(value)
+    return settings
 
 
 def _set_scalars(file: Path, settings: Mapping[str, Any]) -> None:
@@ -122,7 +155,7 @@ def _set_scalars(file: Path, settings: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
 
 
-def begin_run(recipe: str, seed: int, output_dir: str, bundle_root: str) -> None:
+def begin_run(seed: int, output_dir: str, bundle_root: str) -> None:
     """The first thing that a bundle's run does: check the config, log what is run, prepare the output folder.
 
     Of several processes only the first one writes.
@@ -149,7 +182,7 @@ def begin_run(recipe: str, seed: int, output_dir: str, bundle_root: str) -> None
         raise OSError(f"Cannot write to `output_dir` {folder}: {error.strerror}. Choose another one.") from error
     versions = {"monai_kdsam": monai_kdsam, "monai": monai, "torch": torch}
     listed = ", ".join(f"{name} {module.__version__}" for name, module in versions.items())
-    logger.info("Recipe %s, seed %d; %s, Python %s.", recipe, seed, listed, platform.python_version())
+    logger.info("Seed %d; %s, Python %s.", seed, listed, platform.python_version())
     if config is not None:
         ConfigParser.export_config_file(config, str(folder / "config.json"), indent=4, default=str)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from monai_kdsam.__main__ import build_parser
 from monai_kdsam.bundles import (
     begin_run,
     bundle_path,
@@ -63,7 +64,7 @@ def workflow(folder: Path, **overrides) -> ConfigWorkflow:
         "bundle_root": str(folder),
         "output_dir": str(folder / "output"),
         "epochs": 3,
-        "initialize": ["$kdsam_bundles.begin_run('default', 7, @output_dir, @bundle_root)"],
+        "initialize": ["$kdsam_bundles.begin_run(7, @output_dir, @bundle_root)"],
         "run": ["$@epochs"],
     }
     (configs / "train.json").write_text(json.dumps(content))
@@ -78,12 +79,12 @@ def chain(error: BaseException) -> list[BaseException]:
     return found
 
 
-def test_a_run_leaves_its_merged_config_and_logs_recipe_seed_and_versions(tmp_path, caplog) -> None:
+def test_a_run_leaves_its_merged_config_and_logs_seed_and_versions(tmp_path, caplog) -> None:
     with caplog.at_level("INFO", logger="monai_kdsam"):
         workflow(tmp_path / "bundle", epochs=5).initialize()
     kept = json.loads((tmp_path / "bundle" / "output" / "config.json").read_text())
     assert kept["epochs"] == 5
-    assert "Recipe default, seed 7; monai_kdsam " in caplog.text
+    assert "Seed 7; monai_kdsam " in caplog.text
     assert f"torch {torch.__version__}" in caplog.text
     assert [file.name for file in (tmp_path / "bundle" / "output").iterdir()] == ["config.json"]
 
@@ -99,12 +100,12 @@ def test_a_run_with_a_mistyped_override_does_not_begin(tmp_path) -> None:
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, below) -> None:
     (tmp_path / "taken").write_text("a file where the folder should be")
     with pytest.raises(OSError, match=r"Cannot write to `output_dir` .*taken.*: .+\. Choose another one\."):
-        begin_run("default", 0, str(tmp_path / "taken" / below), str(tmp_path))
+        begin_run(0, str(tmp_path / "taken" / below), str(tmp_path))
 
 
 def test_a_beginning_changes_no_hook_of_a_program_that_is_not_the_bundle_command(tmp_path) -> None:
     before = sys.excepthook
-    begin_run("default", 0, str(tmp_path / "new" / "output"), str(tmp_path))
+    begin_run(0, str(tmp_path / "new" / "output"), str(tmp_path))
     assert sys.excepthook is before
     assert list((tmp_path / "new" / "output").iterdir()) == []
 
@@ -135,6 +136,29 @@ def test_a_copy_with_an_unknown_setting_is_refused_before_anything_is_written(tm
     with pytest.raises(ValueError, match=r"The bundle has no setting 'backbonee'\. Did you mean 'backbone'\?"):
         copy_bundle(tmp_path, settings={"backbonee": "resnet18"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_in_which_phases_differ_is_not_set_for_all_of_them(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"'learning_rate' is not one setting of the bundle: 1e-05 in adapt\.json, "):
+        copy_bundle(tmp_path, settings={"learning_rate": 1e-4})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_bundle_leaves_edited_overlays_alone(tmp_path) -> None:
+    copy_bundle(tmp_path, "kdsam_deepgrow_2d")
+    overlay = tmp_path / "configs" / "recipes" / "plus.yaml"
+    overlay.write_text("multimask: true\n")
+    copy_bundle(tmp_path, "kdsam_deepgrow_3d")
+    assert overlay.read_text() == "multimask: true\n"
+
+
+def test_options_of_several_values_may_be_given_several_times() -> None:
+    parse = build_parser().parse_args
+    assert parse(["bundle", "w", "--set", "a=1", "b=2", "--set", "c=3"]).set == ["a=1", "b=2", "c=3"]
+    report = ["report", "--bundle", "b", "--data_list", "s.json", "--output", "o"]
+    assert parse([*report, "--source", "x=1", "--source", "y=2"]).source == ["x=1", "y=2"]
+    assert parse([*report, "--other", "x", "--other", "y"]).other == ["x", "y"]
+    assert parse(["label", "--studies", "s", "--model", "x", "--model", "y"]).model == ["x", "y"]
 
 
 def test_a_bundle_that_is_there_already_is_not_overwritten(tmp_path) -> None:

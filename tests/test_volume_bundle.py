@@ -74,11 +74,11 @@ def test_a_slice_is_prepared_as_the_2d_bundle_prepares_a_picture():
 
 
 def test_the_command_copies_both_bundles_with_the_same_settings(tmp_path):
-    assert main(["bundle", str(tmp_path), "--set", "image_size=128", "epochs=3"]) == 0
+    assert main(["bundle", str(tmp_path), "--set", "image_size=128", "augment=False"]) == 0
     for name in (FLAT.name, BUNDLE.name):
         assert read("inference.json", tmp_path / name)["image_size"] == 128
         assert (tmp_path / name / "models").is_dir()
-    assert read("train.json", tmp_path / FLAT.name)["epochs"] == 3
+    assert read("train.json", tmp_path / FLAT.name)["augment"] is False
 
 
 def test_the_command_copies_the_bundle_that_is_named(tmp_path):

@@ -118,6 +118,9 @@ class KDSAM(nn.Module):
             masks: (B * K, 1 or 3, S/4, S/4) logits. The one is SAM's single mask, or the best of the three as the IoU
                 head expects it where the network's own `multimask` is true.
             iou: (B * K, 1 or 3), the IoU that the network expects of each.
+
+        Raises:
+            ValueError: when there are points without labels, or labels without points.
         """
         return self.decode_projected(self._projection(embedding), points, labels, multimask=multimask)
 
@@ -135,6 +138,7 @@ class KDSAM(nn.Module):
         multimask: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """`decode` of what `project` made of the embedding."""
+        _check_together(points, labels)
         if points is None or labels is None:
             images, device = projection.image.shape[0], projection.image.device
             points = torch.zeros(images, 1, 2, device=device)
@@ -203,9 +207,7 @@ class KDSAM(nn.Module):
 
     @staticmethod
     def _check_prompts(images: int, points: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        if points is None or labels is None:
-            missing = "points" if points is None else "labels"
-            raise ValueError(f"Expected `points` and `labels` together, got no `{missing}`.")
+        _check_together(points, labels)
         fits = points.ndim in (3, 4) and points.shape[-1] == 2 and points.shape[0] == images
         if not fits or points.shape[:-1] != labels.shape:
             raise ValueError(
@@ -249,3 +251,10 @@ class KDSAM(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` compiles instead."""
         return scriptable(self)
+
+
+def _check_together(points: Tensor | None, labels: Tensor | None) -> None:
+    if (points is None) != (labels is None):
+        raise ValueError(
+            f"Expected `points` and `labels` together, got no `{'points' if points is None else 'labels'}`."
+        )

@@ -62,6 +62,8 @@ class _Scriptable(nn.Module):
         embedding = self.encoder(image)
         prompts = 1
         if points is None or labels is None:
+            if points is not None or labels is not None:
+                raise ValueError("Expected `points` and `labels` together, got one of them.")
             points = torch.zeros([image.shape[0], 1, 2], device=image.device)
             labels = torch.full([image.shape[0], 1], -1, device=image.device)
         elif points.dim() == 4:

@@ -14,9 +14,11 @@ from monai.transforms import (
     InvertibleTransform,
     MapTransform,
     Orientation,
+    ScaleIntensity,
     ScaleIntensityRange,
-    ScaleIntensityRangePercentiles,
+    Transform,
 )
+from monai.transforms.utils_pytorch_numpy_unification import percentile
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
@@ -97,7 +99,7 @@ class SlicesLastd(MapTransform, InvertibleTransform):
 class GrayValuesd(MapTransform):
     """Voxel values to uint8 in 0 to 255, as the network's pictures have them: CT by a window, all else by percentiles.
 
-    MONAI's `ScaleIntensityRange` and `ScaleIntensityRangePercentiles`, chosen by what the volume is.
+    MONAI's `ScaleIntensityRange`, its range chosen by what the volume is.
 
     Args:
         keys: of volumes, MetaTensors (C, ...), with DICOM's modality in their metadata where it is known.
@@ -105,7 +107,8 @@ class GrayValuesd(MapTransform):
             of which some are below -500, as air is in Hounsfield units.
         level: center of the CT window.
         width: of the CT window.
-        percentiles: of all values of the volume, that become 0 and 255.
+        percentiles: of all values of the volume, that become 0 and 255; where they are equal, as in a volume that is
+            nearly all background, its least and greatest value do.
 
     Raises:
         ValueError: on another modality, or a window or percentiles without a width.
@@ -130,17 +133,23 @@ class GrayValuesd(MapTransform):
             raise ValueError(f"Expected `percentiles` to rise within 0 and 100, got {percentiles}.")
         self.modality = modality
         self.window = ScaleIntensityRange(level - width / 2, level + width / 2, 0, 255, clip=True, dtype=np.float32)
-        self.percentiles = ScaleIntensityRangePercentiles(low, high, 0, 255, clip=True, dtype=np.float32)
+        self.percentiles = [low, high]
+        self.extremes = ScaleIntensity(0, 255, dtype=np.float32)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Scale volumes."""
         result = dict(data)
         for key in self.key_iterator(result):
-            scale = self.window if self._is_ct(result[key]) else self.percentiles
             # Halves go up, as in the 2-D bundle's pictures.
-            scaled: MetaTensor = scale(result[key])  # type: ignore[assignment]
+            scaled: MetaTensor = self._scale_of(result[key])(result[key])  # type: ignore[assignment]
             result[key] = (scaled + 0.5).to(torch.uint8)
         return result
+
+    def _scale_of(self, volume: MetaTensor) -> Transform:
+        if self._is_ct(volume):
+            return self.window
+        low, high = percentile(volume, self.percentiles)
+        return ScaleIntensityRange(low, high, 0, 255, clip=True, dtype=np.float32) if low < high else self.extremes
 
     def _is_ct(self, volume: MetaTensor) -> bool:
         if self.modality != "auto":

@@ -133,6 +133,16 @@ def test_the_decoder_equals_sams_for_few_tokens_and_many(networks, count):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("given", ["points", "labels"])
+def test_points_without_labels_are_no_prompt_that_is_passed_over(networks, given):
+    network, _ = networks
+    prompt = {"points": torch.zeros(1, 1, 2)} if given == "points" else {"labels": torch.ones(1, 1)}
+    embedding = network.encode(torch.zeros(1, 3, SIZE, SIZE))
+    for decode in (network.decode, network.predict):
+        with pytest.raises(ValueError, match="Expected `points` and `labels` together, got no"):
+            decode(embedding, **prompt)
+
+
 def test_every_parameter_of_the_decoder_gets_a_gradient():
     """Those of the other masks and of biases that change nothing too: processes that learn together wait for each."""
     network = build_student("resnet18", image_size=64)

@@ -121,6 +121,12 @@ def test_dicoms_modality_is_believed_before_the_values():
     assert gray(values, "CT")[0, 50] == 102
 
 
+def test_where_nearly_all_is_background_the_extremes_are_scaled():
+    values = np.zeros((1, 1000))
+    values[0, :4] = 250, 306, 363, 532
+    assert gray(values)[0, :5].tolist() == [120, 147, 174, 255, 0]
+
+
 def test_a_constant_volume_is_no_error():
     assert gray(np.full((1, 4), 7.0)).shape == (1, 4)
 
