@@ -40,6 +40,8 @@ REQUIREMENTS = [
     "tensorboard>=2.12",
     # progress bars outside the engines
     "tqdm>=4.47",
+    # one MONAI Label server a folder
+    "filelock>=3.12",
     # arrays; 1.26 as well, because MONAI Label 0.8 still needs it
     "numpy>=1.26,<3",
 ]

@@ -17,24 +17,16 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from monai.utils import ensure_tuple
 
-from monai_kdsam.data import Image2DReader, prepare_datalist
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.picture import to_rgb
+from monai_kdsam.evaluation.items import load_reference, read_split
 from monai_kdsam.export import export_bundle
 from monai_kdsam.export.parity import draw_prompts
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.runtime import Predictor
-from monai_kdsam.transforms.masks import clean_mask
 
 KINDS = ("box", "center", "none")
-
-
-def reference(item) -> np.ndarray:
-    """(H, W) bool."""
-    stored, _ = Image2DReader(mask=True).get_data(ensure_tuple(item["label"]))
-    return clean_mask(np.moveaxis(stored, -1, 0), item.get("mask_kind", "binary"))[0].T > 0
 
 
 def dice(mask: np.ndarray, truth: np.ndarray) -> float:
@@ -62,7 +54,7 @@ def compare(network: BundlePredictor, predictor: Predictor, items: list) -> dict
     """Dice (N, 2) of the network and of the exported files, by kind of prompt."""
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     for seed, item in enumerate(items):
-        truth = reference(item)
+        truth = load_reference(item)
         if not truth.any():
             continue
         predictor.set_image(to_rgb(decode(item["image"])))
@@ -84,13 +76,13 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=100, help="test pictures of each set")
     arguments = parser.parse_args()
     sources = dict(text.split("=", 1) for text in arguments.source)
-    splits = prepare_datalist(sources, arguments.split)
+    training, test = (read_split(arguments.split, name, sources) for name in ("training", "test"))
     with tempfile.TemporaryDirectory() as scratch:
-        predictor = Predictor(export(arguments, splits["training"], Path(scratch)))
+        predictor = Predictor(export(arguments, training, Path(scratch)))
     network = BundlePredictor(arguments.bundle, device="$torch.device('cpu')")
     print("\n| set | pictures | prompt | PyTorch | exported | difference |\n|---|---|---|---|---|---|")
     for name in sources:
-        items = [item for item in splits["test"] if item["source"] == name][: arguments.most]
+        items = [item for item in test if item["source"] == name][: arguments.most]
         for kind, values in compare(network, predictor, items).items():
             ours, theirs = values[:, 1].mean(), values[:, 0].mean()
             row = f"{name} | {len(values)} | {kind} | {theirs:.4f} | {ours:.4f} | {ours - theirs:+.4f}"

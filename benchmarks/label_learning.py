@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import requests
-from monai.utils import ensure_tuple
 from PIL import Image
 from scipy.stats import spearmanr
 
@@ -29,27 +28,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.label_server import MODEL, LabelServer, running_server
 from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.data import read_dataset
-from monai_kdsam.data.decoding import decode
-from monai_kdsam.data.picture import to_mask
+from monai_kdsam.evaluation.items import load_reference
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.serving.active_learning import score_file
-from monai_kdsam.transforms.masks import clean_mask
 from monai_kdsam.transforms.prompts import box_from_mask, center_click
 
 FOLDERS = {"kvasir": "Kvasir-SEG", "isic2017": ".", "hc18": "HC18", "busi": "Dataset_BUSI_with_GT"}
 TEST = 80
 
 
-def read_mask(item: dict) -> np.ndarray:
-    masks = np.stack([to_mask(decode(path, mask=True)) for path in ensure_tuple(item["label"])])
-    return clean_mask(masks, item.get("mask_kind", "binary"))[0] > 0
-
-
 def measure(bundle: Path, items: list[dict]) -> list[float]:
     """Mean Dice with a box, one click and no prompt; rank correlation of the uncertainty with the last one."""
     predict, found, scores = BundlePredictor(bundle), [], []
     for item in items:
-        truth = read_mask(item)
+        truth = load_reference(item)
         box = box_from_mask(truth)
         box[1] += box[1] == box[0]
         prompts = [{"roi": box.ravel().tolist()}, {"foreground": center_click(truth).tolist()}, {}]
@@ -62,7 +54,7 @@ def measure(bundle: Path, items: list[dict]) -> list[float]:
 
 def submit(server: LabelServer, item: dict, folder: Path) -> None:
     name = Path(item["image"]).stem
-    Image.fromarray(read_mask(item).astype(np.uint8) * 255).save(folder / f"{name}.png")
+    Image.fromarray(load_reference(item).astype(np.uint8) * 255).save(folder / f"{name}.png")
     with open(folder / f"{name}.png", "rb") as label:
         address, query = f"{server.address}/datastore/label", {"image": name, "tag": "final"}
         requests.put(address, params=query, files={"label": label}, timeout=60).raise_for_status()
@@ -90,7 +82,7 @@ def main() -> None:
     parser.add_argument("--set", default="kvasir", choices=sorted(FOLDERS))
     parser.add_argument("--params", type=json.loads, default={}, help="of the request for a training, as JSON")
     given = parser.parse_args()
-    items = [item for item in read_dataset(given.set, given.data / FOLDERS[given.set]) if read_mask(item).any()]
+    items = [item for item in read_dataset(given.set, given.data / FOLDERS[given.set]) if load_reference(item).any()]
     chosen = [items[number] for number in np.random.default_rng(0).permutation(len(items))]
     test, rest = chosen[:TEST], chosen[TEST:]
     with tempfile.TemporaryDirectory() as name:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
+from monai_kdsam.evaluation.calibration import calibration
 from monai_kdsam.evaluation.statistics import estimate_mean_of_sets
 
 SHOWN = {
@@ -23,7 +23,6 @@ SHOWN = {
     "automatic": "no prompt",
 }
 JUDGED = ("box_20px", "center_click", "automatic")
-FAILED = 0.7  # an IoU below this is a mask to be redrawn
 
 
 class Case(NamedTuple):
@@ -61,14 +60,9 @@ class Arm:
         return float(np.mean([self.dice[case][seed] for seed in seeds]))
 
     def auroc(self) -> float:
-        """Does a low expected IoU find the masks whose real IoU is below `FAILED`."""
+        """Does a low expected IoU find the poor masks."""
         expected, real = np.array(self.judged).T
-        failed = real < FAILED
-        if np.isnan(expected).any() or failed.all() or not failed.any():
-            return math.nan
-        ranks = rankdata(expected)
-        good, bad = (~failed).sum(), failed.sum()
-        return float((ranks[~failed].sum() - good * (good + 1) / 2) / (good * bad))
+        return math.nan if np.isnan(expected).any() else float(calibration(expected, real)["auroc"])
 
 
 def read_arms(folder: Path) -> dict[str, Arm]:

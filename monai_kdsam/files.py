@@ -7,11 +7,12 @@ import contextlib
 import glob
 import hashlib
 import os
+import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["file_sha256", "replacing"]
+__all__ = ["file_sha256", "remove_leftovers", "replacing"]
 
 
 # Seconds. Nobody writes for so long; a number of a process says nothing on a disk that several machines share.
@@ -23,8 +24,8 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` once the block has ended well.
 
     Its content is on the disk before it does, so that a power cut does not leave a file of the right name and wrong
-    content. The name is hidden and has the process's number: two processes never write to one file. What killed
-    processes left is removed when it is older than `LEFTOVER_AGE`.
+    content. The name is hidden and has the machine's name and the process's number: two processes never write to one
+    file. What killed processes left is removed when it is older than `LEFTOVER_AGE`.
 
     Args:
         path: of the file; its folder is created.
@@ -33,14 +34,14 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
     Raises:
         OSError: when the disk is full or the folder is not writable; the old file is kept.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
         with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-        _remove_leftovers(path)
+        remove_leftovers(path.parent, path.name)
     except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -51,8 +52,9 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
         raise
 
 
-def _remove_leftovers(path: Path) -> None:
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what processes that were killed have left of a file, or of any, in a folder."""
+    for leftover in folder.glob(f".{glob.escape(name) if name else '*'}.*.part"):
         with contextlib.suppress(OSError):  # another process was faster
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE:
                 leftover.unlink()

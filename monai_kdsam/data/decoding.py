@@ -20,6 +20,7 @@ from PIL import Image
 
 from monai_kdsam.data.dicom import decode_dicom, has_dicom_magic, open_dicom, read_frame
 from monai_kdsam.data.picture import Picture, no_geometry
+from monai_kdsam.pixels import pillow_pixels
 
 __all__ = [
     "SUFFIXES",
@@ -174,17 +175,11 @@ def _decode_picture(file: Path, frame: int, mask: bool) -> Picture:
 
 
 def _pillow_array(image: Image.Image, mask: bool) -> np.ndarray:
-    if image.mode in ("P", "PA"):
-        colours = np.asarray(image.convert("RGB"))
-        is_grey = (colours == colours[..., :1]).all()
-        if mask:
-            return colours[..., 0] if is_grey else np.asarray(image.convert("P") if image.mode == "PA" else image)
-        return np.asarray(image.convert("RGBA")) if image.mode == "PA" or "transparency" in image.info else colours
-    if image.mode == "1":
-        return np.asarray(image.convert("L"))
-    if image.mode in ("L", "LA", "RGB", "RGBA", "I", "F") or image.mode.startswith("I;16"):
-        return np.asarray(image)
-    return np.asarray(image.convert("RGB"))
+    if not mask or image.mode not in ("P", "PA"):
+        return pillow_pixels(image)
+    colours = np.asarray(image.convert("RGB"))
+    is_grey = (colours == colours[..., :1]).all()
+    return colours[..., 0] if is_grey else np.asarray(image.convert("P") if image.mode == "PA" else image)
 
 
 def _decode_nifti(file: Path) -> Picture:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from monai_kdsam.data.embeddings import FORMAT, EmbeddingStore, Precision, crc32_of
-from monai_kdsam.files import replacing
+from monai_kdsam.files import remove_leftovers, replacing
 
 __all__ = ["EmbeddingWriter"]
 
@@ -82,8 +82,7 @@ class EmbeddingWriter:
     def _check_disk(self, nbytes: int) -> None:
         self.is_checked = True
         self.store.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.store.folder.glob(f".r{self.rank}-*.part"):  # of a run that was killed
-            leftover.unlink()
+        remove_leftovers(self.store.folder)
         needed, free = self.expected * nbytes, shutil.disk_usage(self.store.folder).free
         logger.info("%d embeddings need %.2f GiB; %.2f GiB are free.", self.expected, needed / 2**30, free / 2**30)
         if needed > free:

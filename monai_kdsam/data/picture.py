@@ -8,6 +8,8 @@ from functools import reduce
 
 import numpy as np
 
+from monai_kdsam.pixels import rgb_from_pixels
+
 __all__ = ["Picture", "no_geometry", "to_mask", "to_rgb"]
 
 
@@ -39,15 +41,7 @@ def to_rgb(picture: Picture) -> np.ndarray:
     >>> to_rgb(Picture(np.array([[0, 500, 1000]], dtype=np.uint16), window=(0, 1000)))[0, :, 0].tolist()
     [0, 128, 255]
     """
-    pixels = picture.pixels.reshape(*picture.pixels.shape[:2], -1)
-    if pixels.shape[2] in (2, 4):
-        full = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
-        pixels = (pixels[..., :-1] * (pixels[..., -1:] / full)).round().astype(pixels.dtype)
-    if pixels.dtype != np.uint8:
-        low, high = picture.window or np.percentile(pixels, [0.5, 99.5])
-        scaled = (pixels.astype(np.float64) - low) * (255.0 / max(high - low, np.finfo(np.float32).tiny))
-        # Halves go up: NumPy's rounding to even would depend on the neighbour.
-        pixels = np.floor(scaled.clip(0, 255) + 0.5).astype(np.uint8)
+    pixels = rgb_from_pixels(picture.pixels, picture.window)
     if picture.inverted:
         pixels = 255 - pixels
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))

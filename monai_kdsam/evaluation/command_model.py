@@ -81,7 +81,10 @@ class CommandModel:
         answer = self._ask(json.dumps(request | {"mask": str(self._mask)}))
         if not self._mask.is_file():
             raise RuntimeError(f"The `command` of {self.name} wrote no mask of {self._image} to the path under `mask`.")
-        return to_mask(decode(self._mask, mask=True)) > 0, float(answer.get("iou", math.nan))
+        iou = answer.get("iou")
+        if iou is not None and not isinstance(iou, (int, float)):
+            raise RuntimeError(f"Expected a number under `iou` from the `command` of {self.name}, got {iou!r}.")
+        return to_mask(decode(self._mask, mask=True)) > 0, math.nan if iou is None else float(iou)
 
     def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None

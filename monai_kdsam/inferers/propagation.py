@@ -72,7 +72,7 @@ def propagate(
     slice that they are on, beside the prompt that reaches it.
 
     Args:
-        slices: those that may be segmented, without gaps.
+        slices: those that may be reached, without gaps; a prompt on another one segments that slice alone.
         prompts: of at least one slice.
         segment: from the number of a slice and its prompt to logits (H, W).
         margin: see `prompt_from_mask`.
@@ -81,8 +81,9 @@ def propagate(
     Returns:
         masks by slice; slices that were not reached are missing.
     """
-    seeds = sorted(number for number, (_, labels) in prompts.items() if (labels > 0).any())
-    logits = {number: segment(number, prompts[number]) for number in seeds or prompts}
+    positive = sorted(number for number, (_, labels) in prompts.items() if (labels > 0).any())
+    logits = {number: segment(number, prompts[number]) for number in positive or prompts}
+    seeds = [number for number in positive if number in slices]
 
     def follow(start: int, numbers: Iterable[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         mask = logits[start] > 0

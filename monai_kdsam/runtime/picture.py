@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from monai_kdsam.pixels import pillow_pixels, rgb_from_pixels
+
 __all__ = ["read_picture", "to_rgb"]
 
 
@@ -30,19 +32,9 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
             if image.tile and ";16" in str(image.tile[0][3]) and image.mode in ("RGB", "RGBA", "LA"):
                 raise ValueError("it has 16-bit colors, of which Pillow drops half; give it as an array")
             image.load()
-            return to_rgb(_pixels(image))
+            return to_rgb(pillow_pixels(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"Cannot read {path} as a picture: {error}.") from error
-
-
-def _pixels(image: Image.Image) -> NDArray[Any]:
-    if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
-        return np.asarray(image.convert("RGBA"))
-    if image.mode == "1":
-        return np.asarray(image.convert("L"))
-    if image.mode in ("L", "LA", "RGB", "RGBA", "I", "F") or image.mode.startswith("I;16"):
-        return np.asarray(image)
-    return np.asarray(image.convert("RGB"))
 
 
 def to_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -65,12 +57,4 @@ def to_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
         raise ValueError(f"Expected `image` of shape (H, W) or (H, W, 1 to 4), got {pixels.dtype} {pixels.shape}.")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise ValueError("Expected `image` of finite values, got NaN or infinity among them.")
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    if pixels.shape[2] in (2, 4):
-        full = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
-        pixels = (pixels[..., :-1] * (pixels[..., -1:] / full)).round().astype(pixels.dtype)
-    if pixels.dtype != np.uint8:
-        low, high = np.percentile(pixels, [0.5, 99.5])
-        stretched = (pixels.astype(np.float64) - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
-        pixels = np.floor(np.clip(stretched, 0, 255) + 0.5).astype(np.uint8)
-    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    return np.broadcast_to(rgb_from_pixels(pixels), (*pixels.shape[:2], 3))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ class UncertaintyScoring(ScoringMethod):
         images = waiting[:most] if most else waiting
         failed = 0
         for number in range(0, len(images), BATCH):
-            found = {image: self._score(predictor, datastore.get_image_uri(image)) for image in images[number:][:BATCH]}
+            found = {image: self._score(predictor, datastore, image) for image in images[number:][:BATCH]}
             failed += sum(NAME not in info for info in found.values())
             # A label that came in since is kept: the file is read again right before it is written.
             datastore.refresh()
@@ -80,11 +79,11 @@ class UncertaintyScoring(ScoringMethod):
         return {"executed": len(images), "failed": failed, "left": len(waiting) - len(images), "seconds": seconds}
 
     @staticmethod
-    def _score(predictor: BundlePredictor, path: str) -> dict[str, Any]:
+    def _score(predictor: BundlePredictor, datastore: Datastore, image: str) -> dict[str, Any]:
         try:
-            found = score_file(predictor, path)
-        except (OSError, ValueError) as error:
-            logger.warning("Cannot score %s: %s", path, error)
+            found = score_file(predictor, datastore.get_image_uri(image))
+        except (OSError, ValueError) as error:  # the archive's errors are OSErrors, too
+            logger.warning("Cannot score %s: %s", image, error)
             return {f"{NAME}_error": str(error)}
         return {
             NAME: round(found.score, 4),
@@ -98,7 +97,7 @@ def score_file(predictor: BundlePredictor, path: str) -> Uncertainty:
     image = predictor.preprocessing({"image": path})["image"]
     width, height = (int(side) for side in image.meta["spatial_shape"])
     scale = predictor.network.image_size / max(width, height)
-    valid = math.ceil(height * scale), math.ceil(width * scale)
+    valid = round(height * scale), round(width * scale)
     return uncertainty(predictor.network, image.as_tensor()[None].to(predictor.device), valid)
 
 

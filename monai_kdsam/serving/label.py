@@ -13,8 +13,10 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from monai_kdsam.serving.dicomweb import check_dicomweb
 
@@ -71,7 +73,7 @@ def serve(
         RuntimeError: when MONAI Label is not installed, with the command that does.
         FileNotFoundError: when there are no studies, no bundle, or no weights in it.
         ValueError: when clients could not tell two bundles apart, or what answers at the address is not DICOMweb.
-        OSError: when the port is taken, or no DICOMweb server answers at the address.
+        OSError: when the port or the folder is taken, or no DICOMweb server answers at the address.
     """
     if importlib.util.find_spec("monailabel") is None:
         raise RuntimeError(f"MONAI Label is not installed here. In an environment of its own: pip install {PACKAGES}")
@@ -88,18 +90,19 @@ def serve(
     _check_port(host, port)
     if is_address and "googleapis.com" not in studies:  # there the server logs in by itself
         check_dicomweb(studies)
-    _set_defaults(Path(folder).resolve())
-    prepared = [prepare_app(folder, bundle) for bundle in bundles]
-    app, names = prepared[0][0], [name for _, name in prepared]
-    _use_own_temporary_folder(app.parent / "tmp")
-    sys.stdout.write(WELCOME.format(models=", ".join(names), model=names[0], address=f"http://{host}:{port}"))
-    sys.stdout.flush()
-    settings = {"models": ",".join(names), "zoo_source": "local", "sam2": "false", "preload": "true"}
-    arguments = ["--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
-    for key, value in settings.items():
-        arguments += ["--conf", key, value]
-    quiet = ("--verbose", "WARNING")
-    _monailabel("start_server", *arguments, *quiet, "--uvicorn_app", "monai_kdsam.serving.label_app:app")
+    with _alone_in(Path(folder)):
+        _set_defaults(Path(folder).resolve())
+        prepared = [prepare_app(folder, bundle) for bundle in bundles]
+        app, names = prepared[0][0], [name for _, name in prepared]
+        _use_own_temporary_folder(app.parent / "tmp")
+        sys.stdout.write(WELCOME.format(models=", ".join(names), model=names[0], address=f"http://{host}:{port}"))
+        sys.stdout.flush()
+        settings = {"models": ",".join(names), "zoo_source": "local", "sam2": "false", "preload": "true"}
+        arguments = ["--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
+        for key, value in settings.items():
+            arguments += ["--conf", key, value]
+        quiet = ("--verbose", "WARNING")
+        _monailabel("start_server", *arguments, *quiet, "--uvicorn_app", "monai_kdsam.serving.label_app:app")
     return "The server has stopped."
 
 
@@ -179,6 +182,21 @@ def _check_port(host: str, port: int) -> None:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise OSError(f"Cannot listen on {host}, port {port}: {reason}. Choose another with `--port`.") from error
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep a folder for this server: a second one would empty its temporary files and exchange its bundles."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OSError(f"Another server works in {folder}. Stop it, or name another folder with `--dir`.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _use_own_temporary_folder(folder: Path) -> None:

@@ -66,7 +66,11 @@ class SeriesDatastore(DICOMWebDatastore):
             whole.mkdir()
             for instance in self._client.retrieve_series(study, series, media_types=as_stored):
                 instance.save_as(whole / f"{instance.SOPInstanceUID}.dcm")
-            whole.rename(folder)
+            try:
+                whole.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # otherwise another process was faster
+                    raise
 
     # Asked at every click, for the server's description of itself.
     @cached(cache=TTLCache(maxsize=16, ttl=settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY))

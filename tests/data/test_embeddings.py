@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from monai_kdsam.data import EmbeddingStore, EmbeddingWriter, LoadEmbeddingd
 from monai_kdsam.data.embeddings import embedding_key, image_checksum
+from monai_kdsam.files import LEFTOVER_AGE
 
 MADE_FROM = {"teacher": "abc", "image_size": 64, "pixel_mean": (1.0, 2.0)}
 
@@ -191,11 +194,14 @@ def test_a_disk_that_fills_up_keeps_the_shards_before(tmp_path, monkeypatch) -> 
 
 def test_the_leftover_of_a_killed_run_is_removed_and_never_read(tmp_path) -> None:
     store = filled(tmp_path, count=2)
-    leftover = tmp_path / ".r0-1234.safetensors.77.part"
-    leftover.write_bytes(b"half")
+    leftover, writing = tmp_path / ".r0-1234.safetensors.a-77.part", tmp_path / ".r0-5678.safetensors.b-77.part"
+    for file in (leftover, writing):
+        file.write_bytes(b"half")
+    os.utime(leftover, (time.time() - LEFTOVER_AGE - 1,) * 2)
     assert len(EmbeddingStore(tmp_path, MADE_FROM)) == 2
     EmbeddingWriter(store, expected=1).add("d/0", "d.png", embedding(9))
     assert not leftover.exists()
+    assert writing.exists(), "another machine is writing it"
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,18 @@ print(json.dumps({"iou": 0.5} if request["labels"] else {}), flush=True)"""
         assert iou == 0.5 or (math.isnan(iou) and not marked)
 
 
+@pytest.mark.parametrize("iou", ["null", '"high"'])
+def test_an_iou_that_is_null_is_unknown_and_one_that_is_no_number_is_told(tmp_path, picture, iou):
+    body = f"""\
+Image.fromarray(np.ones(Image.open(request["image"]).size[::-1], np.uint8)).save(request["mask"])
+print('{{"iou": {iou}}}', flush=True)"""
+    if iou == "null":
+        assert all(math.isnan(iou) for _, iou in asked(tmp_path, picture, body))
+    else:
+        with pytest.raises(RuntimeError, match=r"Expected a number under `iou` from the `command` of .*, got 'high'"):
+            asked(tmp_path, picture, body)
+
+
 def test_a_command_that_fails_is_told_with_its_last_words(tmp_path, picture):
     with pytest.raises(RuntimeError, match=r"ended with status 1.*picture\.png: ValueError: no such model"):
         asked(tmp_path, picture, "raise ValueError('no such model')")

@@ -124,6 +124,9 @@ def test_a_background_click_corrects_its_slice_beside_the_prompt_that_reaches_it
 def test_slices_out_of_bounds_are_not_touched():
     found = propagate(range(18, 24), {CENTER: click(CENTER, CENTER)}, Finder(ellipsoid()), **REACH)
     assert sorted(found) == list(range(18, 24))
+    prompts = {CENTER: click(CENTER, CENTER), 15: click(CENTER, CENTER)}
+    beyond = propagate(range(18, 24), prompts, Finder(ellipsoid()), **REACH)
+    assert sorted(beyond) == [15, *range(18, 24)]
 
 
 def test_a_prompt_without_a_mask_goes_nowhere():

@@ -15,7 +15,9 @@ if importlib.util.find_spec("monailabel") is None:
 
 from monailabel.datastore.local import LocalDatastore
 
+from monai_kdsam.serving import active_learning
 from monai_kdsam.serving.active_learning import LeastSureFirst, UncertaintyScoring, unscored_images
+from monai_kdsam.serving.uncertainty import Uncertainty
 
 REQUEST = {"strategy": "uncertainty"}
 
@@ -75,6 +77,27 @@ def test_what_has_no_score_is_scored_before_what_earlier_weights_scored(datastor
     assert unscored_images(datastore, tmp_path / "bundle") == ["a", "e", "c", "d"]
     os.utime(weights, ns=(0, 0))
     assert unscored_images(datastore, tmp_path / "bundle") == ["a", "e", "b", "c", "d"]
+
+
+def test_an_image_that_the_archive_does_not_give_is_marked_and_the_next_is_scored(datastore, tmp_path, monkeypatch):
+    """The predictor is no concern of this test, which has no weights: every image that is there scores 0.5."""
+    (tmp_path / "bundle" / "models").mkdir(parents=True)
+    (tmp_path / "bundle" / "models" / "model.pt").touch()
+    monkeypatch.setattr(active_learning, "BundlePredictor", lambda bundle: None)
+    monkeypatch.setattr(active_learning, "score_file", lambda predictor, path: Uncertainty(0.5, 0.5))
+    given = datastore.get_image_uri
+
+    def get_image_uri(image: str) -> str:
+        if image == "a":
+            raise ValueError("its images differ in size")
+        return given(image)
+
+    monkeypatch.setattr(datastore, "get_image_uri", get_image_uri)
+    scoring = UncertaintyScoring(tmp_path / "bundle")
+    done = scoring({"max_samples": 3}, datastore)
+    assert (done["executed"], done["failed"], done["left"]) == (3, 1, 2)
+    assert datastore.get_image_info("a")["uncertainty_error"] == "its images differ in size"
+    assert scoring({}, datastore)["executed"] == 2
 
 
 @pytest.mark.parametrize("most", [-1, "ten", 1.5])

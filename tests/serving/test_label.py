@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from monai_kdsam.__main__ import main
 from monai_kdsam.serving import label
@@ -65,6 +66,16 @@ def test_the_server_is_started_with_what_a_local_bundle_needs(server, bundle, st
     told = capsys.readouterr().out
     for client in ("3D Slicer", "OHIF", "CVAT", "curl", "http://127.0.0.1:0"):
         assert client in told
+
+
+def test_a_folder_is_one_servers_while_it_runs(server, bundle, studies, tmp_path, capsys):
+    given = {"studies": studies, "model": bundle, "dir": tmp_path / "label", "port": 0}
+    with FileLock(tmp_path / "label" / ".lock"):
+        assert run(**given) == 1
+        assert f"Another server works in {tmp_path / 'label'}. Stop it, or name another" in capsys.readouterr().err
+        assert server == []
+    assert run(**given) == 0
+    assert run(**given) == 0
 
 
 def test_the_app_serves_the_bundles_own_files_and_no_teacher(server, bundle, tmp_path):
