@@ -182,8 +182,8 @@ class KDSAM(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`decode_projected` for K prompts of each image: (B, K, C, S, S) and (B, K, C)."""
         prompts = 1
-        if points is not None or labels is not None:
-            points, labels = self._check_prompts(projection.image.shape[0], points, labels)
+        if points is not None and labels is not None:
+            self._check_prompts(projection.image.shape[0], points, labels)
             if points.ndim == 4:
                 prompts = points.shape[1]
                 points, labels = points.flatten(0, 1), labels.flatten(0, 1)
@@ -206,15 +206,13 @@ class KDSAM(nn.Module):
         return self._full_size(self.project(self.encode(image)), points, labels)[0][:, :, 0]
 
     @staticmethod
-    def _check_prompts(images: int, points: Tensor | None, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        _check_together(points, labels)
+    def _check_prompts(images: int, points: Tensor, labels: Tensor) -> None:
         fits = points.ndim in (3, 4) and points.shape[-1] == 2 and points.shape[0] == images
         if not fits or points.shape[:-1] != labels.shape:
             raise ValueError(
                 "Expected `points` of shape (B, N, 2) or (B, K, N, 2) and `labels` of the same shape without the last "
                 f"dimension, with B = {images}; got {tuple(points.shape)} and {tuple(labels.shape)}."
             )
-        return points, labels
 
     def freeze(self, *parts: str) -> KDSAM:
         """Take parts out of training: no gradients, and eval mode whatever `train()` says.

@@ -18,7 +18,6 @@ from monai.transforms import (
     ScaleIntensityRange,
     Transform,
 )
-from monai.transforms.utils_pytorch_numpy_unification import percentile
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
@@ -141,14 +140,14 @@ class GrayValuesd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             # Halves go up, as in the 2-D bundle's pictures.
-            scaled: MetaTensor = self._scale_of(result[key])(result[key])  # type: ignore[assignment]
+            scaled: MetaTensor = self._scale_of(result[key])(result[key])
             result[key] = (scaled + 0.5).to(torch.uint8)
         return result
 
     def _scale_of(self, volume: MetaTensor) -> Transform:
         if self._is_ct(volume):
             return self.window
-        low, high = percentile(volume, self.percentiles)
+        low, high = np.percentile(volume.numpy(), self.percentiles).tolist()
         return ScaleIntensityRange(low, high, 0, 255, clip=True, dtype=np.float32) if low < high else self.extremes
 
     def _is_ct(self, volume: MetaTensor) -> bool:
