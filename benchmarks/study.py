@@ -77,7 +77,7 @@ PLUS_TRAIN = {
     "train_encoder": True,
     "bce_weight": 1.0,
     "correction_rounds": 1,
-    "box_size_jitter": 0.3,
+    "box_size_jitter": 0.15,
     "box_jitter": [0.0, 0.0],
     "iou_weight": 1.0,
 }
@@ -102,7 +102,7 @@ ARMS = {
     "plus, no distillation": plus(("train",), initial_checkpoint=None),
     "plus, no correction loop": plus(correction_rounds=0),
     "plus, no jitter of the box's size": plus(box_size_jitter=0.0, box_jitter=[0.0, 0.02]),
-    "plus, half the jitter": plus(box_size_jitter=0.15),
+    "plus, twice the jitter": plus(box_size_jitter=0.3),
     "plus, no automatic mode": plus(prompts=["box", "clicks", "box+clicks"]),
     "plus, encoder frozen": plus(train_encoder=False),
     "plus, Dice alone": plus(bce_weight=0.0),
@@ -127,7 +127,7 @@ for pixels in SIZES:
 
 def comparisons() -> Iterator[tuple[str, str]]:
     """Pairs of arms, the first to be compared with the second."""
-    for name in ("plus", "plus, no jitter of the box's size", "plus, half the jitter"):
+    for name in ("plus", "plus, no jitter of the box's size", "plus, twice the jitter"):
         yield name, "paper"
     for name in ARMS:
         if name in ("no distillation", "plus") or name.startswith(("mse ", "mse, ")):
