@@ -40,8 +40,6 @@ REQUIREMENTS = [
     "tensorboard>=2.12",
     # progress bars outside the engines
     "tqdm>=4.47",
-    # one MONAI Label server a folder
-    "filelock>=3.12",
     # arrays; 1.26 as well, because MONAI Label 0.8 still needs it
     "numpy>=1.26,<3",
 ]
@@ -86,6 +84,8 @@ EXTRAS = {
         "dcmqi",
         # writes DICOM segmentations; the last version for pydicom 2
         "highdicom<0.23",
+        # one server a folder; torch brings it along
+        "filelock",
         # the server imports distutils and pydicom 2 pkg_resources, both of which Python and setuptools have given up
         "setuptools<81",
     ],

@@ -33,7 +33,10 @@ from monai_kdsam.serving.learning_app import with_learning
 App = with_learning(monaibundle.MyApp)
 '''
 # pydicom-seg, which the server imports, works with these versions and no later ones.
-PACKAGES = 'monailabel==0.8.5 "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" dcmqi "highdicom<0.23" "setuptools<81"'
+PACKAGES = (
+    'monailabel==0.8.5 "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" dcmqi "highdicom<0.23" "setuptools<81" '
+    "filelock"
+)
 # The server's own list knows neither DICOM files nor BMP, nor the long names of JPEG and TIFF.
 SUFFIXES = ("*.nii.gz", "*.nii", "*.png", "*.jpg", "*.jpeg", "*.bmp", "*.tif", "*.tiff", "*.dcm")
 
