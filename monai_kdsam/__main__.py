@@ -129,36 +129,8 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--output", metavar="DIR", help="folder to write (default: in the bundle's models)")
     export.set_defaults(run=_export)
 
-    label = commands.add_parser("label", help="serve a trained bundle to 3D Slicer, OHIF and CVAT with MONAI Label")
-    label.add_argument("--studies", required=True, help="folder of images, or address of a DICOMweb server")
-    label.add_argument(
-        "--model",
-        nargs="+",
-        action="extend",
-        help="folders of bundles, for pictures, volumes or both (default: kdsam_deepgrow_2d)",
-    )
-    label.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-    label.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
-    label.add_argument("--dir", default="kdsam_label", help="folder for the server's files (default: %(default)s)")
-    label.set_defaults(run=_label)
-
-    deploy = commands.add_parser("deploy", help="DICOM to DICOM segmentations, as a MONAI Deploy application")
-    deploy.add_argument("--input", required=True, metavar="DICOM", help="folder of DICOM files")
-    deploy.add_argument("--output", required=True, metavar="DIR", help="folder to write, new or empty")
-    model = deploy.add_mutually_exclusive_group()
-    bundle_default = "kdsam_deepgrow_2d"
-    model.add_argument("--bundle", dest="model", metavar="DIR", default=bundle_default, help="default: %(default)s")
-    model.add_argument("--model", metavar="FILE", help="instead: TorchScript file made from a bundle")
-    deploy.add_argument("--prompts", metavar="FILE", help="JSON file of points and boxes (default: none, automatic)")
-    deploy.add_argument(
-        "--segment",
-        default="lesion",
-        metavar="NAME",
-        help="what is segmented: a name, or NAME=CATEGORY/TYPE by keywords of pydicom's codes (default: %(default)s)",
-    )
-    modalities = f"of the series to segment (default: {' '.join(MODALITIES)})"
-    deploy.add_argument("--modalities", nargs="+", action="extend", metavar="US", help=modalities)
-    deploy.set_defaults(run=_deploy)
+    _add_label(commands)
+    _add_deploy(commands)
     return parser
 
 
@@ -205,6 +177,41 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     report.add_argument("--seed", type=int, default=0, help="of prompts and intervals (default: %(default)s)")
     report.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
     report.set_defaults(run=_report)
+
+
+def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    label = commands.add_parser("label", help="serve a trained bundle to 3D Slicer, OHIF and CVAT with MONAI Label")
+    label.add_argument("--studies", required=True, help="folder of images, or address of a DICOMweb server")
+    label.add_argument(
+        "--model",
+        nargs="+",
+        action="extend",
+        help="folders of bundles, for pictures, volumes or both (default: kdsam_deepgrow_2d)",
+    )
+    label.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    label.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
+    label.add_argument("--dir", default="kdsam_label", help="folder for the server's files (default: %(default)s)")
+    label.set_defaults(run=_label)
+
+
+def _add_deploy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    deploy = commands.add_parser("deploy", help="DICOM to DICOM segmentations, as a MONAI Deploy application")
+    deploy.add_argument("--input", required=True, metavar="DICOM", help="folder of DICOM files")
+    deploy.add_argument("--output", required=True, metavar="DIR", help="folder to write, new or empty")
+    model = deploy.add_mutually_exclusive_group()
+    bundle_default = "kdsam_deepgrow_2d"
+    model.add_argument("--bundle", dest="model", metavar="DIR", default=bundle_default, help="default: %(default)s")
+    model.add_argument("--model", metavar="FILE", help="instead: TorchScript file made from a bundle")
+    deploy.add_argument("--prompts", metavar="FILE", help="JSON file of points and boxes (default: none, automatic)")
+    deploy.add_argument(
+        "--segment",
+        default="lesion",
+        metavar="NAME",
+        help="what is segmented: a name, or NAME=CATEGORY/TYPE by keywords of pydicom's codes (default: %(default)s)",
+    )
+    modalities = f"of the series to segment (default: {' '.join(MODALITIES)})"
+    deploy.add_argument("--modalities", nargs="+", action="extend", metavar="US", help=modalities)
+    deploy.set_defaults(run=_deploy)
 
 
 def main(argv: list[str] | None = None) -> int:

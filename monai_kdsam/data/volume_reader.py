@@ -117,7 +117,8 @@ def list_volumes(folder: str | Path) -> list[dict[str, str]]:
     for path in files:
         if path not in volumes and is_dicom(path):
             frames = _count_frames(path)
-            volumes |= {path.parent} if frames == 1 else {path} if frames else set()
+            if frames:
+                volumes.add(path if frames > 1 else path.parent)
     for path in volumes:
         if path.is_dir():
             series_files(path)  # to be told now, not after hours of other volumes
