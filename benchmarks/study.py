@@ -10,7 +10,7 @@ DATA holds Kvasir-SEG, ISIC 2017, HC18 and BUSI as `configs/datasets/pooled.yaml
 to `SIDE` pixels once, so that a CPU spends its time on networks. A small ViT is adapted on all training images and
 embeds them; every arm then distills, refines and fine-tunes a student through the bundle's own configs, with `PASSES`
 images in all, and is scored on the test images, which no choice has seen, and on the validation images, which are
-there to choose by. One JSON file an arm and seed; an interrupted study goes on where it was.
+there to choose by. One JSON file an arm and seed, and its weights; an interrupted study goes on where it was.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from study_tables import print_tables
 
 from monai_kdsam.bundles import bundle_path, config_path
 from monai_kdsam.data import prepare_datalist
+from monai_kdsam.evaluation.corrective_clicks import correct
 from monai_kdsam.evaluation.items import load_reference
 from monai_kdsam.evaluation.metrics import overlap_scores
 from monai_kdsam.evaluation.models import BundleModel, EllipseModel, Model
@@ -43,7 +44,7 @@ from monai_kdsam.evaluation.prompts import named_prompts
 SIDE = 160  # of the stored images, longer side
 SIZE = 96  # of the networks' input
 SIZES = (64, 128)  # of two arms
-LABELED = 100  # images of each set whose labels the students may see
+LABELED = 100  # images of each set whose labels most students may see
 SCORED = 40  # images of each set and split, at most
 TEACHER_EPOCHS = 16
 PASSES = 4000  # images that an arm's training sees, in all phases together
@@ -62,13 +63,13 @@ class Arm:
     Args:
         phases: of training; what a phase that is left out would have seen goes to the one before it, or else after it.
         settings: for all phases.
-        labels: labeled images of all sets together; None takes `LABELED` of each.
+        labels: labeled images of all sets together, or "all".
         size: of the networks' input, in pixels; the teacher's too, which is adapted at this size.
     """
 
     phases: tuple[str, ...] = ("distill", "train")
     settings: Settings = field(default_factory=dict)
-    labels: int | None = None
+    labels: int | str = 4 * LABELED
     size: int = SIZE
 
 
@@ -110,12 +111,11 @@ ARMS = {
     # and with what it does not have
     "plus, hardest of two prompts": plus(prompt_draws=2),
     "plus, best of three masks": plus(multimask=True),
-    # few labels
-    "plus, 10 labels": Arm(plus().phases, plus().settings, labels=10),
-    "plus, 10 labels, no distillation": Arm(("train",), plus(("train",), initial_checkpoint=None).settings, labels=10),
-    "plus, 50 labels": Arm(plus().phases, plus().settings, labels=50),
-    "plus, 50 labels, no distillation": Arm(("train",), plus(("train",), initial_checkpoint=None).settings, labels=50),
 }
+# Other numbers of labels.
+for count in (10, 50, "all"):
+    for suffix, recipe in (("", plus()), (", no distillation", ARMS["plus, no distillation"])):
+        ARMS[f"plus, {count} labels{suffix}"] = replace(recipe, labels=count)
 # `mse` is ResNet-18; these are the same with other trunks, the peers' among them.
 TRUNKS = ("resnet50", "hgnetv2_b0", "hgnetv2_b1", "mobilenetv4_conv_medium", "repvit_m1", "tiny_vit_5m_224")
 for trunk in TRUNKS:
@@ -229,7 +229,7 @@ class Study:
                 shares[heir] += shares.pop(phase)
         for phase in arm.phases:
             # The prompts of `refine` are drawn from labels, too.
-            labels = "all" if phase == "distill" else str(arm.labels or 4 * LABELED)
+            labels = "all" if phase == "distill" else str(arm.labels)
             count = len(load_decathlon_datalist(str(self.folder / f"{labels}.json"), data_list_key="training"))
             settings = dict(arm.settings)
             if phase != "train":
@@ -242,7 +242,7 @@ class Study:
             self.run(phase, output, labels=labels, size=arm.size, **settings)
 
     def score(self, model: Model, name: str, seed: int, **known: Any) -> None:
-        """Dice of a model under every named prompt, to a JSON file for each split."""
+        """Dice of a model under every named prompt and after corrective clicks, to a JSON file for each split."""
         for split in SPLITS:
             rows = [row for item in self.scored(split) for row in self._score_image(model, item)]
             target = self.scores(name, seed, split)
@@ -253,9 +253,18 @@ class Study:
         reference = load_reference(item | {"label": str(self.folder / item["label"])})
         prompts = named_prompts(reference)
         model.set_image(str(self.folder / item["image"]))
-        for prompt, (mask, expected) in zip(prompts, model.predict(list(prompts.values())), strict=True):
+        found = dict(zip(prompts, model.predict(list(prompts.values())), strict=True))
+        if reference.any():
+            masks = correct(
+                reference,
+                prompts["center_click"],
+                found["center_click"][0],
+                lambda prompt: model.predict([prompt])[0][0],
+            )
+            found |= {f"clicks_{count}": (mask, math.nan) for count, mask in enumerate(masks, start=1)}
+        source = Path(item["image"]).name.partition("_")[0]
+        for prompt, (mask, expected) in found.items():
             dice, iou = overlap_scores(mask, reference)[:2] if reference.any() else (math.nan, math.nan)
-            source = Path(item["image"]).name.partition("_")[0]
             yield [source, item["subject"], prompt, dice, iou, expected, float(mask.mean())]
 
     def scores(self, name: str, seed: int, split: str) -> Path:
@@ -292,6 +301,9 @@ def run_arm(study: Study, name: str, seed: int) -> None:
     keys = {"backbone": "resnet18", "image_size": arm.size} | keys
     model = BundleModel(name, bundle_path(), checkpoint=str(output / "models" / "model.pt"), **keys)
     study.score(model, name, seed, seconds=seconds)
+    weights = study.folder / "weights"
+    weights.mkdir(exist_ok=True)
+    (output / "models" / "model.pt").rename(weights / f"{name}_{seed}.pt")  # to look at, as with `report`
     shutil.rmtree(output)
     print(f"{name}, seed {seed}: {seconds:.0f} s of processor time", flush=True)
 

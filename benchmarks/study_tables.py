@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from monai_kdsam.evaluation.calibration import calibration
+from monai_kdsam.evaluation.corrective_clicks import clicks_needed
 from monai_kdsam.evaluation.statistics import estimate_mean_of_sets
 
 SHOWN = {
@@ -21,7 +22,9 @@ SHOWN = {
     "box_20pct": "box 20 % off",
     "center_click": "one click",
     "automatic": "no prompt",
+    "clicks_5": "5 clicks",
 }
+NOC = "NoC@85"  # corrective clicks to an IoU of 0.85, the most where it is not reached
 JUDGED = ("box_20px", "center_click", "automatic")
 
 
@@ -42,22 +45,25 @@ class Arm:
         self.name: str = runs[0]["arm"]
         self.seeds = {run["seed"] for run in runs}
         self.seconds = float(np.median([run.get("seconds", math.nan) for run in runs]))
-        self.dice: dict[Case, dict[int, float]] = defaultdict(dict)
+        self.values: dict[Case, dict[int, float]] = defaultdict(dict)  # Dice, or clicks of `NOC`; by seed
         self.judged: list[tuple[float, float]] = []  # expected and real IoU
-        self.false_alarms: list[bool] = []
         for run in runs:
-            number = -1
-            for source, subject, prompt, dice, iou, expected, foreground in run["rows"]:
+            number, curves = -1, defaultdict(list)
+            for source, subject, prompt, dice, iou, expected, _ in run["rows"]:
                 number += prompt == "box" or math.isnan(dice)
                 if math.isnan(dice):
-                    self.false_alarms.append(foreground > 0)
                     continue
-                self.dice[Case(source, number, subject, prompt)][run["seed"]] = dice
-                self.judged.append((expected, iou))
+                self.values[Case(source, number, subject, prompt)][run["seed"]] = dice
+                if prompt.startswith("clicks_"):
+                    curves[Case(source, number, subject, NOC)].append(iou)
+                else:
+                    self.judged.append((expected, iou))
+            for case, ious in curves.items():
+                self.values[case][run["seed"]] = clicks_needed(ious, 0.85) or len(ious)
 
     def mean(self, case: Case, seeds: Set[int]) -> float:
         """Over seeds."""
-        return float(np.mean([self.dice[case][seed] for seed in seeds]))
+        return float(np.mean([self.values[case][seed] for seed in seeds]))
 
     def auroc(self) -> float:
         """Does a low expected IoU find the poor masks."""
@@ -76,14 +82,14 @@ def read_arms(folder: Path) -> dict[str, Arm]:
 def over_sets(
     arm: Arm, prompts: Sequence[str], other: Arm | None = None, seeds: Set[int] | None = None
 ) -> tuple[float, float, float]:
-    """Mean over sets (and prompts) of the Dice, or of its difference from another arm's, with a 95 % interval.
+    """Mean over sets (and prompts) of Dice or clicks, or of their difference from another arm's, with a 95 % interval.
 
     Over `seeds`, or else all that the arm has; a difference is that of the seeds which both have.
     """
     sets: dict[str, dict[tuple[int, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     seeds = arm.seeds if seeds is None else seeds
     seeds = seeds & other.seeds if other else seeds
-    for case in arm.dice:
+    for case in arm.values:
         if case.prompt in prompts:
             value = arm.mean(case, seeds) - (other.mean(case, seeds) if other else 0.0)
             sets[case.source][case.number, case.subject].append(value)
@@ -98,17 +104,20 @@ def over_sets(
 def print_tables(folder: Path, names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> None:
     """The table of means, and that of differences of pairs of arms, of what has scores."""
     arms = read_arms(folder)
-    _print_row("arm", "seeds", *SHOWN.values(), "exact minus 20 % off", "AUROC of the IoU head", "processor minutes")
-    _print_row(*["---"] * (len(SHOWN) + 5))
+    titles = (NOC, "exact minus 20 % off", "AUROC of the IoU head", "processor minutes")
+    _print_row("arm", "seeds", *SHOWN.values(), *titles)
+    _print_row(*["---"] * (len(SHOWN) + len(titles) + 2))
     for name in names:
         if name in arms:
             arm = arms[name]
             means = {prompt: over_sets(arm, [prompt])[0] for prompt in SHOWN}
             drop = means["box"] - means["box_20pct"]
-            cells = [f"{value:.3f}" for value in (*means.values(), drop, arm.auroc())] + [f"{arm.seconds / 60:.1f}"]
+            cells = [f"{value:.3f}" for value in means.values()]
+            cells += [f"{over_sets(arm, [NOC])[0]:.2f}", f"{drop:.3f}", f"{arm.auroc():.3f}", f"{arm.seconds / 60:.1f}"]
             _print_row(name, _seeds(arm.seeds), *("-" if cell == "nan" else cell for cell in cells))
     print()
-    columns = {title: [prompt] for prompt, title in SHOWN.items()} | {"mean of wide box, click, none": list(JUDGED)}
+    columns = {title: [prompt] for prompt, title in SHOWN.items()}
+    columns |= {NOC: [NOC], "mean of wide box, click, none": list(JUDGED)}
     _print_row("difference", "seeds", *columns)
     _print_row(*["---"] * (len(columns) + 2))
     for name, base in pairs:

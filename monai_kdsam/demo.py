@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ from PIL import Image
 
 from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.data import prepare_datalist
+from monai_kdsam.data.datalist import Datalist
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.picture_sheet import draw_contour, draw_prompt, save_picture_sheet
@@ -26,7 +28,10 @@ from monai_kdsam.transforms import box_from_mask
 
 __all__ = ["run_demo"]
 
-EPOCHS = {"adapt": 16, "distill": 5, "train": 4}
+# Passes over all training pictures, or over the labeled ones for as many steps.
+EPOCHS = {"adapt": 16, "distill": 8, "train": 3, "without_distillation": 6}
+# Students see the mask of every sixth training picture only, as where labels are dear and pictures are not.
+LABEL_EVERY = 6
 # Fewer false friends in the pictures than `write_phantoms` can draw: a few hundred steps must do.
 CLUTTER = 0.4
 PROMPTS = ("box", "center", "none")
@@ -88,17 +93,19 @@ def run_demo(
     write_phantoms(folder / "phantoms", per_kind=per_kind, clutter=CLUTTER)
     runner = _Runner(folder, factor)
     rows: list[tuple[str, Sequence[str]]] = []
+    labeled = _write_labeled(folder, bundle)
     with _quiet():
         rows.append(("filled box", runner.evaluate("box", network={"_target_": "monai_kdsam.networks.FillBox"})[:1]))
         runner.train("adapt.json", epochs=EPOCHS["adapt"], learning_rate=5e-4)
         rows.append(("teacher", runner.evaluate("teacher", "evaluate_teacher.yaml")))
         runner.train("distill.json", epochs=EPOCHS["distill"], learning_rate=2e-3)
         rows.append(("student, distilled", runner.evaluate("distilled", checkpoint="$@ckpt_dir + '/distilled.pt'")))
-        runner.train(epochs=EPOCHS["train"], learning_rate=1e-3)
+        labels = {"learning_rate": 1e-3, "dataset_dir": str(labeled), "split_file": str(folder / "labeled_split.json")}
+        runner.train("datasets/datalist.yaml", epochs=LABEL_EVERY * EPOCHS["train"], **labels)
         rows.append(("student, fine-tuned", runner.evaluate("student")))
-        budget = EPOCHS["distill"] + EPOCHS["train"]
-        runner.train("without_distillation.yaml", epochs=budget, phase="without_distillation", learning_rate=1e-3)
-        checkpoint = "$@ckpt_dir + '/without_distillation.pt'"
+        phase, overlays = "without_distillation", ("datasets/datalist.yaml", "without_distillation.yaml")
+        runner.train(*overlays, epochs=LABEL_EVERY * EPOCHS[phase], phase=phase, **labels)
+        checkpoint = f"$@ckpt_dir + '/{phase}.pt'"
         rows.append(("student, not distilled", runner.evaluate("without_distillation", checkpoint=checkpoint)))
         runner.run("inference.json", dataset_dir=str(folder / "phantoms" / "images"))
     sheet = _picture_sheet(folder, bundle)
@@ -117,10 +124,25 @@ def _quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
+def _write_labeled(folder: Path, bundle: Path) -> Path:
+    """A MONAI datalist with the masks that the student sees; its other lists are those of all pictures."""
+    splits = _split(folder, bundle)
+    splits["training"] = splits["training"][::LABEL_EVERY]
+    keys = ("image", "label", "subject")
+    lists = {split: [{key: item[key] for key in keys} for item in items] for split, items in splits.items()}
+    file = folder / "labeled.json"
+    file.write_text(json.dumps(lists, indent=1), encoding="utf-8")
+    return file
+
+
+def _split(folder: Path, bundle: Path) -> Datalist:
+    return prepare_datalist({"folder": folder / "phantoms"}, bundle / "output" / "split.json")
+
+
 def _picture_sheet(folder: Path, bundle: Path) -> Path:
     """Image, prompt, reference and prediction of a test picture of each kind."""
-    splits = prepare_datalist({"folder": folder / "phantoms"}, bundle / "output" / "split.json")
-    kinds = {Path(item["image"]).stem.rsplit("_", 1)[0]: item for item in reversed(splits["test"])}
+    test = _split(folder, bundle)["test"]
+    kinds = {Path(item["image"]).stem.rsplit("_", 1)[0]: item for item in reversed(test)}
     predictor = BundlePredictor(bundle)
     rows = []
     for _, item in sorted(kinds.items()):
@@ -150,7 +172,7 @@ def _report(rows: Sequence[tuple[str, Sequence[str]]], folder: Path, bundle: Pat
         "",
         f"{seconds:.0f} seconds. The trained bundle is in {here}, the pictures in {os.path.relpath(sheet)}.",
         "",
-        "This teacher has seen nothing but these pictures and has little to teach; SAM's weights are another matter.",
+        "In SAM's place the teacher has seen the masks of all training pictures; the students see one in six.",
         "With your own images in DIR/images and masks of the same names in DIR/masks, and SAM's weights:",
         f"  python -m monai_kdsam download sam_vit_b --dir {here}/models",
         f"  python -m monai_kdsam download vgg16 --dir {here}/models",
