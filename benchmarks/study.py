@@ -65,12 +65,14 @@ class Arm:
         settings: for all phases.
         labels: labeled images of all sets together, or "all".
         size: of the networks' input, in pixels; the teacher's too, which is adapted at this size.
+        shares: of each phase in the images that training sees.
     """
 
     phases: tuple[str, ...] = ("distill", "train")
     settings: Settings = field(default_factory=dict)
     labels: int | str = 4 * LABELED
     size: int = SIZE
+    shares: dict[str, float] = field(default_factory=lambda: dict(SHARES))
 
 
 MSE = {"perceptual_weight": 0.0}
@@ -111,6 +113,7 @@ ARMS = {
     # and with what it does not have
     "plus, hardest of two prompts": plus(prompt_draws=2),
     "plus, best of three masks": plus(multimask=True),
+    "plus, more prompt-in-the-loop": replace(plus(), shares={"distill": 0.2, "refine": 0.4, "train": 0.4}),
 }
 # Other numbers of labels.
 for count in (10, 50, "all"):
@@ -223,7 +226,7 @@ class Study:
 
     def train(self, arm: Arm, output: Path, seed: int) -> None:
         """All phases of an arm."""
-        shares = dict(SHARES)
+        shares = dict(arm.shares)
         for phase, heir in (("refine", "distill"), ("distill", "train")):
             if phase not in arm.phases:
                 shares[heir] += shares.pop(phase)
