@@ -106,7 +106,7 @@ def run_demo(
         phase, overlays = "without_distillation", ("datasets/datalist.yaml", "without_distillation.yaml")
         runner.train(*overlays, epochs=LABEL_EVERY * EPOCHS[phase], phase=phase, **labels)
         checkpoint = f"$@ckpt_dir + '/{phase}.pt'"
-        rows.append(("student, not distilled", runner.evaluate("without_distillation", checkpoint=checkpoint)))
+        rows.append(("student, not distilled", runner.evaluate(phase, checkpoint=checkpoint)))
         runner.run("inference.json", dataset_dir=str(folder / "phantoms" / "images"))
     sheet = _picture_sheet(folder, bundle)
     return _report(rows, folder, bundle, sheet, time.monotonic() - started)
