@@ -12,6 +12,7 @@ import torch
 
 from monai_kdsam.data import EmbeddingWriter
 from monai_kdsam.data.embeddings import read_header
+from monai_kdsam.data.phantoms import write_phantoms
 
 EMBED = ("train.json", "distill.json", "embed.json")
 DISTILL = ("train.json", "distill.json")
@@ -61,6 +62,26 @@ def test_every_variant_is_stored_and_the_student_is_trained_on_all(trained, capl
     assert stored == 3 * images(trained)
     losses, _ = distill(trained, caplog, augment=True, embedding_variants=3, cached_embeddings=True)
     assert losses
+
+
+def test_unlabeled_images_are_embedded_and_distilled_and_the_other_phases_have_the_labeled_ones(trained, caplog):
+    write_phantoms(trained.folder / "more", per_kind=1, size=72, seed=9)
+    (trained.folder / "more" / "images").rename(trained.folder / "phantoms" / "unlabeled")
+    (trained.output / "split.json").unlink()
+    trained.run(*EMBED, embedding_variants=1)
+    assert sum(len(read_header(shard)["entries"]) for shard in shards(trained)) == images(trained) + 4
+    losses, _ = distill(trained, caplog, embedding_variants=1, cached_embeddings=True)
+    assert len(losses) == 3 * ((images(trained) + 4) // 4)
+    live, _ = distill(trained, caplog)
+    assert len(live) == len(losses)
+    for configs, settings in (
+        ((*DISTILL, "refine.json"), {"embedding_variants": 1, "cached_embeddings": True}),
+        (("train.json",), {"initial_checkpoint": str(trained.models / "refined.pt")}),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            trained.run(*configs, batch_size=4, log_interval=1, logging_file=False, **settings)
+        assert len(re.findall(r"Iter: .* loss: ", caplog.text)) == images(trained) // 4
 
 
 def test_an_interrupted_run_goes_on_after_its_last_shard(trained, monkeypatch):

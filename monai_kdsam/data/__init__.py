@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from monai_kdsam.data.datalist import prepare_datalist, require_items
+from monai_kdsam.data.datalist import distillation_items, prepare_datalist, require_items
 from monai_kdsam.data.datasets import LAYOUTS, read_dataset
 from monai_kdsam.data.embedding_writer import EmbeddingWriter
 from monai_kdsam.data.embeddings import EmbeddingStore, LoadEmbeddingd
@@ -25,6 +25,7 @@ __all__ = [
     "SeededDataset",
     "VolumeReader",
     "check_images",
+    "distillation_items",
     "duplicate_groups",
     "format_name",
     "list_images",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import ignite.distributed as idist
 import numpy as np
 
-from monai_kdsam.data.datasets import SPLITS, Item, read_dataset
+from monai_kdsam.data.datasets import SPLITS, UNLABELED, Item, read_dataset
 from monai_kdsam.data.split_file import (
     check_files,
     load_split_file,
@@ -23,14 +23,15 @@ from monai_kdsam.data.split_file import (
     with_relative_paths,
     write_text,
 )
-from monai_kdsam.data.splits import check_fractions, counts, duplicate_groups, split_items
+from monai_kdsam.data.splits import check_fractions, counts, duplicate_groups, held_out_relatives, split_items
 from monai_kdsam.data.validation import Problem, inspect_items
 
-__all__ = ["prepare_datalist", "require_items"]
+__all__ = ["distillation_items", "prepare_datalist", "require_items"]
 
 Datalist = dict[str, list[Item]]
 
 logger = logging.getLogger(__name__)
+RELATED = "of a subject, or a near duplicate, of a validation or test image"
 
 
 def prepare_datalist(
@@ -50,6 +51,9 @@ def prepare_datalist(
     Of a pooled split file, some of the sources may be asked for alone. Items carry only the keys that all of them have
     (`spacing` is left out where one source lacks it), as MONAI's collate function requires.
 
+    Unlabeled images are a list of their own. Those of a subject, or near duplicates, of a validation or test image are
+    left out, as a student that has seen them could not be judged by that image.
+
     Args:
         sources: root folder (for "datalist": the file) by name of the layout, a key of `datasets.LAYOUTS`.
         split_file: JSON file to write, or to read if it exists.
@@ -61,7 +65,8 @@ def prepare_datalist(
         foreground_values: values that are foreground in masks of several labels.
 
     Returns:
-        the lists "training", "validation" and "test" of items with absolute paths.
+        the lists "training", "validation" and "test" of items with absolute paths; and "unlabeled", of items without
+        label, where a source has such images.
 
     Raises:
         FileNotFoundError: a source has another layout, or a file of the split is gone.
@@ -93,8 +98,8 @@ def prepare_datalist(
             _create(sources, split_file, settings, roots)
     stored = load_split_file(split_file, settings, sources)
     datalist = {
-        split: [with_absolute_paths(item, roots[item["source"]]) for item in stored[split] if item["source"] in sources]
-        for split in SPLITS
+        name: [with_absolute_paths(item, roots[item["source"]]) for item in stored[name] if item["source"] in sources]
+        for name in _lists(stored)
     }
     check_files(datalist, split_file)
     _warn_of_new_images(sources, stored, roots)
@@ -117,6 +122,16 @@ def require_items(datalist: Datalist, split: str) -> list[Item]:
     return datalist[split]
 
 
+def distillation_items(datalist: Datalist) -> list[Item]:
+    """The images that a teacher shows to a student: those of "training" and "unlabeled", without their labels.
+
+    Raises:
+        ValueError: the list "training" is empty.
+    """
+    items = require_items(datalist, "training") + datalist.get(UNLABELED, [])
+    return [{"image": item["image"]} for item in items]
+
+
 def _create(
     sources: Mapping[str, str | Path], split_file: Path, settings: dict[str, Any], roots: dict[str, Path]
 ) -> None:
@@ -131,10 +146,13 @@ def _create(
         logger.info(f"{len(empty)} of {len(items)} masks have no foreground; these images are {what} (`empty_masks`).")
     reasons = {p.image: p.message for p in bad + (empty if settings["empty_masks"] == "skip" else [])}
     kept = [number for number, item in enumerate(items) if item["image"] not in reasons]
-    if not kept:
+    if not any("label" in items[number] for number in kept):
         raise ValueError(f"All {len(items)} images have problems or empty masks, so that none is left to split.")
     groups = duplicate_groups(inspection.thumbnails[kept])
-    splits = _split([items[number] for number in kept], groups, settings)
+    splits, relatives = _split([items[number] for number in kept], groups, settings)
+    if relatives:
+        logger.info(f"{len(relatives)} unlabeled images are left out: {RELATED}.")
+    reasons |= {item["image"]: RELATED for item in relatives}
     skipped = [
         {
             "image": relative_to(item["image"], roots[item["source"]]),
@@ -157,9 +175,12 @@ def _create(
     write_text(split_file, json.dumps(content, indent=1))
 
 
-def _split(items: list[Item], groups: Sequence[int] | np.ndarray, settings: dict[str, Any]) -> Datalist:
+def _split(
+    items: list[Item], groups: Sequence[int] | np.ndarray, settings: dict[str, Any]
+) -> tuple[Datalist, list[Item]]:
+    """The lists, and the unlabeled items that are too close to held-out ones to be in any."""
     official = [settings["use_official_split"] and "official_split" in item for item in items]
-    drawn = [number for number, is_official in enumerate(official) if not is_official]
+    drawn = [number for number, item in enumerate(items) if "label" in item and not official[number]]
     splits = split_items(
         [items[number] for number in drawn],
         groups=[groups[number] for number in drawn],
@@ -172,7 +193,12 @@ def _split(items: list[Item], groups: Sequence[int] | np.ndarray, settings: dict
     bare = [name for name in SPLITS if not splits[name]]
     if bare and any(official):
         logger.warning(f"The official split has no {' and no '.join(bare)} images.")
-    return splits
+    unlabeled = [item for item in items if "label" not in item]
+    if not unlabeled:
+        return splits, []
+    relatives = held_out_relatives(items, splits["validation"] + splits["test"], groups=groups)
+    splits[UNLABELED] = [item for item in unlabeled if item["image"] not in relatives]
+    return splits, [item for item in unlabeled if item["image"] in relatives]
 
 
 def _report(bad: list[Problem], split_file: Path, bad_images: str) -> None:
@@ -194,7 +220,7 @@ def _report(bad: list[Problem], split_file: Path, bad_images: str) -> None:
 
 
 def _warn_of_new_images(sources: Mapping[str, str | Path], stored: dict[str, Any], roots: dict[str, Path]) -> None:
-    known = {(item["source"], item["image"]) for name in (*SPLITS, "skipped") for item in stored[name]}
+    known = {(item["source"], item["image"]) for name in (*_lists(stored), "skipped") for item in stored[name]}
     for layout, root in sources.items():
         try:
             items = read_dataset(layout, root)
@@ -209,10 +235,17 @@ def _warn_of_new_images(sources: Mapping[str, str | Path], stored: dict[str, Any
             )
 
 
+def _lists(stored: Mapping[str, Any]) -> list[str]:
+    return [*SPLITS, UNLABELED] if UNLABELED in stored else [*SPLITS]
+
+
 def _with_equal_keys(datalist: Datalist) -> Datalist:
     items = [item for split in SPLITS for item in datalist[split]]
     common = set.intersection(*(set(item) for item in items)) if items else set()
-    return {split: [{k: v for k, v in item.items() if k in common} for item in datalist[split]] for split in SPLITS}
+    return {
+        name: [{k: v for k, v in item.items() if k in common or name == UNLABELED} for item in items]
+        for name, items in datalist.items()
+    }
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

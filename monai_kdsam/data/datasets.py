@@ -4,6 +4,9 @@
 An item is a dictionary: `image` (path), `label` (path, or paths of masks that belong together), `source` (name of the
 layout), `subject` (items of one subject never part), `mask_kind` (see `monai_kdsam.transforms.masks`), and where known
 `spacing` ([x, y] in mm) and `official_split` ("training", "validation" or "test"). Paths are absolute, items sorted.
+
+The layouts "folder", "kvasir" and "datalist" may have unlabeled images, which a teacher can show to a student. Their
+items have neither `label` nor `mask_kind` nor `official_split`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from monai_kdsam.data.decoding import is_supported, split_frame, stem_of, suffix
 __all__ = [
     "LAYOUTS",
     "SPLITS",
+    "UNLABELED",
     "Item",
     "read_busi",
     "read_datalist",
@@ -33,22 +37,26 @@ __all__ = [
 Item = dict[str, Any]
 
 SPLITS = ("training", "validation", "test")
+UNLABELED = "unlabeled"
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 ISIC_FOLDERS = {"Training": "training", "Validation": "validation", "Test_v2": "test", "Test": "test"}
 
 
 def read_kvasir(root: str | Path) -> list[Item]:
-    """Read Kvasir-SEG: ``images/*.jpg`` and ``masks/*.jpg`` of equal names, masks lossy.
+    """Read Kvasir-SEG: ``images/*.jpg`` and ``masks/*.jpg`` of equal names, masks lossy, and ``unlabeled/``.
 
     Raises:
         FileNotFoundError: the layout is another one.
         ValueError: there are no images, or images without a mask.
     """
-    return [{**item, "source": "kvasir", "mask_kind": "lossy"} for item in read_folder(root)]
+    lossy = {"mask_kind": "lossy"}
+    return [{**item, "source": "kvasir", **(lossy if "label" in item else {})} for item in read_folder(root)]
 
 
 def read_folder(root: str | Path) -> list[Item]:
     """Read a plain folder: ``images/`` and ``masks/`` with equal stems, any supported format; JPEG masks are lossy.
+
+    Images in ``unlabeled/``, if there is such a folder, have no mask.
 
     Raises:
         FileNotFoundError: the layout is another one.
@@ -65,6 +73,10 @@ def read_folder(root: str | Path) -> list[Item]:
         items.append(_item(image, found, "folder", stem_of(image), kind))
         if len(found) > 1:
             raise ValueError(f"Expected one mask for {image}, got {', '.join(map(str, found))}. Rename or join them.")
+    unlabeled = Path(root) / UNLABELED
+    if unlabeled.is_dir():
+        # Subjects of their own: an unlabeled 0001.png is another image than the labeled one of this name.
+        items += [_unlabeled(image, "folder", f"{UNLABELED}/{stem_of(image)}") for image in _supported(unlabeled)]
     return _checked(items, root)
 
 
@@ -151,7 +163,8 @@ def read_busi(root: str | Path) -> list[Item]:
 def read_datalist(root: str | Path) -> list[Item]:
     """Read a MONAI datalist: a JSON file with lists "training", "validation", "test" of items with image and label.
 
-    Paths are relative to the file, or absolute. An item may bring its own `subject`, `mask_kind` and `spacing`.
+    Paths are relative to the file, or absolute. An item may bring its own `subject`, `mask_kind` and `spacing`. Items
+    of a list "unlabeled" need an image only, and their `subject` if others have it.
 
     Raises:
         FileNotFoundError: there is no such file, or images or masks it names do not exist.
@@ -178,7 +191,8 @@ def read_datalist(root: str | Path) -> list[Item]:
                     f"{path}, got {entry}."
                 )
             items.append({**_listed(entry, path.absolute().parent), "official_split": split})
-    files = [file for item in items for file in (item["image"], *_paths(item["label"]))]
+    items += _listed_without_labels(content.get(UNLABELED, []), path)
+    files = [file for item in items for file in (item["image"], *_paths(item.get("label", ())))]
     missing = [file for file in files if not split_frame(file)[0].is_file()]
     if missing:
         raise FileNotFoundError(f"{len(missing)} files listed in {path} do not exist: {_some(missing)}")
@@ -218,12 +232,20 @@ def _item(image: Path, masks: list[Path], source: str, subject: str, mask_kind: 
     }
 
 
+def _unlabeled(image: Path, source: str, subject: str) -> Item:
+    return {"image": str(image.absolute()), "source": source, "subject": subject}
+
+
 def _checked(items: list[Item], root: str | Path) -> list[Item]:
-    if not items:
-        raise ValueError(f"No image in {root}. Expected at least one; check that the download is complete.")
-    bare = [item["image"] for item in items if not item["label"]]
+    labeled = [item for item in items if "label" in item]
+    if not labeled:
+        raise ValueError(f"No image in {root} has a mask. Expected at least one; check that the download is complete.")
+    bare = [item["image"] for item in labeled if not item["label"]]
     if bare:
-        raise ValueError(f"{len(bare)} images have no mask. Add the masks or remove the images: {_some(bare)}")
+        raise ValueError(
+            f"{len(bare)} images have no mask. Add the masks or remove the images; in the layouts folder and datalist "
+            f"the images may move to `{UNLABELED}`: {_some(bare)}"
+        )
     return sorted(items, key=lambda item: item["image"])
 
 
@@ -252,8 +274,22 @@ def _listed(entry: Item, folder: Path) -> Item:
     label = [str(folder / path) for path in _paths(entry["label"])]
     kind = "lossy" if any(suffix_of(path) in LOSSY_SUFFIXES for path in label) else "binary"
     label_entry = label if isinstance(entry["label"], list) else label[0]
-    defaults = {"subject": str(entry["image"]), "mask_kind": kind}
-    return {**defaults, **entry, "image": image, "label": label_entry, "source": "datalist"}
+    own = {"image": image, "label": label_entry, "source": "datalist", "subject": _subject(entry)}
+    return {"mask_kind": kind, **entry, **own}
+
+
+def _subject(entry: Item) -> str:
+    return str(entry.get("subject", entry["image"]))
+
+
+def _listed_without_labels(entries: Any, file: Path) -> list[Item]:
+    if not isinstance(entries, list):
+        raise ValueError(f'Expected "{UNLABELED}" in {file} to be a list, got {entries!r}.')
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+            raise ValueError(f'Expected "image", a path, in item {number} of "{UNLABELED}" in {file}, got {entry}.')
+    folder = file.absolute().parent
+    return [_unlabeled(folder / entry["image"], "datalist", _subject(entry)) for entry in entries]
 
 
 def _paths(label: str | Iterable[str]) -> list[str]:

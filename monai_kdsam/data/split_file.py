@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from monai.utils import ensure_tuple
 
-from monai_kdsam.data.datasets import SPLITS, Item
+from monai_kdsam.data.datasets import Item
 from monai_kdsam.data.decoding import split_frame
 from monai_kdsam.files import replacing
 
@@ -38,11 +38,11 @@ def load_split_file(split_file: Path, settings: dict[str, Any], sources: Collect
 
 def check_files(datalist: dict[str, list[Item]], split_file: Path) -> None:
     """Raise a FileNotFoundError that names the files which are gone."""
-    items = [item for split in SPLITS for item in datalist[split]]
     gone = [
         path
+        for items in datalist.values()
         for item in items
-        for path in (item["image"], *ensure_tuple(item["label"]))
+        for path in (item["image"], *ensure_tuple(item.get("label", ())))
         if not split_frame(path)[0].is_file()
     ]
     if gone:
@@ -60,16 +60,20 @@ def relative_to(path: str, root: Path) -> str:
 
 def with_relative_paths(item: Item, root: Path) -> Item:
     """The item with the paths that the split file holds."""
-    label = item["label"]
-    relative = relative_to(label, root) if isinstance(label, str) else [relative_to(path, root) for path in label]
-    return {**item, "image": relative_to(item["image"], root), "label": relative}
+    return _with_paths(item, lambda path: relative_to(path, root))
 
 
 def with_absolute_paths(item: Item, root: Path) -> Item:
     """The item with paths that can be opened."""
-    label = item["label"]
-    absolute = str(root / label) if isinstance(label, str) else [str(root / path) for path in label]
-    return {**item, "image": str(root / item["image"]), "label": absolute}
+    return _with_paths(item, lambda path: str(root / path))
+
+
+def _with_paths(item: Item, change: Callable[[str], str]) -> Item:
+    changed = {**item, "image": change(item["image"])}
+    if "label" in item:
+        label = item["label"]
+        changed["label"] = change(label) if isinstance(label, str) else [change(path) for path in label]
+    return changed
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from monai_kdsam.data.datasets import SPLITS, Item
 
-__all__ = ["duplicate_groups", "split_items"]
+__all__ = ["duplicate_groups", "held_out_relatives", "split_items"]
 
 BLOCK = 1024  # rows of the correlation matrix held at a time
 
@@ -96,6 +96,25 @@ def split_items(
         for name, chosen in zip(SPLITS, _allot(units, fractions, seed, source), strict=True):
             splits[name] += [item for unit in chosen for item in unit]
     return {name: sorted(split, key=_identity) for name, split in splits.items()}
+
+
+def held_out_relatives(
+    items: Sequence[Item], held_out: Sequence[Item], *, groups: Sequence[int] | np.ndarray | None = None
+) -> set[str]:
+    """The images that belong together with a held-out one, by subject or group, itself among them.
+
+    Args:
+        items: all items.
+        held_out: some of them, of validation and test.
+        groups: of `items`, as in `split_items`.
+
+    >>> items = [{"image": f"{n}.png", "source": "s", "subject": str(n // 2)} for n in range(4)]
+    >>> sorted(held_out_relatives(items, items[2:3]))
+    ['2.png', '3.png']
+    """
+    units, images = _units(items, groups), {item["image"] for item in held_out}
+    of_held_out = {unit for unit, item in zip(units, items, strict=True) if item["image"] in images}
+    return {item["image"] for unit, item in zip(units, items, strict=True) if unit in of_held_out}
 
 
 def check_fractions(fractions: Sequence[float]) -> None:

@@ -97,7 +97,7 @@ def inspect_items(items: Sequence[Item], *, foreground_values: Collection[float]
     """Decode every file once, for the problems and for the thumbnails that show duplicates.
 
     Args:
-        items: dictionaries with `image`, `label` (path or paths) and optionally `mask_kind`.
+        items: dictionaries with `image`, `label` (path or paths; none if unlabeled) and optionally `mask_kind`.
         foreground_values: as in :func:`monai_kdsam.transforms.masks.clean_mask`.
 
     >>> [found.kind for found in inspect_items([{"image": "nowhere.png", "label": "nowhere_mask.png"}]).problems]
@@ -106,9 +106,10 @@ def inspect_items(items: Sequence[Item], *, foreground_values: Collection[float]
     problems: list[Problem] = []
     thumbnails = np.zeros((len(items), THUMBNAIL_SIZE, THUMBNAIL_SIZE), dtype=np.float32)
     for number, item in enumerate(tqdm(items, desc="checking images and masks", unit="image", disable=len(items) < 20)):
-        label = "; ".join(ensure_tuple(item["label"]))
+        label = "; ".join(ensure_tuple(item.get("label", ())))
         picture, image, found = _look_at_image(item["image"])
-        found += _look_at_mask(item, picture, foreground_values)
+        if "label" in item:
+            found += _look_at_mask(item, picture, foreground_values)
         problems += [Problem(item["image"], label, kind, message) for kind, message in found]
         if image is not None:
             thumbnails[number] = thumbnail(image)

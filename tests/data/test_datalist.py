@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_kdsam.data import prepare_datalist, require_items
+from monai_kdsam.data import distillation_items, prepare_datalist, require_items
 
 RANDOM = np.random.RandomState(0)
 
@@ -124,6 +124,48 @@ def test_a_copy_of_an_image_is_on_the_same_side(root: Path, tmp_path: Path) -> N
     split = stems(prepare_datalist({"folder": root}, tmp_path / "split.json", fractions=(0.4, 0.3, 0.3)))
     for names in split.values():
         assert {name[5:] for name in names if "case" in name} == {name[5:] for name in names if "copy" in name}
+
+
+def test_unlabeled_images_are_a_list_of_their_own_without_relatives_of_held_out_images(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labeled = stems(prepare_datalist({"folder": root}, tmp_path / "labeled.json"))
+    (root / "unlabeled").mkdir()
+    for number in range(3):
+        picture = RANDOM.randint(0, 256, (24, 32), dtype=np.uint8)
+        Image.fromarray(picture).save(root / "unlabeled" / f"case {number}.png")
+    for name in ("training", "test"):
+        shutil.copy(root / "images" / f"{labeled[name][0]}.png", root / "unlabeled" / f"copy of {name}.png")
+    (root / "unlabeled" / "empty.png").touch()
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        datalist = prepare_datalist({"folder": root}, tmp_path / "split.json", bad_images="skip")
+        assert stems(datalist) == labeled | {"unlabeled": ["case 0", "case 1", "case 2", "copy of training"]}
+        assert all("label" not in item for item in datalist["unlabeled"])
+    assert "1 unlabeled images are left out: of a subject, or a near duplicate, of a validation or test" in caplog.text
+    content = json.loads((tmp_path / "split.json").read_text())
+    assert content["counts"]["unlabeled"] == {"folder": 4}
+    assert {item["image"] for item in content["skipped"]} == {"unlabeled/copy of test.png", "unlabeled/empty.png"}
+
+
+def test_unlabeled_images_of_a_held_out_subject_are_left_out(root: Path, tmp_path: Path) -> None:
+    pairs = [
+        {"image": f"site/images/case {n}.png", "label": f"site/masks/case {n}.png", "subject": n} for n in range(8)
+    ]
+    unlabeled = [{"image": f"site/images/case {n}.png", "subject": str(n - 7)} for n in (8, 9)]
+    lists = {"training": pairs[:2], "validation": pairs[2:3], "test": pairs[3:], "unlabeled": unlabeled}
+    (tmp_path / "list.json").write_text(json.dumps(lists))
+    datalist = prepare_datalist({"datalist": tmp_path / "list.json"}, tmp_path / "split.json", use_official_split=True)
+    assert stems(datalist)["unlabeled"] == ["case 8"]
+
+
+def test_a_teacher_shows_the_images_of_training_and_unlabeled_ones() -> None:
+    labeled = {"image": "a.png", "label": "a_mask.png", "subject": "a"}
+    assert distillation_items({"training": [labeled]}) == [{"image": "a.png"}]
+    both = {"training": [labeled], "validation": [labeled], "unlabeled": [{"image": "b.png", "subject": "b"}]}
+    assert distillation_items(both) == [{"image": "a.png"}, {"image": "b.png"}]
+    with pytest.raises(ValueError, match="images in the list 'training'"):
+        distillation_items({"training": [], "unlabeled": both["unlabeled"]})
 
 
 def test_one_source_of_a_pooled_split_may_be_asked_for(root: Path, tmp_path: Path) -> None:

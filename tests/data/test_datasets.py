@@ -104,6 +104,29 @@ def test_a_datalist_has_paths_relative_to_itself_and_its_own_split(tmp_path: Pat
     assert sorted(item["subject"] for item in items) == ["7", "cine#frame3.dcm", "x/b.png"]
 
 
+def test_unlabeled_images_of_a_folder_are_subjects_of_their_own(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.png", "masks/a.png", "unlabeled/a.png", "unlabeled/notes.txt")
+    labeled, unlabeled = read_dataset("folder", tmp_path)
+    assert labeled["label"] == str(tmp_path / "masks/a.png")
+    assert unlabeled == {
+        "image": str(tmp_path / "unlabeled/a.png"),
+        "source": "folder",
+        "subject": "unlabeled/a",
+    }
+
+
+def test_unlabeled_images_of_a_datalist_need_an_image_only(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "a_mask.png", "b.png", "c.png")
+    lists = {
+        "training": [{"image": "a.png", "label": "a_mask.png", "subject": 7}],
+        "unlabeled": [{"image": "b.png", "subject": 7}, {"image": "c.png", "label": "not looked at.png"}],
+    }
+    (tmp_path / "list.json").write_text(json.dumps(lists))
+    _, *unlabeled = read_dataset("datalist", tmp_path / "list.json")
+    assert [(Path(item["image"]).name, item["subject"]) for item in unlabeled] == [("b.png", "7"), ("c.png", "c.png")]
+    assert all("label" not in item and "official_split" not in item for item in unlabeled)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -112,6 +135,9 @@ def test_a_datalist_has_paths_relative_to_itself_and_its_own_split(tmp_path: Pat
         '{"folds": []}',
         '{"training": [{"image": "a.png"}]}',
         '{"training": null}',
+        '{"training": [], "unlabeled": "a.png"}',
+        '{"training": [], "unlabeled": ["a.png"]}',
+        '{"training": [], "unlabeled": [{"label": "a.png"}]}',
         '{"training": [{"image": "a.png", "label": null}]}',
         '{"training": [{"image": "a.png", "label": []}]}',
     ],
@@ -142,7 +168,7 @@ def test_a_wrong_layout_is_an_error_that_shows_the_right_one(tmp_path: Path, lay
 def test_empty_folders_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
-    with pytest.raises(ValueError, match="No image in"):
+    with pytest.raises(ValueError, match=r"No image in .* has a mask"):
         read_dataset("folder", tmp_path)
 
 
