@@ -93,18 +93,21 @@ def run_demo(
     write_phantoms(folder / "phantoms", per_kind=per_kind, clutter=CLUTTER)
     runner = _Runner(folder, factor)
     rows: list[tuple[str, Sequence[str]]] = []
-    labeled = _write_labeled(folder, bundle)
+    listed = {
+        "dataset_dir": str(_write_few_labels(folder, bundle)),
+        "split_file": str(folder / "few_labels_split.json"),
+    }
+    datalist = "datasets/datalist.yaml"
     with _quiet():
         rows.append(("filled box", runner.evaluate("box", network={"_target_": "monai_kdsam.networks.FillBox"})[:1]))
         runner.train("adapt.json", epochs=EPOCHS["adapt"], learning_rate=5e-4)
         rows.append(("teacher", runner.evaluate("teacher", "evaluate_teacher.yaml")))
-        runner.train("distill.json", epochs=EPOCHS["distill"], learning_rate=2e-3)
+        runner.train("distill.json", datalist, epochs=EPOCHS["distill"], learning_rate=2e-3, **listed)
         rows.append(("student, distilled", runner.evaluate("distilled", checkpoint="$@ckpt_dir + '/distilled.pt'")))
-        labels = {"learning_rate": 1e-3, "dataset_dir": str(labeled), "split_file": str(folder / "labeled_split.json")}
-        runner.train("datasets/datalist.yaml", epochs=LABEL_EVERY * EPOCHS["train"], **labels)
+        runner.train(datalist, epochs=LABEL_EVERY * EPOCHS["train"], learning_rate=1e-3, **listed)
         rows.append(("student, fine-tuned", runner.evaluate("student")))
-        phase, overlays = "without_distillation", ("datasets/datalist.yaml", "without_distillation.yaml")
-        runner.train(*overlays, epochs=LABEL_EVERY * EPOCHS[phase], phase=phase, **labels)
+        phase, epochs = "without_distillation", LABEL_EVERY * EPOCHS["without_distillation"]
+        runner.train(datalist, f"{phase}.yaml", epochs=epochs, phase=phase, learning_rate=1e-3, **listed)
         checkpoint = f"$@ckpt_dir + '/{phase}.pt'"
         rows.append(("student, not distilled", runner.evaluate(phase, checkpoint=checkpoint)))
         runner.run("inference.json", dataset_dir=str(folder / "phantoms" / "images"))
@@ -124,13 +127,15 @@ def _quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def _write_labeled(folder: Path, bundle: Path) -> Path:
-    """A MONAI datalist with the masks that the student sees; its other lists are those of all pictures."""
+def _write_few_labels(folder: Path, bundle: Path) -> Path:
+    """A MONAI datalist of the same split, in which most training pictures are unlabeled."""
     splits = _split(folder, bundle)
-    splits["training"] = splits["training"][::LABEL_EVERY]
     keys = ("image", "label", "subject")
     lists = {split: [{key: item[key] for key in keys} for item in items] for split, items in splits.items()}
-    file = folder / "labeled.json"
+    pictures = lists["training"]
+    lists["training"] = pictures[::LABEL_EVERY]
+    lists["unlabeled"] = [picture for number, picture in enumerate(pictures) if number % LABEL_EVERY]
+    file = folder / "few_labels.json"
     file.write_text(json.dumps(lists, indent=1), encoding="utf-8")
     return file
 

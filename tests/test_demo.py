@@ -32,9 +32,10 @@ def test_a_demonstration_in_miniature(tmp_path, monkeypatch, capsys):
     assert all(0 <= float(score) <= 1 for name in [*table][1:] for score in table[name])
 
     bundle = tmp_path / "demo" / "kdsam_deepgrow_2d"
-    seen = json.loads((tmp_path / "demo" / "labeled.json").read_text())
+    seen = json.loads((tmp_path / "demo" / "few_labels_split.json").read_text())
     whole = json.loads((bundle / "output" / "split.json").read_text())
     assert len(seen["training"]) == -(-len(whole["training"]) // 6)
+    assert len(seen["training"]) + len(seen["unlabeled"]) == len(whole["training"])
     assert all(len(seen[name]) == len(whole[name]) for name in ("validation", "test"))
     for name in ("teacher", "distilled", "model", "without_distillation"):
         assert (bundle / "models" / f"{name}.pt").is_file()
