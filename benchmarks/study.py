@@ -49,6 +49,7 @@ SCORED = 40  # images of each set and split, at most
 TEACHER_EPOCHS = 16
 PASSES = 4000  # images that an arm's training sees, in all phases together
 SHARES = {"distill": 0.4, "refine": 0.15, "train": 0.45}
+CHECKPOINTS = {"distill": "distilled.pt", "refine": "refined.pt", "train": "model.pt"}  # phases in their order
 RATES = {"distill": 1e-3, "refine": 3e-4, "train": 5e-4}
 BATCH = 16
 # Folders of scores. The test images last: when theirs are there, an arm is done.
@@ -62,6 +63,7 @@ class Arm:
 
     Args:
         phases: of training; what a phase that is left out would have seen goes to the one before it, or else after it.
+            The student is that of the last one; without `train` it has the teacher's decoder.
         settings: for all phases.
         labels: labeled images of all sets together, or "all".
         size: of the networks' input, in pixels; the teacher's too, which is adapted at this size.
@@ -95,6 +97,7 @@ PAPER = {"prompts": ["box"], "augment": False}
 ARMS = {
     # what distillation is worth, and which loss: phase 2 as the bundle's defaults have it, the encoder frozen
     "mse": Arm(settings=MSE),
+    "mse, no labels": Arm(("distill",), MSE),
     "mse + perceptual": Arm(),
     "mse + ms-ssim": Arm(settings=MSE | {"ms_ssim_weight": 1.0}),
     "no distillation": Arm(("train",), {"train_encoder": True, "initial_checkpoint": None}),
@@ -117,8 +120,8 @@ ARMS = {
 }
 # Other numbers of labels.
 for count in (10, 50, "all"):
-    for suffix, recipe in (("", plus()), (", no distillation", ARMS["plus, no distillation"])):
-        ARMS[f"plus, {count} labels{suffix}"] = replace(recipe, labels=count)
+    for suffix in ("", ", no distillation", ", encoder frozen"):
+        ARMS[f"plus, {count} labels{suffix}"] = replace(ARMS[f"plus{suffix}"], labels=count)
 # `mse` is ResNet-18; these are the same with other trunks, the peers' among them.
 TRUNKS = ("resnet50", "hgnetv2_b0", "hgnetv2_b1", "mobilenetv4_conv_medium", "repvit_m1", "tiny_vit_5m_224")
 for trunk in TRUNKS:
@@ -136,8 +139,8 @@ def comparisons() -> Iterator[tuple[str, str]]:
         if name in ("no distillation", "plus") or name.startswith(("mse ", "mse, ")):
             yield name, "mse"
         elif name.startswith("plus, "):
-            distilled = name.removesuffix(", no distillation")
-            yield name, distilled if distilled != name else "plus"
+            same_labels = name.removesuffix(", no distillation").removesuffix(", encoder frozen")
+            yield name, same_labels if same_labels != name else "plus"
 
 
 class Study:
@@ -226,10 +229,10 @@ class Study:
 
     def train(self, arm: Arm, output: Path, seed: int) -> None:
         """All phases of an arm."""
-        shares = dict(arm.shares)
-        for phase, heir in (("refine", "distill"), ("distill", "train")):
-            if phase not in arm.phases:
-                shares[heir] += shares.pop(phase)
+        shares = dict.fromkeys(arm.phases, 0.0)
+        for number, phase in enumerate(CHECKPOINTS):
+            before = [name for name in [*CHECKPOINTS][: number + 1] if name in arm.phases]
+            shares[before[-1] if before else arm.phases[0]] += arm.shares[phase]
         for phase in arm.phases:
             # The prompts of `refine` are drawn from labels, too.
             labels = "all" if phase == "distill" else str(arm.labels)
@@ -302,11 +305,12 @@ def run_arm(study: Study, name: str, seed: int) -> None:
     seconds = time.process_time() - began
     keys = {key: arm.settings[key] for key in ("backbone", "neck", "multimask") if key in arm.settings}
     keys = {"backbone": "resnet18", "image_size": arm.size} | keys
-    model = BundleModel(name, bundle_path(), checkpoint=str(output / "models" / "model.pt"), **keys)
+    trained = output / "models" / CHECKPOINTS[arm.phases[-1]]
+    model = BundleModel(name, bundle_path(), checkpoint=str(trained), **keys)
     study.score(model, name, seed, seconds=seconds)
     weights = study.folder / "weights"
     weights.mkdir(exist_ok=True)
-    (output / "models" / "model.pt").rename(weights / f"{name}_{seed}.pt")  # to look at, as with `report`
+    trained.rename(weights / f"{name}_{seed}.pt")  # to look at, as with `report`
     shutil.rmtree(output)
     print(f"{name}, seed {seed}: {seconds:.0f} s of processor time", flush=True)
 
