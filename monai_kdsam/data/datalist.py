@@ -143,7 +143,8 @@ def _create(
         _report(bad, split_file, settings["bad_images"])
     if empty:
         what = "left out" if settings["empty_masks"] == "skip" else "kept"
-        logger.info(f"{len(empty)} of {len(items)} masks have no foreground; these images are {what} (`empty_masks`).")
+        labeled = sum("label" in item for item in items)
+        logger.info(f"{len(empty)} of {labeled} masks have no foreground; these images are {what} (`empty_masks`).")
     reasons = {p.image: p.message for p in bad + (empty if settings["empty_masks"] == "skip" else [])}
     kept = [number for number, item in enumerate(items) if item["image"] not in reasons]
     if not any("label" in items[number] for number in kept):
