@@ -68,6 +68,7 @@ class Arm:
         labels: labeled images of all sets together, or "all".
         size: of the networks' input, in pixels; the teacher's too, which is adapted at this size.
         shares: of each phase in the images that training sees.
+        rates: of learning, of each phase.
     """
 
     phases: tuple[str, ...] = ("distill", "train")
@@ -75,6 +76,7 @@ class Arm:
     labels: int | str = 4 * LABELED
     size: int = SIZE
     shares: dict[str, float] = field(default_factory=lambda: dict(SHARES))
+    rates: dict[str, float] = field(default_factory=lambda: dict(RATES))
 
 
 MSE = {"perceptual_weight": 0.0}
@@ -116,6 +118,7 @@ ARMS = {
     # and with what it does not have
     "plus, hardest of two prompts": plus(prompt_draws=2),
     "plus, best of three masks": plus(multimask=True),
+    "plus, a fifth of the rate in train": replace(plus(), rates=RATES | {"train": RATES["train"] / 5}),
     "plus, more prompt-in-the-loop": replace(plus(), shares={"distill": 0.2, "refine": 0.4, "train": 0.4}),
 }
 # Other numbers of labels.
@@ -135,6 +138,8 @@ def comparisons() -> Iterator[tuple[str, str]]:
     """Pairs of arms, the first to be compared with the second."""
     for name in ("plus", "plus, no jitter of the box's size", "plus, twice the jitter"):
         yield name, "paper"
+    for name in ("paper", "plus", "plus, 10 labels, encoder frozen", "plus, 50 labels, encoder frozen"):
+        yield name, "mse, no labels"
     for name in ARMS:
         if name in ("no distillation", "plus") or name.startswith(("mse ", "mse, ")):
             yield name, "mse"
@@ -244,7 +249,7 @@ class Study:
             # Small lists are passed over more often; a batch is never larger than the list.
             settings["batch_size"] = min(BATCH, count)
             epochs = max(1, round(shares[phase] * PASSES / (count // settings["batch_size"] * settings["batch_size"])))
-            settings |= {"seed": seed, "epochs": epochs, "learning_rate": RATES[phase]}
+            settings |= {"seed": seed, "epochs": epochs, "learning_rate": arm.rates[phase]}
             self.run(phase, output, labels=labels, size=arm.size, **settings)
 
     def score(self, model: Model, name: str, seed: int, **known: Any) -> None:
