@@ -182,7 +182,7 @@ def of_the_image(transforms: list[dict]) -> dict[str, dict]:
             settings = {
                 name: value[index] if isinstance(value, list) and len(value) == len(keys) else value
                 for name, value in transform.items()
-                if name not in ("keys", "_target_")
+                if name not in ("keys", "_target_", "allow_missing_keys")  # of the label: unlabeled images have none
             }
             told[transform["_target_"]] = settings
     return told

@@ -149,13 +149,13 @@ def test_the_datalist_of_the_page_is_read(tmp_path):
     (content,) = blocks(EXTENDING, "json")
     items = [item for split in json.loads(content).values() for item in split]
     for item in items:
-        for key in ("image", "label"):
-            Image.new("L", (8, 8), 1).save((tmp_path / item[key]).with_suffix(".png"))
-            (tmp_path / item[key]).with_suffix(".png").rename(tmp_path / item[key])
+        for path in (tmp_path / item[key] for key in ("image", "label") if key in item):
+            Image.new("L", (8, 8), 1).save(path.with_suffix(".png"))
+            path.with_suffix(".png").rename(path)
     (tmp_path / "list.json").write_text(content)
     read = read_dataset("datalist", tmp_path / "list.json")
-    assert [item["subject"] for item in read] == ["17", "18", "19"]
-    assert [item["official_split"] for item in read] == ["training", "validation", "test"]
+    assert [item["subject"] for item in read] == ["17", "18", "19", "20"]
+    assert [item.get("official_split") for item in read] == ["training", "validation", "test", None]
 
 
 def test_pages_link_to_pages_that_exist():
