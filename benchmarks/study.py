@@ -235,10 +235,10 @@ class Study:
 
     def train(self, arm: Arm, output: Path, seed: int) -> None:
         """All phases of an arm."""
-        shares = dict.fromkeys(arm.phases, 0.0)
-        for number, phase in enumerate(CHECKPOINTS):
-            before = [name for name in [*CHECKPOINTS][: number + 1] if name in arm.phases]
-            shares[before[-1] if before else arm.phases[0]] += arm.shares[phase]
+        shares, heir = dict.fromkeys(arm.phases, 0.0), arm.phases[0]
+        for phase in CHECKPOINTS:
+            heir = phase if phase in arm.phases else heir
+            shares[heir] += arm.shares[phase]
         for phase in arm.phases:
             # The prompts of `refine` are drawn from labels, too.
             labels = "all" if phase == "distill" else str(arm.labels)

@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 
 from monai_kdsam.data import Image2DReader
-from monai_kdsam.data.datasets import SPLITS, UNLABELED, Item, read_dataset, read_head_circumferences
+from monai_kdsam.data.datasets import SPLITS, Item, read_dataset, read_head_circumferences
 from monai_kdsam.data.decoding import PICTURE_SUFFIXES, decode, split_frame, suffix_of
 from monai_kdsam.data.picture import no_geometry
 from monai_kdsam.data.split_file import check_files, with_absolute_paths
@@ -53,9 +53,9 @@ def read_split(
     elif roots and path.is_file():
         raise ValueError(f"Expected `source` only with a split.json that training wrote; {path} has its own paths.")
     else:
-        listed = read_dataset("datalist", path)
-        counts = Counter(item.get("official_split", UNLABELED) for item in listed)
-        items = [item for item in listed if item.get("official_split") == split]
+        listed = [item for item in read_dataset("datalist", path) if "label" in item]
+        counts = Counter(item["official_split"] for item in listed)
+        items = [item for item in listed if item["official_split"] == split]
     if not items:
         found = ", ".join(f"{name} {counts.get(name, 0)}" for name in SPLITS)
         raise ValueError(f"Expected images in the list {split!r} of {path}, got none ({found}). Name another `split`.")
