@@ -14,9 +14,9 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import ignite.distributed as idist
@@ -26,6 +26,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_kdsam
 from monai_kdsam.processes import check_launch, tell_torchrun
+from monai_kdsam.settings import check_settings
 
 __all__ = [
     "begin_run",
@@ -164,12 +165,14 @@ def begin_run(seed: int, output_dir: str, bundle_root: str) -> None:
         ValueError: when the config has a key that nothing knows, or is for one process and there are several.
         OSError: when the output folder cannot be written.
     """
-    if Path(sys.argv[0]).parts[-2:] == ("bundle", "__main__.py"):
+    if _is_command():
         sys.excepthook = report_error
     check_launch()
-    config = _running_config()
-    if config is not None:
-        reject_unknown_keys(config, Path(bundle_root) / "configs")
+    workflow = _running_workflow()
+    config: Any = None if workflow is None else workflow.parser.config
+    if workflow is not None:
+        roots = (workflow.init_id, workflow.run_id, workflow.final_id)
+        check_settings(config, Path(bundle_root) / "configs", typed=_typed_settings(), roots=roots)
     if idist.get_rank() > 0:
         return
     folder = Path(output_dir)
@@ -187,49 +190,37 @@ def begin_run(seed: int, output_dir: str, bundle_root: str) -> None:
         ConfigParser.export_config_file(config, str(folder / "config.json"), indent=4, default=str)
 
 
-def _running_config() -> dict[str, Any] | None:
-    """The merged config of the bundle workflow that is calling, None outside one.
-
-    A config's expressions cannot see the config as a whole, so this looks for the workflow in the call stack.
-    """
+def _calling_frames() -> Iterator[FrameType]:
+    """A config's expressions cannot see the config as a whole, so this looks for it in the call stack."""
     frame = inspect.currentframe()
     while frame is not None:
-        workflow = frame.f_locals.get("self")
-        if isinstance(workflow, ConfigWorkflow):
-            config: Any = workflow.parser.config
-            return config
+        yield frame
         frame = frame.f_back
-    return None
+
+
+def _running_workflow() -> ConfigWorkflow | None:
+    """The bundle workflow that is calling, None outside one."""
+    callers = (frame.f_locals.get("self") for frame in _calling_frames())
+    return next((caller for caller in callers if isinstance(caller, ConfigWorkflow)), None)
+
+
+def _is_command() -> bool:
+    """Whether this program is `python -m monai.bundle`."""
+    return Path(sys.argv[0]).parts[-2:] == ("bundle", "__main__.py")
+
+
+def _typed_settings() -> Mapping[str, Any]:
+    """What was typed for this run alone; a program that runs several phases may give one dictionary to all of them."""
+    frames = (frame for frame in _calling_frames() if frame.f_code is monai.bundle.run.__code__)
+    return next((frame.f_locals["override"] for frame in frames), {}) if _is_command() else {}
 
 
 def config_checksum(*sections: str) -> str:
     """Checksum of what sections of the running config say, for those who keep results that depend on them."""
-    config = _running_config() or {}
+    workflow = _running_workflow()
+    config: Any = {} if workflow is None else workflow.parser.config
     chosen = {name: config.get(name) for name in sections}
     return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def reject_unknown_keys(config: Mapping[str, Any], folder: Path) -> None:
-    """Raise if a top-level key is in none of the bundle's configs and nothing refers to it: it is mistyped.
-
-    MONAI merges overlays and command-line overrides silently, so that `--epochz 5` would train for the default.
-
-    Args:
-        config: the merged config.
-        folder: of the bundle's own configs.
-
-    Raises:
-        ValueError: naming the key and the nearest known one.
-    """
-    known = {"_meta_", "initialize", "run", "finalize"}
-    for file in folder.glob("*.json"):
-        known |= set(json.loads(file.read_text(encoding="utf-8")))
-    referred = set(re.findall(r"[@%](\w+)", json.dumps(config, default=str)))
-    for key in config:
-        if key not in known and key not in referred:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "A key of your own must be used by another: '@key'."
-            raise ValueError(f"The config has a key that nothing knows: {key!r}. {hint}")
 
 
 def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -15,41 +15,12 @@ from monai_kdsam.bundles import (
     bundle_path,
     config_path,
     copy_bundle,
-    reject_unknown_keys,
     report_error,
 )
 from monai_kdsam.losses import WeightedSumLoss
 from monai_kdsam.transforms import RandPromptd, box_from_mask
 
 CONFIGS = bundle_path() / "configs"
-
-
-def config(**changes) -> dict:
-    return json.loads((CONFIGS / "train.json").read_text()) | changes
-
-
-# --- unknown keys
-
-
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.json")), ids=lambda file: file.stem)
-def test_the_bundles_own_configs_have_no_unknown_key(file) -> None:
-    reject_unknown_keys(json.loads(file.read_text()), CONFIGS)
-
-
-@pytest.mark.parametrize(("typed", "meant"), [("epochz", "epochs"), ("learning_rat", "learning_rate")])
-def test_a_mistyped_key_is_named_with_the_one_that_was_meant(typed, meant) -> None:
-    with pytest.raises(ValueError, match=rf"a key that nothing knows: '{typed}'\. Did you mean '{meant}'\?"):
-        reject_unknown_keys(config(**{typed: 5}), CONFIGS)
-
-
-def test_a_key_like_no_other_is_named_with_what_would_allow_it() -> None:
-    with pytest.raises(ValueError, match=r"nothing knows: 'xyzzy'\. A key of your own must be used by another: '@key'"):
-        reject_unknown_keys(config(xyzzy=5), CONFIGS)
-
-
-@pytest.mark.parametrize("use", ["@xyzzy", "$2 * @xyzzy", "%xyzzy"])
-def test_a_key_of_ones_own_that_another_uses_is_allowed(use) -> None:
-    reject_unknown_keys(config(xyzzy=5, epochs=use), CONFIGS)
 
 
 # --- the beginning of a run

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from monai_kdsam.download import require_weights
-from monai_kdsam.networks.checkpoint import load_weights
+from monai_kdsam.networks.checkpoint import load_weights, mismatches
 from monai_kdsam.networks.image_encoder import NeckName, ResNetEncoder, build_neck
 from monai_kdsam.networks.kdsam import KDSAM
 from monai_kdsam.networks.sam import build_mask_decoder, build_prompt_encoder, build_vit
@@ -94,6 +94,8 @@ def build_student(
         )
     else:
         encoder = _build_resnet_encoder(backbone, neck, imagenet_weights)
+    if imagenet_weights is not None:
+        logger.info("The trunk %s begins with ImageNet's weights in %s.", backbone, imagenet_weights)
     return build_kdsam(encoder, image_size=image_size, multimask=multimask)
 
 
@@ -108,10 +110,10 @@ def _build_resnet_encoder(backbone: str, neck: NeckName, imagenet_weights: str |
         # The classifier's size is the site's own business; everything else must fit.
         state = {k: v for k, v in read_state_dict(imagenet_weights).items() if not k.startswith("fc.")}
         trunk.fc = nn.Identity()
-        try:
-            trunk.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"`imagenet_weights` {imagenet_weights} do not fit {backbone}: {error}") from error
+        problems = mismatches(state, trunk.state_dict())
+        if problems:
+            raise ValueError(f"`imagenet_weights` {imagenet_weights} do not fit {backbone}: {problems}.")
+        trunk.load_state_dict(state)
     return ResNetEncoder(trunk, build_neck(neck, BACKBONES[backbone]))
 
 

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a bundle's run are looked at before anything is done with them.
+
+MONAI merges overlays and the command line silently: `--epochz 5` would train for the default, `--augment false` would
+augment (the text "false" is true), and `--epochs 0` would end in a trace from the learning rate's schedule.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["check_settings", "reject_unknown_keys"]
+
+logger = logging.getLogger(__name__)
+
+# A whole number for what is counted. More is checked where it is used.
+AT_LEAST: dict[str, float] = {
+    "epochs": 1,
+    "val_interval": 1,
+    "log_interval": 1,
+    "batch_size": 1,
+    "num_workers": 0,
+    "correction_rounds": 0,
+    "prompt_draws": 1,
+    "weight_decay": 0.0,
+    "cache_rate": 0.0,
+}
+KINDS = {bool: "True or False", float: "a number", str: "text", list: "a list"}
+# MONAI's, of every config.
+OWN = {"_meta_", "initialize", "run", "finalize", "imports", "displayable_configs"}
+
+
+def check_settings(
+    config: Mapping[str, Any], folder: Path, *, typed: Mapping[str, Any], roots: tuple[str, ...]
+) -> None:
+    """Raise a ValueError about the first setting that is unknown, cannot be meant, or is not used by this run.
+
+    Args:
+        config: the merged config.
+        folder: of the bundle's own configs.
+        typed: settings of the command line, which are for this run alone. Overlays may be for several phases: what this
+            one does not use of them is logged.
+        roots: keys that the run evaluates.
+    """
+    reject_unknown_keys(config, folder)
+    _reject_separators(config)
+    own = _own_values(folder)
+    for key, value in config.items():
+        _check_value(key, value, own.get(key, {}))
+    _reject_unused(config, own, typed, roots)
+
+
+def reject_unknown_keys(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise if a top-level key is in none of the bundle's configs and nothing refers to it: it is mistyped.
+
+    Args:
+        config: the merged config.
+        folder: of the bundle's own configs.
+
+    Raises:
+        ValueError: naming the key and the nearest known one.
+    """
+    known = OWN | set(_own_values(folder))
+    referred = _references(config)
+    for key in config:
+        if key not in known and key not in referred:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "A key of your own must be used by another: '@key'."
+            raise ValueError(f"The config has a key that nothing knows: {key!r}. {hint}")
+
+
+def _own_values(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the bundle's configs have for each of their keys, by name of the phase."""
+    values: dict[str, dict[str, Any]] = {}
+    for file in sorted(folder.glob("*.json")):
+        for key, value in json.loads(file.read_text(encoding="utf-8")).items():
+            values.setdefault(key, {})[file.stem] = value
+    return values
+
+
+def _references(config: Any) -> set[str]:
+    return set(re.findall(r"[@%](\w+)", json.dumps(config, default=str)))
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, str) and value[:1] in ("$", "@", "%")
+
+
+def _reject_separators(config: Mapping[str, Any]) -> None:
+    """MONAI's parser has made `::` of every `#` by now, in paths too."""
+    for key, value in config.items():
+        for text in _texts(value) if key not in OWN else ():
+            if "::" in text and not _is_expression(text):
+                raise ValueError(
+                    f"Expected `{key}` without '#' or '::', which MONAI's configs take for separators of keys and "
+                    f"rewrite, got {text!r}. Rename the file or folder."
+                )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
+
+
+def _check_value(key: str, value: Any, own: Mapping[str, Any]) -> None:
+    """Compare a setting with its own values in the bundle's configs. Null and expressions are the user's business."""
+    if value is None or _is_expression(value):
+        return
+    if key == "device":
+        _check_device(value)
+    if key == "foreground_values":
+        own = {"train": [1, 2]}
+    kinds = {kind for default in own.values() if (kind := _kind_of(default))}
+    if len(kinds) == 1 and _kind_of(value) not in kinds:
+        (kind,) = kinds
+        default = next(value for value in own.values() if _kind_of(value))
+        example = json.dumps(default) if kind is list else default
+        raise ValueError(f"Expected `{key}` to be {KINDS[kind]}, such as {example}, got {value!r}.")
+    least = AT_LEAST.get(key)
+    if least is not None and (not value >= least or (isinstance(least, int) and value != int(value))):
+        what = "a whole number" if isinstance(least, int) else "a number"
+        raise ValueError(f"Expected `{key}` to be {what} of at least {least:g}, got {value}.")
+    if key == "learning_rate" and not value > 0:
+        raise ValueError(f"Expected `learning_rate` to be above 0, got {value}.")
+
+
+def _kind_of(value: Any) -> type | None:
+    if isinstance(value, (bool, str)):
+        return None if _is_expression(value) else type(value)
+    if isinstance(value, (int, float)):
+        return float
+    return list if isinstance(value, (list, tuple)) else None
+
+
+def _check_device(value: Any) -> None:
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"Expected `device` to be cpu, cuda or cuda:N, got {value!r}.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"Expected `device` to be one of this machine, got {value!r}; {_gpus()}.")
+
+
+def _gpus() -> str:
+    count = torch.cuda.device_count()
+    return f"PyTorch {torch.__version__} sees {count} GPU{'' if count == 1 else 's'}"
+
+
+def _reject_unused(
+    config: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]], typed: Mapping[str, Any], roots: tuple[str, ...]
+) -> None:
+    """Raise about settings of the command line that the run never comes to; log those of overlays."""
+    used: set[str] = set()
+    pending = {"_meta_", "bundle_root", "phase", "displayable_configs", "imports", *roots}
+    while pending:
+        used |= pending
+        pending = _references([config.get(key) for key in pending]) - used
+    phase = config.get("phase", "")
+    for name in typed:
+        key = re.split("#|::", name.lstrip("+~"))[0]
+        if key not in used:
+            others = [other for other in own.get(key, ()) if other != phase]
+            hint = f"It is of {', '.join(f'{other}.json' for other in others)}. " if others else ""
+            raise ValueError(
+                f"The phase {phase} does not use the setting `{key}`, which has been given for it. {hint}Leave it out."
+            )
+    changed = [
+        key
+        for key, value in config.items()
+        if key not in used and not isinstance(value, Mapping) and value not in own.get(key, {}).values()
+    ]
+    if changed:
+        logger.info("Settings of overlays that the phase %s does not use: %s.", phase, ", ".join(changed))
