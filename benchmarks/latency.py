@@ -52,13 +52,12 @@ CLICK_ENCODERS: Cases = {name: (*ENCODERS[name][:2], ("ov_int8",)) for name in (
 def pictures(size: int, count: int = 4) -> list[np.ndarray]:
     """Normalized inputs (1, 3, S, S) of generated pictures."""
     from monai_kdsam.data.phantoms import PHANTOM_KINDS, make_phantom
-    from monai_kdsam.runtime.resampling import fit_longest, resampling_matrix, resize
+    from monai_kdsam.pixels import fit_longest, resize_pixels
 
     inputs = []
     for kind in PHANTOM_KINDS[:count]:
-        planes = make_phantom(kind, size=320, seed=0)[0].transpose(2, 0, 1).astype(np.float32)
-        lengths = zip(planes.shape[1:], fit_longest(*planes.shape[1:], size), strict=True)
-        resized = resize(planes, *(resampling_matrix(a, b, smooth=True) for a, b in lengths))
+        planes = make_phantom(kind, size=320, seed=0)[0].transpose(2, 0, 1)
+        resized = resize_pixels(planes, *fit_longest(*planes.shape[1:], size)).astype(np.float32)
         padded = np.zeros((1, 3, size, size), dtype=np.float32)
         padded[0, :, : resized.shape[1], : resized.shape[2]] = (resized - 110) / 58
         inputs.append(padded)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixels of any kind as RGB, with NumPy and Pillow alone, for the bundle's reader and the prediction without torch."""
+"""Pixels of any kind as RGB of any size, with NumPy and Pillow alone: for the bundle and prediction without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["pillow_pixels", "rgb_from_pixels"]
+__all__ = ["fit_longest", "pillow_pixels", "resize_pixels", "rgb_from_pixels"]
 
 
 def pillow_pixels(image: Image.Image) -> NDArray[Any]:
@@ -42,3 +42,29 @@ def rgb_from_pixels(pixels: NDArray[Any], window: tuple[float, float] | None = N
         # Halves go up: NumPy's rounding to even would depend on the neighbor.
         pixels = np.floor(scaled.clip(0, 255) + 0.5).astype(np.uint8)
     return pixels
+
+
+def fit_longest(height: int, width: int, longest: int) -> tuple[int, int]:
+    """Size (height, width) of an image whose longest side is brought to `longest`, halves up as in SAM; 1 at the least.
+
+    >>> fit_longest(300, 400, 1024), fit_longest(5, 2000, 96)
+    ((768, 1024), (1, 96))
+    """
+    scale = longest / max(height, width)
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+
+
+def resize_pixels(channels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Resize (C, H, W) bilinearly to (C, height, width), averaging where it shrinks; flat pictures stay flat.
+
+    Args:
+        channels: uint8, which is rounded as SAM's own preparation is, or anything else, which becomes float32.
+        height: of the result.
+        width: of the result.
+    """
+    kind = np.uint8 if channels.dtype == np.uint8 else np.float32
+    result = np.empty((len(channels), height, width), dtype=kind)
+    for plane, resized in zip(channels, result, strict=True):
+        picture = Image.fromarray(np.ascontiguousarray(plane, dtype=kind))
+        resized[:] = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return result

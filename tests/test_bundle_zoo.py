@@ -193,7 +193,8 @@ def test_training_evaluation_and_inference_prepare_the_image_alike(second):
     train = read("train.json") | (read(f"{second}.json") if second else {})
     trained = of_the_image([*train["load"], *train["to_network_frame"], *train["pad"]])
     served = of_the_image(read("inference.json")["preprocessing"]["transforms"])
-    geometry = ("LoadImaged", "EnsureChannelFirstd", "Orientationd", "Resized", "NormalizeIntensityd", "SpatialPadd")
+    resize = "monai_kdsam.transforms.ResizeLongestSided"
+    geometry = ("LoadImaged", "EnsureChannelFirstd", "Orientationd", resize, "NormalizeIntensityd", "SpatialPadd")
     assert [name for name in trained if name in geometry] == list(geometry)
     assert [name for name in served if name in geometry] == list(geometry)
     for name in geometry:

@@ -68,7 +68,11 @@ def test_what_both_bundles_say_of_the_network_is_equal():
 def test_a_slice_is_prepared_as_the_2d_bundle_prepares_a_picture():
     flat = {step["_target_"]: step for step in read("inference.json", FLAT)["preprocessing"]["transforms"]}
     ours = read("inference.json")["slice_preprocessing"]
-    assert [step["_target_"] for step in ours] == ["Resize", "NormalizeIntensity", "SpatialPad"]
+    assert [step["_target_"] for step in ours] == [
+        "monai_kdsam.transforms.ResizeLongestSide",
+        "NormalizeIntensity",
+        "SpatialPad",
+    ]
     for step in ours:
         assert {**step, "keys": "image", "_target_": f"{step['_target_']}d"} == flat[f"{step['_target_']}d"]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from monai_kdsam.inferers.propagation import Prompt, propagate
 from monai_kdsam.networks import KDSAM
+from monai_kdsam.pixels import fit_longest
 
 __all__ = ["SliceSegmenter", "VolumeInferer"]
 
@@ -27,8 +28,8 @@ class SliceSegmenter:
     Args:
         volume: (C, H, W, D) uint8, C = 1 or 3.
         network: what segments.
-        prepare: from a slice (3, H, W) to the network's input (3, S, S), its longer side scaled to S, padded at the
-            end.
+        prepare: from a slice (3, H, W) uint8 to the network's input (3, S, S), its longer side scaled to S, padded at
+            the end.
     """
 
     def __init__(self, volume: Tensor, network: KDSAM, prepare: Callable[[Tensor], Tensor]) -> None:
@@ -41,8 +42,7 @@ class SliceSegmenter:
         picture = self.volume[..., number].contiguous()
         embedding = self.network.embed(picture, self._encodable)
         height, width = picture.shape[1:]
-        scale = self.network.image_size / max(height, width)
-        used = [round(side * scale) for side in (height, width)]
+        used = fit_longest(height, width, self.network.image_size)
         points = labels = None
         if prompt is not None:
             ratio = np.array([used[1] / width, used[0] / height])
@@ -54,7 +54,7 @@ class SliceSegmenter:
         return logits[0, 0].float().cpu().numpy()
 
     def _encodable(self, picture: Tensor) -> Tensor:
-        image = self.prepare(picture.expand(3, -1, -1).float())
+        image = self.prepare(picture.expand(3, -1, -1))
         return torch.as_tensor(image).as_subclass(Tensor)[None]
 
 
@@ -66,7 +66,7 @@ class VolumeInferer(Inferer):
     slice is segmented on its own, automatically.
 
     Args:
-        prepare: array transforms from a slice (3, H, W) in 0 to 255 to the network's input.
+        prepare: array transforms from a slice (3, H, W) uint8 to the network's input.
         margin: see `prompt_from_mask`.
         min_overlap: see `has_ended`.
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monai_kdsam.pixels import fit_longest, resize_pixels
 from monai_kdsam.runtime.manifest import Manifest
 from monai_kdsam.runtime.picture import read_picture, to_rgb
-from monai_kdsam.runtime.resampling import fit_longest, resampling_matrix, resize
+from monai_kdsam.runtime.resampling import resampling_matrix, resize
 from monai_kdsam.runtime.sessions import open_part
 
 __all__ = ["Predictor"]
@@ -69,7 +70,7 @@ class Predictor:
         projection = self._projector(*self._encoder(self.prepare(pixels)[None]))
         rows, columns = (
             # The network's own doubling to full size, cut to what is not padding, then back to the picture.
-            resampling_matrix(cut, full, smooth=False) @ resampling_matrix(size // 4, size, smooth=False)[:cut]
+            resampling_matrix(cut, full) @ resampling_matrix(size // 4, size)[:cut]
             for cut, full in zip(inner, (height, width), strict=True)
         )
         scale = np.array([inner[1] / width, inner[0] / height])
@@ -79,16 +80,11 @@ class Predictor:
         """The models' input (3, S, S) of an RGB picture (H, W, 3): resized, normalized, padded at the end."""
         size = self.manifest.image_size
         height, width = fit_longest(pixels.shape[0], pixels.shape[1], size)
-        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
-        rows, columns = (
-            resampling_matrix(before, after, smooth=True)
-            for before, after in zip(pixels.shape[:2], (height, width), strict=True)
-        )
         padded = np.zeros((3, size, size), dtype=np.float32)
         std = np.array(self.manifest.pixel_std, dtype=np.float32)[:, None, None]
         mean = np.array(self.manifest.pixel_mean, dtype=np.float32)[:, None, None]
         inner = padded[:, :height, :width]
-        np.subtract(resize(planes, rows, columns), mean, out=inner)
+        np.subtract(resize_pixels(pixels.transpose(2, 0, 1), height, width), mean, out=inner)
         inner /= std
         return padded
 

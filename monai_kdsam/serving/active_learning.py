@@ -13,6 +13,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.pixels import fit_longest
 from monai_kdsam.serving.uncertainty import Uncertainty, uncertainty
 
 __all__ = ["NAME", "LeastSureFirst", "UncertaintyScoring", "unscored_images"]
@@ -96,8 +97,7 @@ def score_file(predictor: BundlePredictor, path: str) -> Uncertainty:
     """The uncertainty of a bundle's network about one image file."""
     image = predictor.preprocessing({"image": path})["image"]
     width, height = (int(side) for side in image.meta["spatial_shape"])
-    scale = predictor.network.image_size / max(width, height)
-    valid = round(height * scale), round(width * scale)
+    valid = fit_longest(height, width, predictor.network.image_size)
     return uncertainty(predictor.network, image.as_tensor()[None].to(predictor.device), valid)
 
 

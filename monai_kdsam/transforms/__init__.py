@@ -3,6 +3,7 @@
 
 from monai_kdsam.transforms.dictionary import FixedPromptd, RandPromptd, ValidRegiond
 from monai_kdsam.transforms.host_prompts import HostPromptsd, points_from_request
+from monai_kdsam.transforms.longest_side import ResizeLongestSide, ResizeLongestSided
 from monai_kdsam.transforms.masks import CleanMaskd
 from monai_kdsam.transforms.prompts import (
     box_from_mask,
@@ -22,6 +23,8 @@ __all__ = [
     "HostPromptsd",
     "RandPromptd",
     "RandVariantd",
+    "ResizeLongestSide",
+    "ResizeLongestSided",
     "SlicesLastd",
     "ValidRegiond",
     "VolumePromptsd",

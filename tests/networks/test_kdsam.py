@@ -8,9 +8,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import Invertd
+from PIL import Image
 from segment_anything import SamPredictor
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
+from monai_kdsam.bundles import bundle_path
+from monai_kdsam.data.phantoms import PHANTOM_KINDS, make_phantom
 from monai_kdsam.networks import FillBox, build_kdsam, build_student, build_teacher
 
 SIZE = 128
@@ -85,6 +91,33 @@ def test_a_mixed_padded_batch_equals_sams_predictor_prompt_by_prompt(networks, m
             with torch.no_grad():
                 full = network(image, points[row : row + 1], labels[row : row + 1])
             np.testing.assert_allclose(full[0].numpy(), logits, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (700, 250)])
+def test_masks_of_a_shrunk_picture_are_those_of_sams_predictor(networks, tmp_path, height, width):
+    network, predictor = networks
+    parser = ConfigParser()
+    parser.read_config(str(bundle_path() / "configs" / "inference.json"))
+    parser.update({"image_size": SIZE})
+    prepare = parser.get_parsed_content("preprocessing")
+    restore = Invertd("pred", prepare, "image", nearest_interp=False)
+    box = np.array([0.2 * width, 0.3 * height, 0.7 * width, 0.8 * height])
+    # SAM scales coordinates from the corner of the first pixel, we from its center: the same place in its numbers.
+    sams_box = box + 0.5 - 0.5 * max(width, height) / SIZE
+    agreement = []
+    for kind in PHANTOM_KINDS:
+        picture = Image.fromarray(make_phantom(kind, size=128, seed=0)[0]).resize((width, height))
+        picture.save(tmp_path / "image.png")
+        predictor.set_image(np.asarray(picture))
+        theirs = predictor.predict(box=sams_box, multimask_output=False)[0]
+        data = prepare({"image": str(tmp_path / "image.png"), "roi": box.tolist()})
+        image = data["image"]
+        with torch.no_grad():
+            logits = network(image.as_tensor()[None], image.meta["points"][None], image.meta["labels"][None])
+        ours = restore({**data, "pred": MetaTensor(logits[0])})["pred"].numpy().swapaxes(1, 2) > 0
+        assert 0 < theirs.mean() < 1
+        agreement.append((ours & theirs).sum() / (ours | theirs).sum())
+    assert np.mean(agreement) >= 0.9995, agreement
 
 
 def test_padding_changes_nothing(networks):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from monai_kdsam.bundles import bundle_path
 from monai_kdsam.data import Image2DReader
-from monai_kdsam.transforms import HostPromptsd, points_from_request
+from monai_kdsam.transforms import HostPromptsd, ResizeLongestSided, points_from_request
 
 WIDTH, HEIGHT = 96, 60
 SIDE = 64
@@ -22,13 +22,14 @@ SIDE = 64
 
 def preprocessing(size_mode: str = "longest") -> Compose:
     """The spatial steps of the bundle's inference, without its normalization."""
-    resize = {"size_mode": "longest"} if size_mode == "longest" else {}
     return Compose(
         [
             LoadImaged("image", reader=Image2DReader()),
             EnsureChannelFirstd("image"),
             Orientationd("image", axcodes="PL"),
-            Resized("image", SIDE if resize else (SIDE, SIDE), mode="bilinear", anti_aliasing=True, **resize),
+            ResizeLongestSided("image", SIDE)
+            if size_mode == "longest"
+            else Resized("image", (SIDE, SIDE), mode="bilinear"),
             SpatialPadd("image", (SIDE, SIDE), method="end"),
             HostPromptsd("image"),
         ]
@@ -72,14 +73,13 @@ def test_the_steps_tested_here_are_the_bundles() -> None:
         "LoadImaged",
         "EnsureChannelFirstd",
         "Orientationd",
-        "Resized",
+        "ResizeLongestSided",
         "NormalizeIntensityd",
         "SpatialPadd",
         "HostPromptsd",
     ]
-    orientation, resize, padding = (config["preprocessing"]["transforms"][k] for k in (2, 3, 5))
+    orientation, padding = (config["preprocessing"]["transforms"][k] for k in (2, 5))
     assert orientation["axcodes"] == "PL"
-    assert (resize["size_mode"], resize["mode"], resize["anti_aliasing"]) == ("longest", "bilinear", True)
     assert padding["method"] == "end"
 
 
