@@ -50,17 +50,21 @@ class BoundedCache(Generic[Value]):
             is_first = making is None
             if making is None:
                 making = self._making[key] = Future()
-        if not is_first:
-            return making.result()
         try:
-            value = make()
-        except BaseException as error:
-            making.set_exception(error)
-            self._finish(key, making, None)
-            raise
-        making.set_result(value)
-        self._finish(key, making, value)
-        return value
+            if not is_first:
+                return making.result()
+            try:
+                value = make()
+            except BaseException as error:
+                making.set_exception(error)
+                self._finish(key, making, None)
+                raise
+            making.set_result(value)
+            self._finish(key, making, value)
+            return value
+        finally:
+            # An exception holds this frame: if the frame held the exception, what failed would stay in memory.
+            del making
 
     def _finish(self, key: Hashable, making: Future[Value], value: Value | None) -> None:
         with self._lock:

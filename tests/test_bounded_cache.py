@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, Event
+from threading import Barrier, Event, Thread
 
 import pytest
 import torch
@@ -67,6 +69,38 @@ def test_a_failure_reaches_all_who_wait_and_is_not_kept():
             with pytest.raises(ValueError, match="no such image"):
                 asked.result()
     assert cache.recall("a", lambda: value(3))[0] == 3
+
+
+def test_a_failure_keeps_nothing_in_memory():
+    cache, begun, go_on, kept = BoundedCache(max_bytes=64), Event(), Event(), []
+
+    def fail():
+        image = value(1)
+        kept.append(weakref.ref(image))
+        begun.set()
+        go_on.wait(5)
+        raise ValueError("no such image")
+
+    def ask():
+        image = value(2)
+        kept.append(weakref.ref(image))
+        with pytest.raises(ValueError, match="no such image"):
+            cache.recall("a", fail)
+
+    gc.disable()
+    try:
+        threads = [Thread(target=ask) for _ in range(2)]
+        threads[0].start()
+        begun.wait(5)
+        threads[1].start()
+        while len(kept) < 3:
+            Event().wait(0.01)
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert all(image() is None for image in kept)
+    finally:
+        gc.enable()
 
 
 def test_what_was_begun_before_a_clear_is_not_kept():

@@ -19,7 +19,8 @@ __all__ = ["BundlePredictor"]
 class BundlePredictor:
     """Segments image files, or volumes, with a bundle's own preprocessing, network and postprocessing.
 
-    The image's embedding stays in memory, so a second prompt on the same image costs only the decoder.
+    The image's embedding stays in memory, so a second prompt on the same image costs only the decoder. Threads may
+    share one: nothing else of a call is kept.
 
     Args:
         bundle: folder of the bundle, with `models/model.pt`.

@@ -18,10 +18,10 @@ __all__ = ["EmbeddingCache"]
 class EmbeddingCache(BoundedCache[Tensor]):
     """Least recently used embeddings, keyed by the content of the image.
 
-    A key is made of the image's whole content and of the encoder's weights, so two users never get each other's, users
-    of one image share the work, and an encoder that has learned sees its images anew. Deep copies of a network share
-    one cache, and its bound: MONAI Label replaces its network by a copy when the weights' file changes, and where only
-    the decoder has changed nothing needs to be encoded again. Pickles of a cache are empty.
+    A key is made of the image's whole content, of the encoder's weights and of what it computes in, so two users never
+    get each other's, users of one image share the work, and an encoder that has learned sees its images anew. Deep
+    copies of a network share one cache, and its bound: MONAI Label replaces its network by a copy when the weights'
+    file changes, and where only the decoder has changed nothing needs to be encoded again. Pickles are empty.
 
     Args:
         max_bytes: what all kept embeddings together may occupy; 0 keeps none.
@@ -39,7 +39,9 @@ class EmbeddingCache(BoundedCache[Tensor]):
         # SHA-256 has instructions of its own in today's CPUs: 7 ms at 1024 pixels, where BLAKE2 takes 19.
         content = image.detach().cpu().contiguous().reshape(-1).view(dtype=torch.uint8).numpy()
         digest = hashlib.sha256(content.data).hexdigest()
-        return f"{digest}-{tuple(image.shape)}-{image.dtype}-{image.device}"
+        kind = image.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else image.dtype
+        return f"{digest}-{tuple(image.shape)}-{image.dtype}-{image.device}-{precision}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingCache:
         return self

@@ -27,15 +27,16 @@ class Fingerprint:
     """
 
     def __init__(self) -> None:
-        self._seen: list[tuple[int, int]] = []
-        self._checksum = ""
+        # One value, so that a thread never sees the checksum of one state beside the writes of another.
+        self._known: tuple[list[tuple[int, int]], str] = ([], "")
 
     def __call__(self, module: nn.Module) -> str:
         """The checksum in hexadecimal."""
         seen = [(tensor.data_ptr(), tensor._version) for tensor in _tensors(module)]
-        if seen != self._seen:
-            self._checksum, self._seen = weights_checksum(module), seen
-        return self._checksum
+        known = self._known
+        if seen != known[0]:
+            self._known = known = (seen, weights_checksum(module))
+        return known[1]
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

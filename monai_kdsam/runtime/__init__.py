@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predict from exported files with NumPy, Pillow and ONNX Runtime or OpenVINO: nothing here imports torch or MONAI."""
 
-from monai_kdsam.runtime.predictor import Predictor
+from monai_kdsam.runtime.predictor import EncodedImage, Predictor
 
-__all__ = ["Predictor"]
+__all__ = ["EncodedImage", "Predictor"]

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,12 +17,14 @@ from monai_kdsam.runtime.picture import read_picture, to_rgb
 from monai_kdsam.runtime.resampling import resampling_matrix, resize
 from monai_kdsam.runtime.sessions import open_part
 
-__all__ = ["Predictor"]
+__all__ = ["EncodedImage", "Predictor"]
 
 
-class _Image(NamedTuple):
-    """What is kept of the current image."""
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """What is kept of an image for the clicks on it; `Predictor.encode` makes it."""
 
+    manifest: Manifest  # of the models
     height: int
     width: int
     scale: NDArray[np.float64]  # (2,), x and y, from the picture to the models' input
@@ -32,27 +36,50 @@ class _Image(NamedTuple):
 class Predictor:
     """Segments pictures with exported models, as the network and the bundle they came from do.
 
+    Threads may share one, in each format: `encode` and `predict` with `image` keep nothing of a call. The image of
+    `set_image` is that of all threads, for programs with one image at a time. Copies and pickles load the files anew.
+
     Args:
         folder: what `python -m monai_kdsam export` wrote.
-        threads: to compute with; None takes every physical core.
+        threads: to compute with; None takes every physical core. Torch has one such number in a process.
+        device: of the image encoder: cpu or gpu, NVIDIA's for ONNX Runtime and TorchScript, Intel's for OpenVINO. What
+            a click costs runs on the CPU.
 
     Raises:
         FileNotFoundError: when the folder is no export, or files are missing.
-        ValueError: when they are damaged or of another version.
+        ValueError: when they are damaged or of another version, or there is no such device.
         ImportError: naming the package that runs them, and how to install it.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
-        folder = Path(folder)
+    def __init__(self, folder: str | Path, *, threads: int | None = None, device: str = "cpu") -> None:
+        folder = Path(folder).absolute()
+        self._source = partial(type(self), folder, threads=threads, device=device)
         self.manifest = Manifest.read(folder)
-        files, form = self.manifest.files, self.manifest.format
-        self._encoder = open_part(folder / files["encoder"], form, threads=threads)
+        files, form, half = self.manifest.files, self.manifest.format, self.manifest.precision == "fp16"
+        self._encoder = open_part(folder / files["encoder"], form, threads=threads, device=device, half=half)
         self._projector = open_part(folder / files["projector"], form, threads=threads)
         self._decoder = open_part(folder / files["decoder"], form, threads=threads)
-        self._image: _Image | None = None
+        self._image: EncodedImage | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What runs the files cannot be pickled: they are loaded, and checked, anew."""
+        return self._source, (), {"_image": self._image}
 
     def set_image(self, image: str | Path | NDArray[Any]) -> None:
-        """Encode a picture; the predictions that follow are about it.
+        """Encode a picture; the predictions that follow are about it, in every thread.
+
+        Args:
+            image: see `encode`.
+
+        Raises:
+            FileNotFoundError: see `encode`.
+            ValueError: see `encode`.
+        """
+        self._image = None  # a picture that cannot be read must not leave the one before in its place
+        self._image = self.encode(image)
+
+    def encode(self, image: str | Path | NDArray[Any]) -> EncodedImage:
+        """Encode a picture, for predictions with `image`.
 
         Args:
             image: a PNG, JPEG, BMP or TIFF file, or an array (H, W) or (H, W, 3) of RGB. What is not 8-bit is mapped
@@ -62,7 +89,6 @@ class Predictor:
             FileNotFoundError: when there is no such file.
             ValueError: when the file is damaged, or the array has another shape or holds NaN.
         """
-        self._image = None  # a picture that cannot be read must not leave the one before in its place
         pixels = to_rgb(image) if isinstance(image, np.ndarray) else read_picture(image)
         height, width = pixels.shape[:2]
         size = self.manifest.image_size
@@ -74,7 +100,7 @@ class Predictor:
             for cut, full in zip(inner, (height, width), strict=True)
         )
         scale = np.array([inner[1] / width, inner[0] / height])
-        self._image = _Image(height, width, scale, projection, rows, columns)
+        return EncodedImage(self.manifest, height, width, scale, projection, rows, columns)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The models' input (3, S, S) of an RGB picture (H, W, 3): resized, normalized, padded at the end."""
@@ -89,15 +115,21 @@ class Predictor:
         return padded
 
     def predict(
-        self, points: ArrayLike | None = None, labels: ArrayLike | None = None, box: ArrayLike | None = None
+        self,
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        *,
+        image: EncodedImage | None = None,
     ) -> tuple[NDArray[np.uint8], Any]:
-        """Segment the current image; without any prompt the network segments on its own.
+        """Segment an image; without any prompt the network segments on its own.
 
         Args:
             points: clicks (N, 2), XY pixels of the picture; (K, N, 2) for K prompts in one call.
             labels: (N,) or (K, N): 1 foreground, 0 background, -1 padding; None means that all are foreground.
             box: [x1, y1, x2, y2] or (K, 4), corners in either order; with points, both count. A box that reaches
                 beyond the picture is cut off at its edges.
+            image: of `encode`; None is the one of `set_image`.
 
         Returns:
             mask: (H, W) of 0 and 1, or (K, H, W).
@@ -106,11 +138,13 @@ class Predictor:
         Raises:
             RuntimeError: when no image is set.
             ValueError: when a click is not on the image, a prompt is no number or has another shape, or a box has no
-                area or is not on the image.
+                area or is not on the image; when the image was encoded by another export.
         """
-        if self._image is None:
-            raise RuntimeError("An image must be set with `set_image` before `predict`.")
-        image = self._image
+        image = self._image if image is None else image
+        if image is None:
+            raise RuntimeError("An image must be set with `set_image` before `predict`, or be given as `image`.")
+        if image.manifest != self.manifest:
+            raise ValueError("Expected `image` to be encoded by this export, got one that another export encoded.")
         xy, kinds, single = _prompts(points, labels, box, image.width, image.height)
         xy = ((xy + 0.5) * image.scale - 0.5).astype(np.float32)  # pixel centers lie at halves
         logits, iou = self._decoder(*image.projection, xy, kinds)

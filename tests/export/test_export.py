@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,22 @@ def test_the_masks_are_those_of_the_bundle(choice, exported, bundle, picture):
         assert expected.any()
         assert iou(mask, expected) >= 1 - 3 * (1 - LEAST_IOU[choice[1]])
         assert np.isfinite(quality)
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino", "torchscript"])
+def test_threads_get_the_answers_that_one_gets(form, exported, bundle):
+    predictor = Predictor(exported[form, "fp32"][0], threads=1)
+    pictures = [bundle.parent / "phantoms" / "images" / f"{kind}_001.png" for kind in ("polyp", "skin_lesion")]
+    asked = [(number % 2, [[20 + 5 * (number // 4 % 12), 30 + 25 * (number % 4)]]) for number in range(64)]
+    images = [predictor.encode(picture) for picture in pictures]
+    alone = [predictor.predict(points=click, image=images[picture]) for picture, click in asked]
+    assert len({quality for _, quality in alone}) > 30  # a foreign answer would be seen
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(predictor.encode, pictures * 4))
+        together = pool.map(lambda one: predictor.predict(points=one[1], image=images[one[0]]), asked)
+        for (mask, quality), (expected, expected_quality) in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(mask, expected)
+            assert quality == expected_quality
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids="-".join)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import nibabel
 import numpy as np
 import pytest
@@ -63,6 +65,30 @@ def test_a_slice_gets_the_mask_that_the_2d_bundle_gives_it_as_a_picture(folder, 
     np.testing.assert_array_equal(found[..., 3].T, expected)
     others = np.delete(found, 3, axis=2)
     assert others.any() == (not in_slice)
+
+
+@pytest.mark.parametrize("name", ["kdsam_deepgrow_2d", "kdsam_deepgrow_3d"])
+def test_threads_get_the_answers_that_one_gets(folder, tmp_path, name):
+    """Of images that they share, and of images of their own, from memories that are empty at first."""
+    files, flat = [], name.endswith("2d")
+    for number, axis in enumerate((0, 1, None)):
+        values = nibabel.load(folder / "data" / "v.nii.gz").get_fdata().astype(np.uint8)
+        values = values if axis is None else np.flip(values, axis)
+        files.append(tmp_path / (f"{number}.png" if flat else f"{number}.nii.gz"))
+        if flat:
+            Image.fromarray(values[..., 3]).save(files[-1])
+        else:
+            nibabel.Nifti1Image(values, PICTURE_LIKE).to_filename(files[-1])
+    where = [] if flat else [3]
+    asked = [(file, [8 + 4 * number, 12 + number, *where]) for number in range(6) for file in files]
+
+    alone, shared = BundlePredictor(folder / name), BundlePredictor(folder / name)
+    masks = [alone(file, foreground=[click]) for file, click in asked]
+    assert len({mask.tobytes() for mask in masks}) > 12
+    with ThreadPoolExecutor(4) as pool:
+        together = pool.map(lambda one: shared(one[0], foreground=[one[1]]), asked)
+        for found, expected in zip(together, masks, strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_propagation_reaches_other_slices_and_leaves_the_prompted_one(folder, predict):

@@ -323,6 +323,17 @@ def test_equal_content_is_encoded_once(counted):
     assert len(calls) == 2
 
 
+def test_what_was_encoded_in_bfloat16_is_not_recalled_in_float32(counted):
+    network, calls = counted
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = network.encode(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            network.embed(image)
+        assert torch.equal(network.embed(image), expected)
+    assert len(calls) == 3
+
+
 @pytest.mark.parametrize("part", ["image_encoder", "mask_decoder"])
 def test_a_copy_with_other_weights_encodes_anew_only_if_they_are_the_encoders(counted, part):
     """As MONAI Label's server does when the weights' file has changed."""

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +138,31 @@ def test_without_an_image_it_says_so(folder, predictor):
         predictor.predict()
 
 
+def test_threads_with_an_image_each_get_the_masks_of_their_own(predictor):
+    pictures = [half_bright(60, 30 + number) for number in range(8)]
+
+    def segment(picture):
+        image = predictor.encode(picture)
+        return [predictor.predict(points=[[x, 5]], image=image) for x in range(5)]
+
+    alone = [segment(picture) for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        for found, expected in zip(pool.map(segment, pictures), alone, strict=True):
+            for (mask, quality), (expected_mask, expected_quality) in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(mask, expected_mask)
+                assert quality == expected_quality
+    assert predictor.predict()[0].shape == (60, 30)  # the image that was set
+
+
+def test_pickles_go_on_with_the_image_that_was_set(predictor, folder):
+    other = pickle.loads(pickle.dumps(predictor))
+    np.testing.assert_array_equal(other.predict(points=[[3, 4]])[0], predictor.predict(points=[[3, 4]])[0])
+    image = predictor.encode(half_bright(60, 30))
+    change(folder, weights_sha256="another")
+    with pytest.raises(ValueError, match="Expected `image` to be encoded by this export"):
+        Predictor(folder).predict(image=image)
+
+
 def change(folder, **values):
     file = folder / "kdsam.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
@@ -178,6 +206,46 @@ def test_a_file_that_the_package_cannot_load_is_named(tmp_path):
         open_part(tmp_path / "encoder.ts", "torchscript")
     with pytest.raises(ValueError, match="Expected `threads` to be at least 1, got 0"):
         open_part(tmp_path / "encoder.ts", "torchscript", threads=0)
+
+
+@pytest.mark.parametrize(
+    ("form", "package", "library"),
+    [
+        ("onnx", "onnxruntime", SimpleNamespace(get_available_providers=lambda: ["CPUExecutionProvider"])),
+        ("openvino", "openvino", SimpleNamespace(Core=lambda: SimpleNamespace(available_devices=["CPU"]))),
+        ("torchscript", "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False))),
+    ],
+)
+def test_without_a_gpu_it_does_not_compute_on_the_cpu_instead(form, package, library, tmp_path, monkeypatch):
+    library.__version__ = "9.9"
+    monkeypatch.setitem(sys.modules, package, library)
+    with pytest.raises(ValueError, match=rf"Expected a GPU that {package} 9\.9 can use for `device` 'gpu'"):
+        open_part(tmp_path / "encoder", form, device="gpu")
+    with pytest.raises(ValueError, match=r"Expected `device` to be one of cpu, gpu, got 'cuda:0'"):
+        open_part(tmp_path / "encoder", form, device="cuda:0")
+
+
+@pytest.mark.parametrize(("half", "precision"), [(True, "f16"), (False, "f32")])
+def test_openvino_computes_on_a_gpu_in_the_precision_of_the_export(half, precision, tmp_path, monkeypatch):
+    asked = []
+    core = SimpleNamespace(available_devices=["CPU", "GPU.0"], compile_model=lambda *words: asked.append(words))
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: core, __version__="9.9"))
+    open_part(tmp_path / "encoder.xml", "openvino", threads=2, device="gpu", half=half)
+    ((_, device, settings),) = asked
+    assert (device, settings["INFERENCE_PRECISION_HINT"]) == ("GPU", precision)
+
+
+def test_a_gpu_that_onnx_runtime_cannot_start_is_no_silent_fallback(tmp_path, monkeypatch):
+    session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"], get_inputs=list)
+    library = SimpleNamespace(
+        SessionOptions=SimpleNamespace,
+        InferenceSession=lambda *_, **__: session,
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        __version__="9.9",
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", library)
+    with pytest.raises(ValueError, match=r"cannot load .*the CUDA provider does not start"):
+        open_part(tmp_path / "encoder", "onnx", device="gpu")
 
 
 def test_importing_it_imports_neither_torch_nor_monai():
