@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from monai_kdsam.download import require_weights
 
-__all__ = ["load_tensors", "read_state_dict"]
+__all__ = ["check_crc", "load_tensors", "read_state_dict"]
 
 
 def load_tensors(path: str | Path) -> Any:
@@ -25,6 +26,7 @@ def load_tensors(path: str | Path) -> Any:
     try:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
+        check_crc(path)  # torch does not
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged pickle raises depends on the damage
         # torch's own text spans many lines and suggests to execute the file.
@@ -36,6 +38,19 @@ def load_tensors(path: str | Path) -> Any:
         raise ValueError("it is no complete PyTorch file" if is_vague else text.rstrip(".?")) from error
 
 
+def check_crc(path: str | Path) -> None:
+    """Read a zip, which PyTorch's files are since 1.6, by the checksums in it; a file of another kind passes.
+
+    Raises:
+        ValueError: when a part is not what was written.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"its part {damaged} is not what was written, by the file's own checksum")
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file; never executes what a pickle holds.
 
@@ -44,7 +59,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: naming the command that fetches the file.
-        ValueError: when the file is damaged or holds something else.
+        ValueError: when the file is damaged or holds something else, or values that are not finite.
     """
     path = require_weights(path)
     try:
@@ -60,4 +75,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"Expected {path} to hold a state_dict of tensors, got {type(content).__name__}.")
+    for name, value in content.items():
+        if not value.isfinite().all():
+            raise ValueError(
+                f"The weights in {path} are not finite: {name} holds NaN or infinity. Their training failed, or the "
+                "file is damaged; take an earlier one, or train again with a lower `learning_rate`."
+            )
     return {name.removeprefix("module."): value for name, value in content.items()}

@@ -114,6 +114,26 @@ def test_whatever_the_damage_it_is_a_value_error(tmp_path, zipped) -> None:
     assert refused > 75
 
 
+def test_every_flipped_bit_of_a_tensor_is_noticed(tmp_path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(STATE, path)
+    whole = path.read_bytes()
+    first = whole.index(STATE["layer.weight"].numpy().tobytes())
+    for byte in range(first, first + STATE["layer.weight"].nbytes):
+        path.write_bytes(whole[:byte] + bytes([whole[byte] ^ 1]) + whole[byte + 1 :])
+        with pytest.raises(ValueError, match=r"its part weights/data/\d is not what was written"):
+            read_state_dict(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_an_error_that_names_the_tensor(tmp_path, value) -> None:
+    state = teacher().state_dict()
+    state["mask_decoder.iou_token.weight"][0, 3] = value
+    torch.save(state, tmp_path / "sam.pt")
+    with pytest.raises(ValueError, match=r"sam\.pt are not finite: mask_decoder\.iou_token\.weight holds NaN"):
+        load_weights(teacher(), tmp_path / "sam.pt")
+
+
 class Trap:
     """An object whose unpickling writes a file."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import monai_kdsam
 from monai_kdsam.files import file_sha256
+from monai_kdsam.weights import check_crc
 
 __all__ = ["DeployModel", "open_model"]
 
@@ -45,7 +46,7 @@ def open_model(path: str | Path) -> DeployModel:
 
     Raises:
         FileNotFoundError: when there is none, or no weights.
-        ValueError: when it is of another kind, or of another version of this package.
+        ValueError: when it is damaged, of another kind, or of another version of this package.
     """
     place = Path(path)
     while place.is_dir() and not (place / "configs").is_dir():
@@ -63,6 +64,10 @@ def open_model(path: str | Path) -> DeployModel:
             "`python -m monai_kdsam bundle DIR` copies a bundle out, to be trained."
         )
     _check_metadata(model)
+    try:
+        check_crc(model.weights)
+    except ValueError as error:
+        raise ValueError(f"{model.weights} is damaged: {error}. Copy it anew, or export again.") from error
     return model
 
 

@@ -6,9 +6,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 
 from monai_kdsam.data.held_out import FEW
 from monai_kdsam.data.split_file import write_text
-from monai_kdsam.files import replacing
+from monai_kdsam.networks import save_weights
+from monai_kdsam.sidecar import copy_with_sidecar
 
 __all__ = ["ReplaceIfBetter", "is_better"]
 
@@ -67,6 +67,7 @@ class ReplaceIfBetter:
         report: JSON file.
         evaluator: on the held-out images, with the key metric Dice by image and prompt.
         prompts: names of the prompts.
+        settings: beside the network's own that travel with the weights.
 
     Raises:
         ValueError: in a run of several processes.
@@ -81,8 +82,10 @@ class ReplaceIfBetter:
         report: str | Path,
         evaluator: Engine,
         prompts: Sequence[str],
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network
+        self.settings = settings
         self.path, self.backup, self.report = Path(path), Path(backup), Path(report)
         self.evaluator = evaluator
         self.prompts = list(prompts)
@@ -112,10 +115,8 @@ class ReplaceIfBetter:
         measured = self._measure()
         replaced, reason = is_better(self._before, measured)
         if replaced:
-            with replacing(self.backup, REMEDY) as unfinished:
-                shutil.copyfile(self.path, unfinished)
-            with replacing(self.path, REMEDY) as unfinished:
-                torch.save(self.network.state_dict(), unfinished)
+            copy_with_sidecar(self.path, self.backup, remedy=REMEDY)
+            save_weights(self.network, self.path, self.settings, remedy=REMEDY)
         before, after = self._summary(self._before), self._summary(measured)
         best = (after if replaced else before)["mean"]
         ended = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -16,6 +16,7 @@ from torch import nn
 
 from monai_kdsam.data.seeding import SeededDataset
 from monai_kdsam.files import replacing
+from monai_kdsam.networks import save_weights
 from monai_kdsam.weights import load_tensors
 
 __all__ = ["BestWeightsSaver", "EpochSeed", "ResumeHandler"]
@@ -56,18 +57,20 @@ class EpochSeed:
 
 
 class BestWeightsSaver:
-    """Writes the network's raw state_dict whenever the evaluator's key metric is the best so far.
+    """Writes the network's weights, see `save_weights`, whenever the evaluator's key metric is the best so far.
 
     As MONAI's CheckpointSaver with `key_metric_filename`, but "so far" includes the epochs before a resumption.
 
     Args:
-        network: whose state_dict is saved.
+        network: whose weights are saved.
         path: of the file, replaced atomically.
+        settings: beside the network's own that travel with the weights.
     """
 
-    def __init__(self, network: nn.Module, path: str | Path) -> None:
+    def __init__(self, network: nn.Module, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
         self.network = network
         self.path = Path(path)
+        self.settings = settings
 
     def attach(self, engine: Engine) -> None:
         """Run after each validation."""
@@ -77,8 +80,7 @@ class BestWeightsSaver:
         """Save if this epoch is the best one."""
         state: Any = engine.state  # MONAI's engines add to ignite's
         if state.best_metric_epoch == state.epoch and idist.get_rank() == 0:
-            with replacing(self.path, KEPT) as unfinished:
-                torch.save(self.network.state_dict(), unfinished)
+            save_weights(self.network, self.path, self.settings, remedy=KEPT)
             logger.info("Saved %s: %s %.4f.", self.path, state.key_metric_name, state.best_metric)
 
 

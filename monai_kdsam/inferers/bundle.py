@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,23 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, SaveImaged
 from numpy.typing import NDArray
 
+from monai_kdsam.bundles import find_mistake
+
 __all__ = ["BundlePredictor"]
+
+
+@contextlib.contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise what a user can mend as it was raised, without the errors that MONAI puts around it."""
+    mistake = None
+    try:
+        yield
+    except Exception as error:
+        mistake = find_mistake(error)
+        if mistake is None:
+            raise
+    if mistake is not None:
+        raise mistake
 
 
 class BundlePredictor:
@@ -28,6 +45,7 @@ class BundlePredictor:
 
     Raises:
         FileNotFoundError: when there is no such bundle, or it has no weights.
+        ValueError: when the weights are damaged, or of a network with other settings.
     """
 
     def __init__(self, bundle: str | Path, **overrides: Any) -> None:
@@ -38,11 +56,12 @@ class BundlePredictor:
         parser = ConfigParser()
         parser.read_config(str(file))
         parser.update({"bundle_root": str(bundle), **overrides})
-        self.device = parser.get_parsed_content("device")
-        self.network = parser.get_parsed_content("network").eval()
-        self.inferer = parser.get_parsed_content("inferer")
-        self.preprocessing = parser.get_parsed_content("preprocessing")
-        steps = parser.get_parsed_content("postprocessing").transforms
+        with _unwrapped():
+            self.device = parser.get_parsed_content("device")
+            self.network = parser.get_parsed_content("network").eval()
+            self.inferer = parser.get_parsed_content("inferer")
+            self.preprocessing = parser.get_parsed_content("preprocessing")
+            steps = parser.get_parsed_content("postprocessing").transforms
         self.postprocessing = Compose([step for step in steps if not isinstance(step, SaveImaged)])
 
     def __call__(
@@ -71,7 +90,8 @@ class BundlePredictor:
             ValueError: when a prompt is not on the image, or the file is damaged.
         """
         prompts = {"foreground": list(foreground), "background": list(background), "roi": roi, "propagate": propagate}
-        data = self.preprocessing({"image": str(image), **prompts})
+        with _unwrapped():
+            data = self.preprocessing({"image": str(image), **prompts})
         with torch.no_grad():
             logits = self.inferer(data["image"][None].to(self.device), self.network)
         mask = self.postprocessing({"image": data["image"], "pred": logits[0].cpu()})["pred"]

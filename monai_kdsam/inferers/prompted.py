@@ -12,7 +12,20 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-__all__ = ["PromptedInferer"]
+__all__ = ["PromptedInferer", "require_finite"]
+
+
+def require_finite(logits: Tensor) -> None:
+    """Raise where a network's output is no number: thresholded, it would be an empty mask like any other.
+
+    Raises:
+        ValueError: with the likely reasons.
+    """
+    if not logits.isfinite().all():
+        raise ValueError(
+            "The network's output is not finite, so there is no mask: its weights hold NaN or infinity, or its "
+            "precision is too low for this image. Load other weights, or run it in float32."
+        )
 
 
 class PromptedInferer(Inferer):
@@ -42,6 +55,9 @@ class PromptedInferer(Inferer):
         """Segment (B, 3, S, S) images; see `KDSAM.forward` for the prompts and the result.
 
         The metadata of a single image (N, 2), and of a collated batch (B, N, 2), are both understood.
+
+        Raises:
+            ValueError: with `remember`, which is for serving, when the network's output is not finite.
         """
         if points is None and labels is None:
             points, labels = self._from_metadata(inputs)
@@ -54,6 +70,7 @@ class PromptedInferer(Inferer):
         with precision:
             if self.remember and hasattr(network, "embed") and not torch.is_grad_enabled():
                 logits = network.predict(network.embed(image), **kwargs).float()  # type: ignore[operator]
+                require_finite(logits)
             else:
                 logits = network(image, **kwargs)
                 if isinstance(logits, Mapping):  # of a correction loop, in training

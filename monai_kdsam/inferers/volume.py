@@ -15,6 +15,7 @@ from monai.transforms import Compose
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_kdsam.inferers.prompted import require_finite
 from monai_kdsam.inferers.propagation import Prompt, propagate
 from monai_kdsam.networks import KDSAM
 from monai_kdsam.pixels import fit_longest
@@ -50,6 +51,7 @@ class SliceSegmenter:
             points = torch.as_tensor(xy, dtype=torch.float32, device=embedding.device)[None]
             labels = torch.as_tensor(prompt[1], device=embedding.device)[None]
         logits = self.network.predict(embedding, points, labels)[..., : used[0], : used[1]]
+        require_finite(logits)
         logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
         return logits[0, 0].float().cpu().numpy()
 

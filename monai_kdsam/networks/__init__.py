@@ -3,7 +3,7 @@
 
 from monai_kdsam.networks.batch_norm import SharedBatchNorm2d, synchronize_batch_norm
 from monai_kdsam.networks.build import build_kdsam, build_student, build_teacher
-from monai_kdsam.networks.checkpoint import load_weights
+from monai_kdsam.networks.checkpoint import load_weights, save_weights
 from monai_kdsam.networks.embedding_cache import EmbeddingCache
 from monai_kdsam.networks.fill_box import FillBox
 from monai_kdsam.networks.fingerprint import weights_checksum
@@ -31,6 +31,7 @@ __all__ = [
     "build_teacher",
     "build_volume_student",
     "load_weights",
+    "save_weights",
     "synchronize_batch_norm",
     "weights_checksum",
 ]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ __all__ = ["build_kdsam", "build_student", "build_teacher"]
 logger = logging.getLogger(__name__)
 TeacherName = Literal["vit_b", "vit_l", "vit_h", "vit_tiny", "vit_micro"]
 
+# Arguments that name files: what a network starts from is no setting of it.
+WEIGHT_FILES = ("checkpoint", "imagenet_weights")
 # Channels of stages 4 and 5.
 BACKBONES = {
     "resnet18": (256, 512),
@@ -40,6 +43,12 @@ TEACHERS: dict[str, dict[str, Any]] = {
 }
 
 
+def _scalars(builder: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a builder was called with, but for modules and files: the settings that travel with a network's weights."""
+    kinds = (bool, int, float, str, type(None))
+    return {"builder": builder} | {k: v for k, v in arguments.items() if isinstance(v, kinds) and k not in WEIGHT_FILES}
+
+
 def build_kdsam(image_encoder: nn.Module, *, image_size: int = 1024, multimask: bool = False) -> KDSAM:
     """A `KDSAM` around any image encoder (B, 3, S, S) -> (B, 256, S/16, S/16).
 
@@ -51,10 +60,12 @@ def build_kdsam(image_encoder: nn.Module, *, image_size: int = 1024, multimask: 
     Raises:
         ValueError: when the size is not a positive multiple of 32.
     """
+    settings = _scalars("build_kdsam", locals())
     if image_size <= 0 or image_size % 32:
         raise ValueError(f"Expected `image_size` to be a positive multiple of 32, got {image_size}.")
     prompt_encoder, mask_decoder = build_prompt_encoder(image_size), build_mask_decoder()
     network = KDSAM(image_encoder, prompt_encoder, mask_decoder, multimask=multimask)
+    network.settings = settings
     count = sum(parameter.numel() for parameter in image_encoder.parameters())
     logger.info("Image encoder %s: %.1f M parameters.", type(image_encoder).__name__, count / 1e6)
     return network
@@ -87,6 +98,7 @@ def build_student(
         >>> sum(parameter.numel() for parameter in network.image_encoder.parameters())
         13473088
     """
+    settings = _scalars("build_student", locals())
     if backbone.startswith(PREFIX):
         name = backbone.removeprefix(PREFIX)
         encoder: nn.Module = build_timm_encoder(
@@ -96,7 +108,9 @@ def build_student(
         encoder = _build_resnet_encoder(backbone, neck, imagenet_weights)
     if imagenet_weights is not None:
         logger.info("The trunk %s begins with ImageNet's weights in %s.", backbone, imagenet_weights)
-    return build_kdsam(encoder, image_size=image_size, multimask=multimask)
+    network = build_kdsam(encoder, image_size=image_size, multimask=multimask)
+    network.settings = settings
+    return network
 
 
 def _build_resnet_encoder(backbone: str, neck: NeckName, imagenet_weights: str | Path | None) -> ResNetEncoder:
@@ -131,9 +145,11 @@ def build_teacher(
         ValueError: on an unknown kind or a checkpoint of another layout.
         FileNotFoundError: naming the command that fetches the checkpoint.
     """
+    settings = _scalars("build_teacher", locals())
     if kind not in TEACHERS:
         raise ValueError(f"Expected `kind` to be one of {', '.join(TEACHERS)}, got {kind!r}.")
     if checkpoint is not None:
         require_weights(checkpoint)  # before a ViT-H is built in vain
     network = build_kdsam(build_vit(**TEACHERS[kind], image_size=image_size), image_size=image_size)
+    network.settings = settings
     return load_weights(network, checkpoint)

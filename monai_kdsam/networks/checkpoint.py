@@ -1,41 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Putting weights into a network."""
+"""Weights out of a network into a file, and back."""
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from monai_kdsam.files import replacing
 from monai_kdsam.networks.sam import fit_positions
+from monai_kdsam.sidecar import read_sidecar, sidecar_path, write_sidecar
 from monai_kdsam.weights import read_state_dict
 
-__all__ = ["load_weights", "mismatches"]
+__all__ = ["load_weights", "mismatches", "save_weights"]
 
 logger = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def load_weights(network: Module, path: str | Path | None) -> Module:
+def save_weights(
+    network: nn.Module, path: str | Path, settings: Mapping[str, Any] | None = None, *, remedy: str = ""
+) -> None:
+    """Write a network's raw state_dict, and beside it the sidecar with the settings that it was built and trained with.
+
+    Both are replaced atomically, the weights first: at no time there is a sidecar beside weights that it does not
+    describe.
+
+    Args:
+        network: what a builder of ours made knows its settings itself (`KDSAM.settings`).
+        path: of the weights.
+        settings: further ones, such as the normalization of the images; `load_weights` compares them.
+        remedy: see `replacing`.
+
+    Raises:
+        OSError: when the disk is full or the folder is not writable.
+    """
+    path = Path(path)
+    with replacing(path, remedy) as unfinished:
+        torch.save(network.state_dict(), unfinished)
+        sidecar_path(path).unlink(missing_ok=True)
+    write_sidecar(path, _settings(network, settings), remedy=remedy)
+
+
+def load_weights(
+    network: Module,
+    path: str | Path | None,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    may_differ: Collection[str] = (),
+) -> Module:
     """Load a checkpoint into a network, all of it or not at all.
 
-    A ViT's position tables are interpolated where the network's input size differs from the checkpoint's.
+    A ViT's position tables are interpolated where the network's input size differs from the checkpoint's. Weights that
+    a training of ours wrote are loaded only into a network with the settings that they were trained with.
 
     Args:
         network: a `KDSAM` of the same architecture as the checkpoint.
         path: see `read_state_dict`; None leaves the network as it is, which is logged.
+        settings: see `save_weights`.
+        may_differ: settings that a training which starts from these weights may change.
 
     Returns:
         The same network.
 
     Raises:
-        ValueError: naming the entries that are missing, not expected or of another shape.
+        ValueError: naming the entries that are missing, not expected or of another shape, the settings that are
+            others, or what is wrong with the files.
     """
     if path is None:
         logger.warning("%s starts from random weights: no checkpoint was given.", type(network).__name__)
         return network
+    _check_settings(Path(path), _settings(network, settings), may_differ)
     own = network.state_dict()
     state = fit_positions(read_state_dict(path), own)
     problems = mismatches(state, own)
@@ -59,6 +99,40 @@ def mismatches(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
         if name in state and state[name].shape != own[name].shape
     ]
     return "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+
+
+def _settings(network: nn.Module, others: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The network's own settings under "network" and the others beside it, as they come back from JSON."""
+    settings: dict[str, Any] = json.loads(json.dumps({"network": getattr(network, "settings", {}), **(others or {})}))
+    return settings
+
+
+def _check_settings(path: Path, own: dict[str, Any], may_differ: Collection[str]) -> None:
+    """Raise where weights were trained with other settings than those of the network that they are for."""
+    trained = read_sidecar(path)
+    if trained is None:
+        logger.info("%s has no %s beside it: its settings are not checked.", path, sidecar_path(path).name)
+        return
+    built, network = trained.pop("network", {}), own.pop("network")
+    # What the same builder does not know was added by a later version; another builder takes other arguments.
+    of_network = built.keys() if built.get("builder") == network.get("builder") else built.keys() & network.keys()
+    pairs = {name: (built[name], network.get(name)) for name in of_network - {"builder"}}
+    pairs |= {name: (trained[name], own[name]) for name in trained.keys() & own.keys()}
+    others = sorted(
+        (name, *values) for name, values in pairs.items() if values[0] != values[1] and name not in may_differ
+    )
+    if others:
+        was, now = (", ".join(f"{each[0]}={_as_typed(each[place])}" for each in others) for place in (1, 2))
+        name, value = others[0][0], _as_typed(others[0][1])
+        raise ValueError(
+            f"{path} was trained with {was}, and is to run with {now}: its masks would be wrong. Ask for what it was "
+            f"trained with, by `--{name} {value}` for one run or by `bundle DIR --set {name}={value}` for good; or "
+            "train anew."
+        )
+
+
+def _as_typed(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _describe(state: dict[str, Tensor]) -> str:

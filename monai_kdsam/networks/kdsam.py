@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,9 @@ class KDSAM(nn.Module):
         multimask: predict SAM's three masks of an ambiguous prompt, and choose the one that the IoU head expects most
             of. Worth it only where a training has taught that head.
 
+    Attributes:
+        settings: the scalars that a builder made it from; they travel with its weights, see `save_weights`.
+
     Example:
         >>> from monai_kdsam.networks import build_student
         >>> network = build_student("resnet18", image_size=64).eval()
@@ -53,6 +57,7 @@ class KDSAM(nn.Module):
     ) -> None:
         super().__init__()
         self.multimask = multimask
+        self.settings: dict[str, Any] = {}
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder

@@ -49,4 +49,6 @@ def build_volume_student(**settings: Any) -> VolumeKDSAM:
     """
     student = build_student(**settings)
     parts = (student.image_encoder, student.prompt_encoder, student.mask_decoder)
-    return VolumeKDSAM(*parts, multimask=student.multimask)
+    network = VolumeKDSAM(*parts, multimask=student.multimask)
+    network.settings = student.settings
+    return network

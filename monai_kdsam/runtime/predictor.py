@@ -137,8 +137,9 @@ class Predictor:
 
         Raises:
             RuntimeError: when no image is set.
-            ValueError: when a click is not on the image, a prompt is no number or has another shape, or a box has no
-                area or is not on the image; when the image was encoded by another export.
+            ValueError: when a click is not on the image, a prompt is no number or has another shape, a box has no
+                area or is not on the image, the image was encoded by another export, or what the models give is not
+                finite.
         """
         image = self._image if image is None else image
         if image is None:
@@ -148,6 +149,11 @@ class Predictor:
         xy, kinds, single = _prompts(points, labels, box, image.width, image.height)
         xy = ((xy + 0.5) * image.scale - 0.5).astype(np.float32)  # pixel centers lie at halves
         logits, iou = self._decoder(*image.projection, xy, kinds)
+        if not np.isfinite(logits).all():
+            raise ValueError(
+                "The exported models' output is not finite, so there is no mask: their weights hold NaN or infinity, "
+                f"or {self.manifest.precision} is too low a precision for this picture. Export anew, as fp32."
+            )
         masks = (resize(logits[:, 0], image.rows, image.columns) > 0).astype(np.uint8)
         return (masks[0], float(iou[0, 0])) if single else (masks, iou[:, 0])
 

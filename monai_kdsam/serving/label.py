@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from monai_kdsam.serving.dicomweb import check_dicomweb
+from monai_kdsam.sidecar import sidecar_path
 
 __all__ = ["prepare_app", "serve"]
 
@@ -141,8 +142,10 @@ def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
     shutil.rmtree(served, ignore_errors=True)
     # Of the weights only model.pt: the server would offer its clients each .pt file, a teacher's too, for this network.
     (served / "models").mkdir(parents=True)
-    for part in ("configs", "models/model.pt"):
-        _link(model / part, served / part)
+    weights = model / "models" / "model.pt"
+    parts = [model / "configs", weights, *(file for file in [sidecar_path(weights)] if file.is_file())]
+    for part in parts:
+        _link(part, served / part.relative_to(model))
     return app, name
 
 

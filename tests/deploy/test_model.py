@@ -89,6 +89,16 @@ def test_weights_are_no_torchscript(tmp_path):
         open_model(tmp_path / "model.pt")
 
 
+@pytest.mark.parametrize("place", ["folder", "file"])
+def test_a_flipped_bit_is_noticed(bundle, place):
+    file = script(bundle / "models" / "model.ts", **configs(bundle))
+    content = file.read_bytes()
+    at = content.index(b"network_def")
+    file.write_bytes(content[:at] + b"N" + content[at + 1 :])
+    with pytest.raises(ValueError, match=r"model\.ts is damaged: its part model/extra/inference\.json is not what was"):
+        open_model(bundle if place == "folder" else file)
+
+
 def test_a_damaged_file(tmp_path):
     (tmp_path / "model.ts").write_bytes(b"PK")
     with pytest.raises(ValueError, match="damaged or of another kind"):

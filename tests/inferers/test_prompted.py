@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from monai.data import MetaTensor, list_data_collate
 from torch import Tensor
 
 from monai_kdsam.inferers import PromptedInferer
+from monai_kdsam.inferers.volume import SliceSegmenter
 from monai_kdsam.networks import KDSAM, FillBox, build_teacher
 
 SIZE = 64
@@ -48,6 +51,16 @@ def test_prompts_from_arguments_are_those_of_a_direct_call(network, remember) ->
     infer = PromptedInferer(remember=remember)
     torch.testing.assert_close(infer(images(), network, POINTS, LABELS), expected)
     torch.testing.assert_close(infer(images(), network, points=POINTS, labels=LABELS), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_give_an_error_and_no_empty_mask(network, value) -> None:
+    broken = copy.deepcopy(network)
+    broken.mask_decoder.output_hypernetworks_mlps[0].layers[0].weight.data[0, 0] = value
+    with pytest.raises(ValueError, match="The network's output is not finite, so there is no mask"):
+        PromptedInferer(remember=True)(images(), broken, POINTS, LABELS)
+    with pytest.raises(ValueError, match="The network's output is not finite"):
+        SliceSegmenter(images()[0][..., None], broken, lambda image: image)(0, None)
 
 
 @REMEMBER

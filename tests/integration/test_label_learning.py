@@ -201,7 +201,8 @@ def test_a_training_is_seen_refused_twice_and_stopped_while_masks_are_served(ser
 
 def test_the_weights_before_can_be_restored(server):
     old = weights(server, "previous.pt")
-    (server.bundle / "models" / "previous.pt").replace(server.bundle / "models" / "model.pt")
+    for suffix in (".pt", ".json"):
+        (server.bundle / "models" / f"previous{suffix}").replace(server.bundle / "models" / f"model{suffix}")
     assert equal(old, weights(server))
     expected = BundlePredictor(server.bundle)(server.studies / f"{UNSEEN}.png", **CLICK)
     np.testing.assert_array_equal(mask(server), expected)

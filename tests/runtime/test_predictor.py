@@ -129,6 +129,13 @@ def test_a_prompt_that_makes_no_sense_is_refused(predictor, prompt, message):
         predictor.predict(**prompt)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_models_that_give_no_numbers_give_an_error_and_no_empty_mask(predictor, value):
+    predictor._decoder = lambda *_: [np.full((1, 1, SIZE // 4, SIZE // 4), value), np.ones((1, 1))]
+    with pytest.raises(ValueError, match="exported models' output is not finite, so there is no mask"):
+        predictor.predict()
+
+
 def test_without_an_image_it_says_so(folder, predictor):
     with pytest.raises(RuntimeError, match="An image must be set with `set_image` before `predict`"):
         Predictor(folder).predict()

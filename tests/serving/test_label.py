@@ -87,7 +87,10 @@ def test_the_app_serves_the_bundles_own_files_and_no_teacher(server, bundle, tmp
     assert "with_learning(monaibundle.MyApp)" in (app / "main.py").read_text()
     assert (app / "monaibundle.py").read_text() == "MONAI Label's"
     (bundle / "models" / "model.pt").write_text("trained on")
+    (bundle / "models" / "model.json").write_text("their settings")
     assert (served / "models" / "model.pt").read_text() == "trained on"
+    label.prepare_app(tmp_path / "label", bundle)
+    assert (served / "models" / "model.json").read_text() == "their settings"
 
 
 def test_several_bundles_are_served_together(server, bundle, studies, tmp_path, capsys):
