@@ -123,8 +123,8 @@ class FrameReaderOperator(Operator):
             frames = source.frames
             for place, request in source.requests.items():
                 pixels, meta = reader.get_data(reader.read(frames[place].path))
-                # LoadImage, whose place this takes, gives the preprocessing float32.
-                yield Image(pixels.astype(np.float32), {**meta, "source": number, "place": place, "prompt": request})
+                # uint8, as LoadImage, whose place this takes, gives it to the preprocessing.
+                yield Image(pixels, {**meta, "source": number, "place": place, "prompt": request})
 
 
 class BundleOperator(MonaiBundleInferenceOperator):
