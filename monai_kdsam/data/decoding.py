@@ -19,6 +19,7 @@ import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 from PIL import Image
 
 from monai_kdsam.data.dicom import decode_dicom, has_dicom_magic, open_dicom, read_frame
+from monai_kdsam.data.geometry import nifti_affine
 from monai_kdsam.data.picture import Picture, no_geometry
 from monai_kdsam.pixels import pillow_pixels
 
@@ -191,9 +192,10 @@ def _decode_nifti(file: Path) -> Picture:
     pixels = pixels.reshape(*pixels.shape[:2], *(n for n in pixels.shape[2:] if n > 1))
     if pixels.ndim == 3 and image.shape[2:3] == pixels.shape[2:]:
         raise ValueError(f"a volume of shape {image.shape}: cut it into slices")
+    in_space = nifti_affine(file)
+    width, height = np.linalg.norm(in_space[:3, :2], axis=0).tolist()
     affine = np.eye(3)
-    affine[:2, :2], affine[:2, 2] = image.affine[:2, :2], image.affine[:2, 3]
-    if abs(np.linalg.det(affine)) < 1e-6:  # a sagittal or coronal slice has no x or y in its plane
-        width, height = (float(zoom) for zoom in image.header.get_zooms()[:2])
+    affine[:2, :2], affine[:2, 2] = in_space[:2, :2], in_space[:2, 3]
+    if abs(np.linalg.det(affine)) < 1e-6 * width * height:  # a sagittal or coronal slice has no x or y in its plane
         affine = no_geometry((width, height))
     return Picture(np.swapaxes(pixels, 0, 1), affine=affine)

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from monai_kdsam.data.decoding import DECODE_ERRORS, NIFTI_SUFFIXES, count_frames, is_dicom, suffix_of
 from monai_kdsam.data.dicom import open_dicom
+from monai_kdsam.data.geometry import nifti_affine
+from monai_kdsam.data.slice_grid import slice_grid
 
 __all__ = ["VolumeReader", "list_volumes", "series_files"]
 
 MAX_VOXELS = 2**30
 MODALITY = "0008|0060"
 PIXEL_DATA = b"\xe0\x7f\x10\x00"  # the tag 7FE0,0010, little endian
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class VolumeReader(ImageReader):
@@ -75,7 +76,8 @@ class VolumeReader(ImageReader):
         except DECODE_ERRORS as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise ValueError(f"Cannot read {path}: it is damaged, incomplete, or no volume ({reason}).") from error
-        _check(array, path)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{path} contains NaN or infinite values. Replace the file or leave it out.")
         color = array.ndim == 4
         return array, {
             MetaKeys.AFFINE: affine.copy(),
@@ -120,11 +122,20 @@ def list_volumes(folder: str | Path) -> list[dict[str, str]]:
             if frames:
                 volumes.add(path if frames > 1 else path.parent)
     for path in volumes:
-        if path.is_dir():
-            series_files(path)  # to be told now, not after hours of other volumes
+        if suffix_of(path) not in NIFTI_SUFFIXES:
+            _check_grid(path)
     if not volumes:
         raise ValueError(f"No volume in {folder}. Expected NIfTI (.nii, .nii.gz) or folders of DICOM files.")
     return [{"image": str(path)} for path in sorted(volumes)]
+
+
+def _check_grid(path: Path) -> None:
+    """To tell now what is no volume, not after hours of other volumes."""
+    files = series_files(path) if path.is_dir() else [path]
+    try:
+        slice_grid(files)
+    except ValueError as error:
+        raise ValueError(f"{path} is no volume: {error}.") from error
 
 
 def _count_frames(file: Path) -> int:
@@ -139,23 +150,22 @@ def _count_frames(file: Path) -> int:
 
 def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], str]:
     image: Any = nibabel.load(path)
-    # (X, Y, Z, 1), as some writers leave it, is a volume.
-    shape = image.shape[:3] + tuple(side for side in image.shape[3:] if side > 1)
+    # (X, Y, Z, 1), as some writers leave it, is a volume; ITK writes colors into a fifth axis, behind one for time.
+    shape = (*image.shape[:3], *(side for side in image.shape[3:] if side > 1))
     _check_size(shape, path)
-    if len(shape) != 3:
-        return np.empty(shape, np.uint8), np.eye(4), ""
+    _check_shape(shape, is_color=image.shape[3:] == (1, 3))
     array = np.asanyarray(image.dataobj).reshape(shape)
     if array.dtype.names:
         array = np.stack([array[name] for name in array.dtype.names[:3]], axis=-1)
-    affine = np.array(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
-        raise ValueError(f"its affine is singular: {affine.tolist()}")
-    return array, affine, ""
+    return array, nifti_affine(path), ""
 
 
 def _read_dicom(files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64], str]:
     header = open_dicom(files[0])
-    _check_size((*header.GetSize()[:2], max(len(files), header.GetSize()[2])), files[0])
+    shape = (*header.GetSize()[:2], max(len(files), header.GetSize()[2]))
+    _check_size(shape, files[0])
+    _check_shape(shape)
+    grid = slice_grid(files)
     if len(files) == 1:
         image = header.Execute()
     else:
@@ -163,12 +173,9 @@ def _read_dicom(files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64], s
         reader.SetImageIO("GDCMImageIO")
         reader.SetFileNames([str(file) for file in files])
         image = reader.Execute()
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    array = np.moveaxis(sitk.GetArrayFromImage(image), (0, 1, 2), (2, 1, 0))
+    array = np.moveaxis(sitk.GetArrayFromImage(image), (0, 1, 2), (2, 1, 0))[:, :, grid.order]
     modality = header.GetMetaData(MODALITY).strip() if header.HasMetaDataKey(MODALITY) else ""
-    return array, LPS_TO_RAS @ affine, modality
+    return array, grid.affine, modality
 
 
 def _check_size(shape: tuple[int, ...], path: Path) -> None:
@@ -176,13 +183,11 @@ def _check_size(shape: tuple[int, ...], path: Path) -> None:
         raise ValueError(f"{path} has {' x '.join(map(str, shape))} voxels, more than {MAX_VOXELS} in all")
 
 
-def _check(array: NDArray[Any], path: Path) -> None:
-    if array.ndim < 3 or array.shape[2] < 2:
+def _check_shape(shape: tuple[int, ...], is_color: bool = False) -> None:
+    if len(shape) < 3 or shape[2] < 2:
         raise ValueError(
-            f"{path} is a 2-D picture: its array is {array.shape}. The bundle kdsam_deepgrow_2d segments pictures; "
-            "a DICOM series is named by its folder."
+            f"it is a 2-D picture: its array is {shape}; the bundle kdsam_deepgrow_2d segments pictures, and a DICOM "
+            "series is named by its folder"
         )
-    if array.ndim > 4 or (array.ndim == 4 and array.shape[3] != 3):
-        raise ValueError(f"{path} is no single volume: its array is {array.shape}. Cut a time series into volumes.")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"{path} contains NaN or infinite values. Replace the file or leave it out.")
+    if len(shape) > 3 and not is_color:
+        raise ValueError(f"it is no single volume: its array is {shape}; cut a time series into volumes")

@@ -15,10 +15,9 @@ from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
 from monai_kdsam.data.decoding import NIFTI_SUFFIXES, PICTURE_SUFFIXES, is_dicom, split_frame, suffix_of
+from monai_kdsam.data.geometry import itk_affine, nifti_affine
 
 __all__ = ["ResultGeometryd", "VolumeFormatd", "file_affine"]
-
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def file_affine(path: str) -> NDArray[np.float64]:
@@ -29,20 +28,13 @@ def file_affine(path: str) -> NDArray[np.float64]:
     """
     file, _ = split_frame(path)
     if suffix_of(file) in NIFTI_SUFFIXES:
-        header: Any = nibabel.load(file)
-        return _with_normal(np.array(header.affine, dtype=np.float64))
+        return nifti_affine(file)
     reader = sitk.ImageFileReader()
     if is_dicom(file):
         reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(file))
     reader.ReadImageInformation()
-    dimension = reader.GetDimension()
-    rotation = np.reshape(reader.GetDirection(), (dimension, dimension)) * np.array(reader.GetSpacing())
-    affine = np.eye(4)
-    in_space = min(dimension, 3)
-    affine[:in_space, :in_space] = rotation[:in_space, :in_space]
-    affine[:in_space, 3] = reader.GetOrigin()[:in_space]
-    return LPS_TO_RAS @ _with_normal(affine)
+    return itk_affine(reader)
 
 
 def slices_of(path: str) -> int:
@@ -60,14 +52,6 @@ def _in_volume(mask: torch.Tensor, slices: int, index: int | None) -> torch.Tens
     volume = mask.new_zeros((*mask.shape, slices))
     volume[..., index] = mask
     return volume
-
-
-def _with_normal(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give a plane without a third axis, as some writers leave it, its normal."""
-    if abs(np.linalg.det(affine)) < 1e-9:
-        normal = np.cross(affine[:3, 0], affine[:3, 1])
-        affine[:3, 2] = normal / np.linalg.norm(normal)
-    return affine
 
 
 class ResultGeometryd(MapTransform):

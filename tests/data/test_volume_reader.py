@@ -11,10 +11,16 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from monai.transforms import LoadImaged
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from monai_kdsam.data import VolumeReader, list_volumes, write_slices
 
-OBLIQUE = np.array([[0.5, -0.3, 0.1, -31.5], [-0.3, -0.52, 0, 20.25], [0.1, 0, 2.5, 7.0], [0, 0, 0, 1]])
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [20, -35, 48], degrees=True).as_matrix() * [0.6, 0.7, 2.5]
+OBLIQUE[:3, 3] = (-31.5, 20.25, 7)
+
+
+SHEARED = np.array([[1, 0, 0.3, 0], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
 
 
 def read(path):
@@ -68,6 +74,14 @@ def test_a_nifti_volume_is_read_as_it_is_stored(tmp_path, name):
 
 def test_a_last_axis_of_one_is_no_time(tmp_path):
     assert read(nifti(tmp_path / "a.nii.gz", values(5, 6, 7, 1)))[0].shape == (5, 6, 7)
+
+
+def test_colors_as_itk_writes_them_are_colors(tmp_path):
+    """Five axes, of which the fourth is time."""
+    stored = values(4, 5, 6, 3, dtype=np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(stored.transpose(2, 1, 0, 3), isVector=True), str(tmp_path / "a.nii.gz"))
+    assert nibabel.load(tmp_path / "a.nii.gz").shape == (4, 5, 6, 1, 3)
+    np.testing.assert_array_equal(read(tmp_path / "a.nii.gz")[0], stored)
 
 
 def test_a_dicom_series_is_sorted_by_position_and_lies_where_its_header_says(tmp_path):
@@ -148,7 +162,10 @@ def empty_folder(tmp_path):
         (lambda folder: nifti(folder / "a.nii", values(5, 6, 1)), r"is a 2-D picture: .*kdsam_deepgrow_2d"),
         (lambda folder: nifti(folder / "a.nii", values(5, 6, 7, 8)), r"no single volume: its array is \(5, 6, 7, 8\)"),
         (lambda folder: series(folder / "s", values(4, 5, 1)), "is a 2-D picture"),
-        (flat, "its affine is singular"),
+        (lambda folder: nifti(folder / "a.nii", values(5, 6, 7, 3)), r"no single volume: its array is \(5, 6, 7, 3\)"),
+        (lambda folder: nifti(folder / "a.nii", values(5, 6, 7, 2, 3)), r"no single volume: .*\(5, 6, 7, 2, 3\)"),
+        (flat, "its affine is sheared or singular"),
+        (lambda folder: nifti(folder / "a.nii", values(5, 6, 7), SHEARED), r"sheared or singular: \[\[1.0, 0.0, 0.3\]"),
     ],
 )
 def test_what_is_no_volume_is_told(tmp_path, make, message):
