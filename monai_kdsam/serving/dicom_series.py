@@ -7,13 +7,15 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from monai_kdsam.data.decoding import count_frames, frame_path
+from monai_kdsam.data.decoding import count_frames, frame_path, is_dicom
+from monai_kdsam.data.slice_grid import slice_grid
 from monai_kdsam.data.volume_reader import series_files
 
-__all__ = ["ClickedSliced", "stored_files"]
+__all__ = ["ClickedSliced", "SeriesFilesd", "stored_files"]
 
 CONVERTED = ".nii.gz"
 
@@ -22,6 +24,45 @@ def stored_files(folder: str | Path) -> list[Path]:
     """DICOM files of a folder: one, or the slices of one series in the order that ITK, and with it the server, has."""
     files = [file for file in Path(folder).iterdir() if file.is_file()]
     return files if len(files) < 2 else series_files(Path(folder))
+
+
+def _dicom_folder(path: str) -> Path | None:
+    """The folder with the DICOM files of which the server has made a volume; None of any other path."""
+    folder = Path(path.removesuffix(CONVERTED))
+    return folder if path.endswith(CONVERTED) and folder.is_dir() else None
+
+
+class SeriesFilesd(MapTransform):
+    """Goes from the volume that MONAI Label makes of a DICOM series, as even as it may not be, to the series itself.
+
+    `VolumeReader` then checks that it is a grid, and knows its modality. Any other path stays as it is.
+
+    Args:
+        keys: of the path of the image.
+
+    Raises:
+        ValueError: when the frames of a file are not in the order of their positions, in which its clients see them.
+    """
+
+    def __init__(self, keys: KeysCollection = "image") -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace paths of converted series."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            path = Path(str(result[key]))
+            folder = _dicom_folder(str(path))
+            if folder is not None:
+                files = stored_files(folder)
+                path = files[0] if len(files) == 1 else folder
+                result[key] = str(path)
+            if path.is_file() and is_dicom(path) and (np.diff(slice_grid([path]).order) < 0).any():
+                raise ValueError(
+                    f"The frames of {path.name} are not in the order of their positions, but clients count them as "
+                    "they are stored. Sort them into a series first."
+                )
+        return result
 
 
 class ClickedSliced(MapTransform):
@@ -47,9 +88,8 @@ class ClickedSliced(MapTransform):
         """
         result = dict(data)
         for key in self.key_iterator(result):
-            path = str(result[key])
-            folder = Path(path.removesuffix(CONVERTED))
-            if not path.endswith(CONVERTED) or not folder.is_dir():
+            folder = _dicom_folder(str(result[key]))
+            if folder is None:
                 continue
             files = stored_files(folder)
             frames = count_frames(files[0]) if len(files) == 1 else 1

@@ -68,7 +68,7 @@ def test_what_is_no_grid_is_told_with_numbers(tmp_path, name):
         list_volumes(tmp_path)
 
 
-def write_frames(path, depths, *, positions=True):
+def write_frames(path, depths):
     """An enhanced MR image, pixels of frame k all k, its frames at these depths."""
     pydicom = pytest.importorskip("pydicom", reason="writes the enhanced image")
     frames = sitk.GetImageFromArray(np.arange(len(depths), dtype=np.uint16).repeat(56).reshape(-1, 7, 8))

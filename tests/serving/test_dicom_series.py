@@ -10,8 +10,10 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.data import MetaTensor
 
-from monai_kdsam.serving import ClickedSliced, ResultGeometryd
+from monai_kdsam.data import VolumeReader
+from monai_kdsam.serving import ClickedSliced, ResultGeometryd, SeriesFilesd
 from monai_kdsam.serving.dicom_series import stored_files
+from tests.data.test_slice_grid import write_frames
 
 SLICES = 4
 
@@ -74,6 +76,28 @@ def test_the_slice_that_was_clicked_on_is_chosen(series, request_, index):
 def test_no_slice_or_several_are_refused(series, request_, message):
     with pytest.raises(ValueError, match=message):
         ClickedSliced()({"image": series, **request_})
+
+
+def test_a_converted_series_is_read_from_its_own_files_and_checked(series):
+    """The NIfTI file, which ITK makes of any series, would hide a gap."""
+    folder = Path(series.removesuffix(".nii.gz"))
+    assert SeriesFilesd()({"image": series})["image"] == str(folder)
+    (folder / "b.dcm").unlink()
+    with pytest.raises(ValueError, match=r"steps from 2\.50 to 5\.00 mm"):
+        VolumeReader().get_data((SeriesFilesd()({"image": series})["image"],))
+
+
+@pytest.mark.parametrize(("depths", "is_told"), [([4, 2, 0], False), ([0, 4, 2, 6], True)])
+def test_frames_that_clients_would_count_otherwise_are_told(tmp_path, depths, is_told):
+    (tmp_path / "1.2.6").mkdir()
+    for path in (tmp_path / "1.2.6" / "only.dcm", tmp_path / "a.dcm"):
+        write_frames(path, depths)
+        image = tmp_path / "1.2.6.nii.gz" if path.name == "only.dcm" else path
+        if is_told:
+            with pytest.raises(ValueError, match="not in the order of their positions"):
+                SeriesFilesd()({"image": str(image)})
+        else:
+            assert SeriesFilesd()({"image": str(image)})["image"] == str(path)
 
 
 def test_a_series_of_one_image_needs_no_slice(tmp_path):
