@@ -28,6 +28,8 @@ REQUIREMENTS = [
     "nibabel>=5",
     # DICOM, with its compressions and color spaces
     "SimpleITK>=2.3",
+    # DICOM headers: sequences, and how many pixels there are; 2 as well, because MONAI Label 0.8 still needs it
+    "pydicom>=2.4",
     # MS-SSIM, the alternative structural loss
     "pytorch-msssim>=1.0",
     # the files of the embedding cache

@@ -3,13 +3,82 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["fit_longest", "pillow_pixels", "resize_pixels", "rgb_from_pixels"]
+__all__ = [
+    "TooLargeError",
+    "check_size",
+    "fit_longest",
+    "open_picture",
+    "pillow_pixels",
+    "resize_pixels",
+    "rgb_from_pixels",
+]
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+MAX_PIXELS = 2**27
+ROWS = 256  # whose values are scaled at once
+
+
+class TooLargeError(ValueError):
+    """A file claims more pixels than are read."""
+
+
+def check_size(file: str | Path, shape: Sequence[int], itemsize: int = 4, *, pictures: int = 1) -> None:
+    """Refuse what would fill the memory by what the file claims to be, before anything is decoded.
+
+    Args:
+        file: for the message.
+        shape: width, height, and more for a volume.
+        itemsize: bytes of each pixel, all its colors together; less than 4 counts as 4.
+        pictures: how many pictures' worth of pixels it may have.
+
+    Raises:
+        TooLargeError: when there are more pixels than 2^27 (134 megapixels), or the environment variable
+            `KDSAM_MAX_PIXELS`, allows.
+    """
+    limit = _max_pixels() * pictures
+    if math.prod(shape) * max(itemsize, 4) > limit * 4:
+        raise TooLargeError(
+            f"{file} claims {' x '.join(map(str, shape))} pixels of {itemsize} bytes, more than the {limit} of 4 bytes "
+            "that are read. Reduce it, or allow more by KDSAM_MAX_PIXELS in the environment."
+        )
+
+
+def _max_pixels() -> int:
+    setting = os.environ.get("KDSAM_MAX_PIXELS", str(MAX_PIXELS))
+    if not setting.isdecimal():
+        raise ValueError(f"Expected KDSAM_MAX_PIXELS in the environment to be a number of pixels, got {setting!r}.")
+    return int(setting)
+
+
+def open_picture(path: str | Path, frame: int = 0) -> Image.Image:
+    """Open a PNG, JPEG, BMP or TIFF file, told by its content alone, at one of its frames; nothing is decoded yet.
+
+    Raises:
+        TooLargeError: see `check_size`.
+    """
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow warns from its own limit on, and raises from twice that on
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, _max_pixels())
+    try:
+        image = Image.open(path, formats=FORMATS)
+        image.seek(frame)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLargeError(f"{path} is too large: {error} KDSAM_MAX_PIXELS in the environment allows more.") from error
+    try:
+        check_size(path, image.size)
+    except TooLargeError:
+        image.close()
+        raise
+    return image
 
 
 def pillow_pixels(image: Image.Image) -> NDArray[Any]:
@@ -38,9 +107,13 @@ def rgb_from_pixels(pixels: NDArray[Any], window: tuple[float, float] | None = N
         pixels = (pixels[..., :-1] * (pixels[..., -1:] / full)).round().astype(pixels.dtype)
     if pixels.dtype != np.uint8:
         low, high = window or np.percentile(pixels, [0.5, 99.5])
-        scaled = (pixels.astype(np.float64) - low) * (255.0 / max(high - low, np.finfo(np.float32).tiny))
-        # Halves go up: NumPy's rounding to even would depend on the neighbor.
-        pixels = np.floor(scaled.clip(0, 255) + 0.5).astype(np.uint8)
+        factor = 255.0 / max(high - low, np.finfo(np.float32).tiny)
+        result = np.empty(pixels.shape, dtype=np.uint8)
+        for first in range(0, len(pixels), ROWS):  # float64 of a large picture would be eight times its size
+            scaled = (pixels[first : first + ROWS].astype(np.float64) - low) * factor
+            # Halves go up: NumPy's rounding to even would depend on the neighbor.
+            result[first : first + ROWS] = np.floor(scaled.clip(0, 255) + 0.5)
+        return result
     return pixels
 
 

@@ -7,21 +7,19 @@ knows MONAI's conventions except the affine; :class:`monai_kdsam.data.Image2DRea
 
 from __future__ import annotations
 
+import math
 import re
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 from PIL import Image
 
-from monai_kdsam.data.dicom import decode_dicom, has_dicom_magic, open_dicom, read_frame
+from monai_kdsam.data.dicom import decode_dicom, has_dicom_magic, open_dicom, open_itk, read_frame
 from monai_kdsam.data.geometry import nifti_affine
 from monai_kdsam.data.picture import Picture, no_geometry
-from monai_kdsam.pixels import pillow_pixels
+from monai_kdsam.pixels import TooLargeError, check_size, open_picture, pillow_pixels
 
 __all__ = [
     "SUFFIXES",
@@ -41,16 +39,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES + DICOM_SUFFIXES
 
 FRAME = re.compile(r"#frame(\d+)(?=(\.[^.#]*)?(\.gz)?$)")
-DECODE_ERRORS: tuple[type[BaseException], ...] = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-DECODE_ERRORS += (Image.DecompressionBombError, nibabel.filebasedimages.ImageFileError)
+SIXTEEN_BIT_READERS = {"PNG": "PNGImageIO", "TIFF": "TIFFImageIO"}
 
 
 def suffix_of(path: str | Path) -> str:
@@ -109,9 +98,11 @@ def count_frames(file: Path) -> int:
         if is_dicom(file):
             return int(open_dicom(file).GetSize()[2])
         if suffix_of(file) in (".tif", ".tiff"):
-            with Image.open(file) as image:
+            with open_picture(file) as image:
                 return int(getattr(image, "n_frames", 1))
-    except DECODE_ERRORS as error:
+    except (TooLargeError, MemoryError):
+        raise
+    except Exception as error:  # what a decoder raises depends on the damage
         raise _unreadable(file, error) from error
     return 1
 
@@ -125,7 +116,8 @@ def decode(path: str | Path, *, mask: bool = False) -> Picture:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds a volume, NaN, or several frames of which none is named.
+        ValueError: the file is damaged, holds a volume, NaN, several frames of which none is named, or more pixels than
+            `check_size` allows.
     """
     file, frame = split_frame(path)
     if not file.is_file():
@@ -138,11 +130,13 @@ def decode(path: str | Path, *, mask: bool = False) -> Picture:
         raise ValueError(f"{file} has {frames} frame(s), counted from 0, but frame {frame} was asked for.")
     try:
         picture = _decode_file(file, frame or 0, mask)
-    except DECODE_ERRORS as error:
+    except (TooLargeError, MemoryError):
+        raise
+    except Exception as error:  # what a decoder raises depends on the damage
         raise _unreadable(file, error) from error
     if picture.pixels.ndim not in (2, 3) or picture.pixels.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
         raise ValueError(f"{file} is not a 2-D picture: its array is {picture.pixels.shape}. Cut volumes into slices.")
-    if not np.isfinite(picture.pixels).all():
+    if picture.pixels.dtype.kind in "fc" and not np.isfinite(picture.pixels).all():
         raise ValueError(f"{file} contains NaN or infinite values. Replace the file or leave it out.")
     return picture
 
@@ -162,17 +156,14 @@ def _decode_file(file: Path, frame: int, mask: bool) -> Picture:
 
 
 def _decode_picture(file: Path, frame: int, mask: bool) -> Picture:
-    with Image.open(file) as image:
-        if frame:
-            image.seek(frame)
+    with open_picture(file, frame) as image:
         # Pillow would drop the low byte of 16-bit colour.
         sixteen_bit = ";16" in str(image.tile[0][3]) if image.tile else False
+        check_size(file, image.size, len(image.getbands()) * (1 + sixteen_bit))
         image.load()
         if not sixteen_bit:
             return Picture(_pillow_array(image, mask))
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    return Picture(read_frame(reader, frame))
+        return Picture(read_frame(open_itk(file, SIXTEEN_BIT_READERS[str(image.format)]), frame))
 
 
 def _pillow_array(image: Image.Image, mask: bool) -> np.ndarray:
@@ -185,13 +176,14 @@ def _pillow_array(image: Image.Image, mask: bool) -> np.ndarray:
 
 def _decode_nifti(file: Path) -> Picture:
     image: Any = nibabel.load(file)
+    if image.shape[2:3] == tuple(n for n in image.shape[2:] if n > 1) != ():
+        raise ValueError(f"a volume of shape {image.shape}: cut it into slices")
+    check_size(file, image.shape[:2], math.prod(image.shape[2:]) * image.get_data_dtype().itemsize)
     pixels = np.asanyarray(image.dataobj)
     if pixels.dtype.names:
         pixels = np.stack([pixels[name] for name in pixels.dtype.names], axis=-1)
     # (X, Y, 1, 1, 3) and the like: a picture has two axes and at most its colours.
     pixels = pixels.reshape(*pixels.shape[:2], *(n for n in pixels.shape[2:] if n > 1))
-    if pixels.ndim == 3 and image.shape[2:3] == pixels.shape[2:]:
-        raise ValueError(f"a volume of shape {image.shape}: cut it into slices")
     in_space = nifti_affine(file)
     width, height = np.linalg.norm(in_space[:3, :2], axis=0).tolist()
     affine = np.eye(3)

@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
-import logging
+import math
+import re
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
-from monai.utils import optional_import
+from pydicom import dcmread
+from pydicom.filereader import read_partial
 
 from monai_kdsam.data.picture import Picture, no_geometry
+from monai_kdsam.pixels import check_size
 
-__all__ = ["decode_dicom", "has_dicom_magic", "open_dicom", "read_frame"]
+__all__ = ["decode_dicom", "has_dicom_magic", "open_dicom", "open_itk", "read_frame"]
 
+PIXEL_DATA = 0x7FE00010
+VOLUME = 8  # pictures' worth of pixels
 EXACT_FUNCTIONS = ("LINEAR_EXACT", "SIGMOID")
-
-logger = logging.getLogger(__name__)
 
 
 def has_dicom_magic(file: Path) -> bool:
@@ -27,13 +30,59 @@ def has_dicom_magic(file: Path) -> bool:
         return stream.read(132)[128:] == b"DICM"
 
 
-def open_dicom(file: Path) -> sitk.ImageFileReader:
-    """Read the header of a DICOM file; its pixels are decoded by :func:`read_frame`."""
+def open_itk(file: Path, image_io: str) -> sitk.ImageFileReader:
+    """Read the header of a file of one format, the one that ITK's `image_io` reads.
+
+    Raises:
+        RuntimeError: when it is damaged or of another format.
+        TooLargeError: see `check_size`; several frames together may have as many voxels as a volume.
+    """
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
+    reader.SetImageIO(image_io)
     reader.SetFileName(str(file))
     reader.ReadImageInformation()
+    bits = int(re.findall(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))[0])
+    itemsize = bits // 8 * reader.GetNumberOfComponents()
+    check_size(file, reader.GetSize()[:2], itemsize)
+    check_size(file, reader.GetSize(), itemsize, pictures=VOLUME)
     return reader
+
+
+def open_dicom(file: Path) -> sitk.ImageFileReader:
+    """Read the header of a DICOM file; its pixels are decoded by :func:`read_frame`.
+
+    Raises:
+        RuntimeError: when it is damaged or no DICOM image.
+        ValueError: when it has fewer pixels than its header claims.
+        TooLargeError: see `open_itk`.
+    """
+    reader = open_itk(file, "GDCMImageIO")
+    _check_length(file)
+    return reader
+
+
+def _check_length(file: Path) -> None:
+    """Refuse uncompressed pixels that are too few: GDCM would hand out what lay in memory instead of the others.
+
+    That it counts compressed frames itself is tested.
+    """
+    lengths: list[int] = []
+
+    def is_reached(tag: int, _: str | None, length: int) -> bool:
+        if tag == PIXEL_DATA:
+            lengths.append(length)
+        return tag == PIXEL_DATA
+
+    with open(file, "rb") as stream:
+        header = read_partial(stream, stop_when=is_reached, force=True)
+    if not lengths:
+        raise ValueError("it has no pixels")
+    pixels = header.Rows * header.Columns * header.get("SamplesPerPixel", 1) * int(header.get("NumberOfFrames") or 1)
+    if header.PhotometricInterpretation == "YBR_FULL_422":
+        pixels = pixels * 2 // 3  # two pixels share their colors
+    expected = math.ceil(pixels * header.BitsAllocated / 8)
+    if lengths[0] < expected:  # of compressed data it is 0xFFFFFFFF, not known
+        raise ValueError(f"it has {lengths[0]} of the {expected} bytes of pixels that its header claims")
 
 
 def read_frame(reader: sitk.ImageFileReader, frame: int) -> np.ndarray:
@@ -87,12 +136,8 @@ def _ultrasound_spacing(file: Path, header: dict[str, str]) -> tuple[float, floa
     """Spacing in mm of the calibrated 2-D region, where all such regions agree; else (1, 1)."""
     if header.get("0008|0060") != "US":
         return 1.0, 1.0
-    # SimpleITK does not show sequences. pydicom 2 and 3 do, and MONAI's DICOM hosts install one of them.
-    pydicom, has_pydicom = optional_import("pydicom")
-    if not has_pydicom:
-        logger.warning(f"Install pydicom to read the pixel spacing of {file}; 1 mm is assumed.")
-        return 1.0, 1.0
-    data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SequenceOfUltrasoundRegions"], force=True)
+    # SimpleITK does not show sequences.
+    data = dcmread(file, stop_before_pixels=True, specific_tags=["SequenceOfUltrasoundRegions"], force=True)
     tissue_in_cm = {"RegionSpatialFormat": 1, "PhysicalUnitsXDirection": 3, "PhysicalUnitsYDirection": 3}
     spacings = {
         (abs(10 * region.PhysicalDeltaX), abs(10 * region.PhysicalDeltaY))

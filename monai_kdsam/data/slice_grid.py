@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from monai.utils import optional_import
 from numpy.typing import NDArray
+from pydicom import dcmread
 
 from monai_kdsam.data.dicom import open_dicom
 from monai_kdsam.data.geometry import LPS_TO_RAS, itk_affine
@@ -17,7 +17,7 @@ from monai_kdsam.data.geometry import LPS_TO_RAS, itk_affine
 __all__ = ["SliceGrid", "slice_grid"]
 
 TOLERANCE_MM = 0.1
-POSITION, MODALITY = "0020|0032", "0008|0060"
+POSITION = "0020|0032"
 
 
 class SliceGrid(NamedTuple):
@@ -41,7 +41,7 @@ def slice_grid(files: list[Path]) -> SliceGrid:
     Raises:
         ValueError: when it is none, with the numbers that tell why: slices without a position, of several sizes,
             spacings or directions, several at one position, missing, at uneven steps, or shifted in their plane as by
-            a tilted gantry; or when pydicom is missing, which reads the frames' positions.
+            a tilted gantry.
     """
     if len(files) == 1:
         return _frame_grid(files[0])
@@ -64,13 +64,8 @@ def slice_grid(files: list[Path]) -> SliceGrid:
 def _frame_grid(file: Path) -> SliceGrid:
     header = open_dicom(file)
     as_itk_reads_it = SliceGrid(np.arange(header.GetSize()[2]), itk_affine(header))
-    pydicom, has_pydicom = optional_import("pydicom")
-    if not has_pydicom:
-        if header.HasMetaDataKey(MODALITY) and header.GetMetaData(MODALITY).strip() in ("CT", "MR", "PT"):
-            raise ValueError("`pip install pydicom` first, which reads where each of its frames lies")
-        return as_itk_reads_it
     keywords = ["PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"]
-    data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=keywords, force=True)
+    data = dcmread(file, stop_before_pixels=True, specific_tags=keywords, force=True)
     groups, shared = data.get(keywords[0]) or [], (data.get(keywords[1]) or [{}])[0]
     positions, directions, spacings = (
         [_value(sequence, keyword, (group, shared)) for group in groups]

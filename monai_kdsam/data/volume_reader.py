@@ -15,14 +15,14 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 
-from monai_kdsam.data.decoding import DECODE_ERRORS, NIFTI_SUFFIXES, count_frames, is_dicom, suffix_of
-from monai_kdsam.data.dicom import open_dicom
+from monai_kdsam.data.decoding import NIFTI_SUFFIXES, count_frames, is_dicom, suffix_of
+from monai_kdsam.data.dicom import VOLUME, open_dicom
 from monai_kdsam.data.geometry import nifti_affine
 from monai_kdsam.data.slice_grid import slice_grid
+from monai_kdsam.pixels import TooLargeError, check_size
 
 __all__ = ["VolumeReader", "list_volumes", "series_files"]
 
-MAX_VOXELS = 2**30
 MODALITY = "0008|0060"
 PIXEL_DATA = b"\xe0\x7f\x10\x00"  # the tag 7FE0,0010, little endian
 
@@ -73,7 +73,9 @@ class VolumeReader(ImageReader):
             )
         try:
             array, affine, modality = _read_dicom(files) if is_dicom(files[0]) else _read_nifti(path)
-        except DECODE_ERRORS as error:
+        except (TooLargeError, MemoryError):
+            raise
+        except Exception as error:  # what a decoder raises depends on the damage
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise ValueError(f"Cannot read {path}: it is damaged, incomplete, or no volume ({reason}).") from error
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -152,7 +154,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], str]:
     image: Any = nibabel.load(path)
     # (X, Y, Z, 1), as some writers leave it, is a volume; ITK writes colors into a fifth axis, behind one for time.
     shape = (*image.shape[:3], *(side for side in image.shape[3:] if side > 1))
-    _check_size(shape, path)
+    check_size(path, shape, image.get_data_dtype().itemsize, pictures=VOLUME)
     _check_shape(shape, is_color=image.shape[3:] == (1, 3))
     array = np.asanyarray(image.dataobj).reshape(shape)
     if array.dtype.names:
@@ -163,7 +165,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], str]:
 def _read_dicom(files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64], str]:
     header = open_dicom(files[0])
     shape = (*header.GetSize()[:2], max(len(files), header.GetSize()[2]))
-    _check_size(shape, files[0])
+    check_size(files[0], shape, pictures=VOLUME)
     _check_shape(shape)
     grid = slice_grid(files)
     if len(files) == 1:
@@ -176,11 +178,6 @@ def _read_dicom(files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64], s
     array = np.moveaxis(sitk.GetArrayFromImage(image), (0, 1, 2), (2, 1, 0))[:, :, grid.order]
     modality = header.GetMetaData(MODALITY).strip() if header.HasMetaDataKey(MODALITY) else ""
     return array, grid.affine, modality
-
-
-def _check_size(shape: tuple[int, ...], path: Path) -> None:
-    if np.prod(shape, dtype=np.float64) > MAX_VOXELS:
-        raise ValueError(f"{path} has {' x '.join(map(str, shape))} voxels, more than {MAX_VOXELS} in all")
 
 
 def _check_shape(shape: tuple[int, ...], is_color: bool = False) -> None:

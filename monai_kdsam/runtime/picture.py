@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from monai_kdsam.pixels import pillow_pixels, rgb_from_pixels
+from monai_kdsam.pixels import TooLargeError, open_picture, pillow_pixels, rgb_from_pixels
 
 __all__ = ["read_picture", "to_rgb"]
 
@@ -20,20 +19,23 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is damaged, has several frames, or is of a format that Pillow does not decode in full.
+        ValueError: when it is damaged, has several frames, is of a format that Pillow does not decode in full, or has
+            more pixels than `check_size` allows.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Expected `image` to be an image file or an array, but there is no file {path}.")
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise ValueError(f"it has {getattr(image, 'n_frames', 1)} frames; give one of them as an array")
             if image.tile and ";16" in str(image.tile[0][3]) and image.mode in ("RGB", "RGBA", "LA"):
                 raise ValueError("it has 16-bit colors, of which Pillow drops half; give it as an array")
             image.load()
             return to_rgb(pillow_pixels(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (TooLargeError, MemoryError):
+        raise
+    except Exception as error:  # what a decoder raises depends on the damage
         raise ValueError(f"Cannot read {path} as a picture: {error}.") from error
 
 

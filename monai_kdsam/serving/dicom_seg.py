@@ -23,6 +23,7 @@ from pydicom.sr.codedict import codes
 import monai_kdsam
 from monai_kdsam.data.dicom_header import complete_header
 from monai_kdsam.serving.dicom_series import CONVERTED, stored_files
+from monai_kdsam.serving.submitted_label import open_label
 
 __all__ = ["write_dicom_seg"]
 
@@ -95,7 +96,7 @@ def _read_source(file: Path) -> pydicom.Dataset:
 
 def _read_mask(label: Path, series_dir: Path) -> np.ndarray:
     """(slices, rows, columns); refused where it is turned or moved against the series."""
-    image = sitk.ReadImage(str(label))
+    image = open_label(label).Execute()
     reference = sitk.ImageFileReader()
     reference.SetFileName(f"{series_dir}{CONVERTED}")
     reference.ReadImageInformation()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
 from monai_kdsam.data.decoding import PICTURE_SUFFIXES, decode, suffix_of
+from monai_kdsam.data.dicom import open_itk
 from monai_kdsam.data.picture import to_mask
 from monai_kdsam.serving.result_geometry import file_affine
 from monai_kdsam.transforms.masks import clean_mask
 
-__all__ = ["SubmittedLabeld", "check_labels", "read_label"]
+__all__ = ["SubmittedLabeld", "check_labels", "open_label", "read_label"]
+
+ITK_READERS = {".nrrd": "NrrdImageIO", ".nii": "NiftiImageIO", ".nii.gz": "NiftiImageIO"}
 
 
 def read_label(label: str, image: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -52,9 +56,28 @@ def read_label(label: str, image: str, shape: tuple[int, ...]) -> NDArray[Any]:
     return pixels
 
 
+def open_label(path: Path) -> sitk.ImageFileReader:
+    """Read the header of a label as annotators' programs write it, NRRD or NIfTI.
+
+    Raises:
+        ValueError: when it has another suffix, more pixels than `check_size` allows, or names another file, which a
+            client could not read itself.
+        RuntimeError: when it is damaged.
+    """
+    suffix = suffix_of(path)
+    if suffix not in ITK_READERS:
+        raise ValueError(f"Expected a label in one of {', '.join(ITK_READERS)}, got {path.name}.")
+    if suffix == ".nrrd":
+        with open(path, "rb") as stream:
+            header = [line.lower() for line in takewhile(bytes.strip, stream)]
+        if any(line.startswith((b"data file", b"datafile")) for line in header):
+            raise ValueError(f"Expected a label in one file, but {path.name} has its pixels in another.")
+    return open_itk(path, ITK_READERS[suffix])
+
+
 def _read_nrrd(path: str) -> NDArray[Any]:
     try:
-        pixels = sitk.GetArrayFromImage(sitk.ReadImage(path))
+        pixels = sitk.GetArrayFromImage(open_label(Path(path)).Execute())
     except RuntimeError as error:
         raise ValueError(f"Cannot read {Path(path).name}: it is damaged or incomplete.") from error
     if pixels.ndim not in (2, 3) or pixels.shape[:-2] not in ((), (1,)):

@@ -16,7 +16,7 @@ from PIL import Image
 from monai_kdsam.data import Image2DReader
 from monai_kdsam.serving import SubmittedLabeld
 from monai_kdsam.serving.result_geometry import file_affine
-from monai_kdsam.serving.submitted_label import check_labels
+from monai_kdsam.serving.submitted_label import check_labels, read_label
 
 OBLIQUE = np.array([[0.52, -0.3, 0, -31.5], [-0.3, -0.52, 0, 20.25], [0, 0, 2.5, 7.0], [0, 0, 0, 1]])
 MIRRORED = np.diag([0.7, 0.7, 2, 1.0])  # x to the right, y to the front: the array is upside down
@@ -107,3 +107,13 @@ def test_all_problems_are_told_together(tmp_path):
         check_labels(items)
     for part in ("label of 30 x 20 pixels, as its image, got 20 x 30", "no foreground", "Cannot read damaged.nrrd"):
         assert part in str(caught.value)
+
+
+def test_a_label_may_not_name_another_file(tmp_path) -> None:
+    image = save_image(tmp_path, "oblique")
+    label = save_label(tmp_path, "nrrd", image)
+    (tmp_path / "secret.raw").write_bytes(bytes(600))
+    header = Path(label).read_bytes().partition(b"\n\n")[0].replace(b"gzip", b"raw")
+    Path(label).write_bytes(header + b"\ndata file: secret.raw\n\n")
+    with pytest.raises(ValueError, match=r"in one file, but label\.nrrd has its pixels in another"):
+        read_label(label, image, LABEL.shape)
