@@ -32,6 +32,8 @@ REQUIREMENTS = [
     "pydicom>=2.4",
     # MS-SSIM, the alternative structural loss
     "pytorch-msssim>=1.0",
+    # one run of a phase in a folder at a time
+    "filelock>=3.8",
     # the files of the embedding cache
     "safetensors>=0.4.3",
     # distance transforms and connected components of masks

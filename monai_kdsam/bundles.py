@@ -22,21 +22,25 @@ from typing import Any
 import ignite.distributed as idist
 import monai
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigWorkflow
 
 import monai_kdsam
+from monai_kdsam.files import check_writable, write_text
 from monai_kdsam.processes import check_launch, tell_torchrun
+from monai_kdsam.run_folder import check_checkpoint, lock_phase, run_folder
 from monai_kdsam.settings import check_settings
 
 __all__ = [
     "begin_run",
     "bundle_path",
+    "check_checkpoint",
     "config_checksum",
     "config_path",
     "copy_bundle",
     "copy_bundles",
     "find_mistake",
     "parse_value",
+    "run_folder",
 ]
 
 BUNDLES = ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d")
@@ -153,17 +157,23 @@ def _set_scalars(file: Path, settings: Mapping[str, Any]) -> None:
         formats = config["network_data_format"]
         for tensor in (formats["inputs"]["image"], formats["outputs"]["pred"]):
             tensor["spatial_shape"][:2] = [settings["image_size"]] * 2
-    file.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(config, indent=4) + "\n")
 
 
-def begin_run(seed: int, output_dir: str, bundle_root: str) -> None:
+def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None = None) -> None:
     """The first thing that a bundle's run does: check the config, log what is run, prepare the output folder.
 
     Of several processes only the first one writes.
 
+    Args:
+        seed: to log.
+        output_dir: the output folder.
+        bundle_root: the bundle's folder.
+        run_dir: where the merged config is kept, by default in the output folder.
+
     Raises:
-        ValueError: when the config has a key that nothing knows, or is for one process and there are several.
-        OSError: when the output folder cannot be written.
+        ValueError: when a setting is wrong, see `check_settings`, or the config is for one of several processes.
+        OSError: when the output folder cannot be written, or another process runs the same phase there.
     """
     if _is_command():
         sys.excepthook = report_error
@@ -176,18 +186,14 @@ def begin_run(seed: int, output_dir: str, bundle_root: str) -> None:
     if idist.get_rank() > 0:
         return
     folder = Path(output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"Cannot write to `output_dir` {folder}: {error.strerror}. Choose another one.") from error
+    check_writable(folder, "output_dir")
+    if config is not None:
+        lock_phase(folder, str(config.get("phase", "run")))
     versions = {"monai_kdsam": monai_kdsam, "monai": monai, "torch": torch}
     listed = ", ".join(f"{name} {module.__version__}" for name, module in versions.items())
     logger.info("Seed %d; %s, Python %s.", seed, listed, platform.python_version())
     if config is not None:
-        ConfigParser.export_config_file(config, str(folder / "config.json"), indent=4, default=str)
+        write_text(Path(run_dir or folder) / "config.json", json.dumps(config, indent=4, default=str))
 
 
 def _calling_frames() -> Iterator[FrameType]:

@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["file_sha256", "remove_leftovers", "replacing"]
+__all__ = ["check_writable", "file_sha256", "remove_leftovers", "replacing", "write_text"]
 
 
 # Seconds. Nobody writes for so long; a number of a process says nothing on a disk that several machines share.
 LEFTOVER_AGE = 3600.0
+ROOM = "Free some space or name a writable folder."
 
 
 @contextlib.contextmanager
@@ -50,6 +51,29 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
             reason = getattr(error, "strerror", None) or error
             raise OSError(f"Cannot write {path}: {reason}. {remedy}") from error
         raise
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file, in UTF-8, at once or not at all."""
+    with replacing(path, ROOM) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    return path
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """Raise an OSError if no file can be made in a folder, which is created: before the hours of work, not after.
+
+    Args:
+        folder: to look at.
+        name: of the setting that says so, for the message.
+    """
+    probe = folder / f".{platform.node()}-{os.getpid()}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"Cannot write to `{name}` {folder}: {error.strerror}. Choose another one.") from error
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:

@@ -46,6 +46,8 @@ class Workspace:
             "dataset_dir": str(self.folder / "phantoms"),
             "progress": False,
         } | overrides
+        if "train.json" in configs and not {"embed.json", "evaluate.json"} & set(configs):
+            overrides.setdefault("overwrite", True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             monai.bundle.run(config_file=[str(places[Path(n).suffix] / n) for n in names], **overrides)

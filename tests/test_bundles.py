@@ -34,8 +34,10 @@ def workflow(folder: Path, **overrides) -> ConfigWorkflow:
         "imports": ["$import monai_kdsam.bundles as kdsam_bundles"],
         "bundle_root": str(folder),
         "output_dir": str(folder / "output"),
+        "phase": "train",
+        "run_dir": "$kdsam_bundles.run_folder(@output_dir, @phase)",
         "epochs": 3,
-        "initialize": ["$kdsam_bundles.begin_run(7, @output_dir, @bundle_root)"],
+        "initialize": ["$kdsam_bundles.begin_run(7, @output_dir, @bundle_root, @run_dir)"],
         "run": ["$@epochs"],
     }
     (configs / "train.json").write_text(json.dumps(content))
@@ -53,11 +55,11 @@ def chain(error: BaseException) -> list[BaseException]:
 def test_a_run_leaves_its_merged_config_and_logs_seed_and_versions(tmp_path, caplog) -> None:
     with caplog.at_level("INFO", logger="monai_kdsam"):
         workflow(tmp_path / "bundle", epochs=5).initialize()
-    kept = json.loads((tmp_path / "bundle" / "output" / "config.json").read_text())
+    kept = json.loads((tmp_path / "bundle" / "output" / "runs" / "train_001" / "config.json").read_text())
     assert kept["epochs"] == 5
     assert "Seed 7; monai_kdsam " in caplog.text
     assert f"torch {torch.__version__}" in caplog.text
-    assert [file.name for file in (tmp_path / "bundle" / "output").iterdir()] == ["config.json"]
+    assert {file.name for file in (tmp_path / "bundle" / "output").iterdir()} == {"runs", ".train.lock"}
 
 
 def test_a_run_with_a_mistyped_override_does_not_begin(tmp_path) -> None:

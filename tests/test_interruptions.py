@@ -58,6 +58,7 @@ class Chain:
             "epochs": EPOCHS,
             "batch_size": 4,
             "augment": True,
+            "overwrite": True,
         }
         if phase != "train":
             result |= {"cached_embeddings": True, "embedding_variants": 2}

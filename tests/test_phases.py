@@ -31,9 +31,9 @@ def test_each_phase_leaves_raw_weights_and_keeps_the_merged_config(trained):
     for name in ("teacher.pt", "distilled.pt", "model.pt"):
         assert all(isinstance(value, torch.Tensor) for value in weights(trained.models / name).values())
     build_student("resnet18", image_size=64).load_state_dict(weights(trained.models / "model.pt"))
-    assert json.loads((trained.output / "config.json").read_text())["image_size"] == 64
+    assert json.loads((trained.output / "runs" / "train_001" / "config.json").read_text())["image_size"] == 64
     for phase in ("adapt", "distill", "train"):
-        assert list((trained.output / "tensorboard" / phase).glob("events*")), phase
+        assert list((trained.output / "runs" / f"{phase}_001").glob("events*")), phase
 
 
 def test_the_log_names_seed_and_versions(workspace, caplog):

@@ -96,7 +96,7 @@ class Runs:
         """What one process and two logged in each step."""
         logged = []
         for folder in (self.one, self.two):
-            events = EventAccumulator(str(folder / "tensorboard" / phase)).Reload()
+            events = EventAccumulator(str(folder / "runs" / f"{phase}_001")).Reload()
             logged.append({tag: [entry.value for entry in events.Scalars(tag)] for tag in events.Tags()["scalars"]})
         return logged
 
@@ -175,7 +175,7 @@ def test_two_processes_report_what_one_does_though_three_images_cannot_be_shared
 @pytest.mark.slow
 def test_only_the_first_process_writes(runs):
     for phase in TRAINED:
-        writers = {file.name.split(".")[-2] for file in (runs.two / "tensorboard" / phase).glob("events*")}
+        writers = {file.name.split(".")[-2] for file in (runs.two / "runs" / f"{phase}_001").glob("events*")}
         assert len(writers) == 1  # the number of the process, which the file's name has
 
 

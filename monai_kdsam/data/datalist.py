@@ -21,10 +21,10 @@ from monai_kdsam.data.split_file import (
     relative_to,
     with_absolute_paths,
     with_relative_paths,
-    write_text,
 )
 from monai_kdsam.data.splits import check_fractions, counts, duplicate_groups, held_out_relatives, split_items
 from monai_kdsam.data.validation import Problem, inspect_items
+from monai_kdsam.files import check_writable, write_text
 
 __all__ = ["distillation_items", "prepare_datalist", "require_items"]
 
@@ -93,8 +93,7 @@ def prepare_datalist(
     split_file, roots = Path(split_file), {name: _folder_of(root) for name, root in sources.items()}
     with idist.one_rank_first():  # of several processes the first one checks the images, the others read what it wrote
         if not split_file.exists():
-            # Before the hours of work, not after.
-            write_text(split_file.with_name(f".{split_file.name}.probe"), "").unlink()
+            check_writable(split_file.parent, "split_file")
             _create(sources, split_file, settings, roots)
     stored = load_split_file(split_file, settings, sources)
     datalist = {

@@ -14,8 +14,8 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
 
 from monai_kdsam.data.decoding import stem_of
-from monai_kdsam.data.split_file import write_text
 from monai_kdsam.data.volume_reader import VolumeReader
+from monai_kdsam.files import write_text
 from monai_kdsam.transforms.volumes import GrayValuesd, SlicesLastd
 
 __all__ = ["write_slices"]

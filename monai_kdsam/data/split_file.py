@@ -12,9 +12,8 @@ from monai.utils import ensure_tuple
 
 from monai_kdsam.data.datasets import Item
 from monai_kdsam.data.decoding import split_frame
-from monai_kdsam.files import replacing
 
-__all__ = ["check_files", "load_split_file", "relative_to", "with_absolute_paths", "with_relative_paths", "write_text"]
+__all__ = ["check_files", "load_split_file", "relative_to", "with_absolute_paths", "with_relative_paths"]
 
 
 def load_split_file(split_file: Path, settings: dict[str, Any], sources: Collection[str]) -> dict[str, Any]:
@@ -74,10 +73,3 @@ def _with_paths(item: Item, change: Callable[[str], str]) -> Item:
         label = item["label"]
         changed["label"] = change(label) if isinstance(label, str) else [change(path) for path in label]
     return changed
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a file at once or not at all."""
-    with replacing(path, "Free some space or name a writable folder.") as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-    return path

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import monai_kdsam
-from monai_kdsam.data.split_file import write_text
 from monai_kdsam.evaluation.case_pictures import draw_cases, notable_cases
 from monai_kdsam.evaluation.command_model import CommandModel
 from monai_kdsam.evaluation.items import SplitName, read_split, with_units
 from monai_kdsam.evaluation.models import BundleModel, EllipseModel, Model
 from monai_kdsam.evaluation.scoring import Tolerances, cases_csv, score_images
 from monai_kdsam.evaluation.summary import summarize
+from monai_kdsam.files import check_writable, write_text
 
 __all__ = ["write_report"]
 
@@ -77,7 +77,7 @@ def write_report(
 
     items, units = with_units(read_split(data_list, split, sources))
     folder, tolerances = Path(output), Tolerances(millimetres=tolerance)
-    write_text(folder / ".writable", "").unlink()  # before the minutes of work, not after
+    check_writable(folder, "output")
     with _models(bundle, others, teacher, commands) as models:
         names = [model.name for model in models]
         scores = score_images(models, items, units, seed=seed, tolerances=tolerances, progress=progress)

@@ -17,7 +17,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from monai_kdsam.data.held_out import FEW
-from monai_kdsam.data.split_file import write_text
+from monai_kdsam.files import write_text
 from monai_kdsam.networks import save_weights
 from monai_kdsam.sidecar import copy_with_sidecar
 

@@ -17,8 +17,7 @@ from monailabel.utils.others.generic import device_list
 
 from monai_kdsam.bundles import find_mistake
 from monai_kdsam.data.held_out import hold_out
-from monai_kdsam.data.split_file import write_text
-from monai_kdsam.files import file_sha256
+from monai_kdsam.files import file_sha256, write_text
 from monai_kdsam.serving.submitted_label import check_labels
 
 __all__ = ["LearnTask"]

@@ -210,7 +210,7 @@ def test_an_unknown_choice_is_an_error(root: Path, tmp_path: Path, name: str, va
 def test_a_folder_that_cannot_be_written_is_an_error_before_any_image_is_read(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (root / "images" / "case 3.png").write_bytes(b"broken")
-    with pytest.raises(OSError, match=r"Cannot write .*split\.json.*writable folder"):
+    with pytest.raises(OSError, match=r"Cannot write to `split_file` .*file.*Choose another one"):
         prepare_datalist({"folder": root}, tmp_path / "file" / "split.json")
 
 
