@@ -107,11 +107,22 @@ def prepare_datalist(
 
 
 def require_items(datalist: Datalist, split: str) -> list[Item]:
-    """The items of a list that a phase cannot do without.
+    """The items of a list whose masks a phase cannot do without.
 
     Raises:
-        ValueError: the list is empty, or there is none of this name.
+        ValueError: the list is empty, or there is none of this name, or none of its masks has foreground: nothing can be
+            learned from it, and Dice is not defined on it.
     """
+    items = _required(datalist, split)
+    if all(item.get("empty_mask", False) for item in items):
+        raise ValueError(
+            f"Expected foreground in a mask of the list {split!r}, got {len(items)} empty masks. Check how the masks are "
+            "stored (`foreground_values`, `mask_kind`), or split otherwise, and delete the split file."
+        )
+    return items
+
+
+def _required(datalist: Datalist, split: str) -> list[Item]:
     if not datalist.get(split):
         found = ", ".join(f"{len(items)} in {name!r}" for name, items in datalist.items())
         raise ValueError(
@@ -127,7 +138,7 @@ def distillation_items(datalist: Datalist) -> list[Item]:
     Raises:
         ValueError: the list "training" is empty.
     """
-    items = require_items(datalist, "training") + datalist.get(UNLABELED, [])
+    items = _required(datalist, "training") + datalist.get(UNLABELED, [])
     return [{"image": item["image"]} for item in items]
 
 
@@ -149,6 +160,8 @@ def _create(
     if not any("label" in items[number] for number in kept):
         raise ValueError(f"All {len(items)} images have problems or empty masks, so that none is left to split.")
     groups = duplicate_groups(inspection.thumbnails[kept])
+    no_foreground = {problem.image for problem in empty}
+    items = [item | {"empty_mask": item["image"] in no_foreground} if "label" in item else item for item in items]
     splits, relatives = _split([items[number] for number in kept], groups, settings)
     if relatives:
         logger.info(f"{len(relatives)} unlabeled images are left out: {RELATED}.")

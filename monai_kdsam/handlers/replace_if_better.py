@@ -30,7 +30,8 @@ REMEDY = "Free disk space; the weights that are served are as they were."
 def is_better(before: Tensor, after: Tensor) -> tuple[bool, str]:
     """Whether new weights deserve the place of the old ones.
 
-    The mean must be higher. With fewer than 3 images, where a mean says little, no image may be worse either.
+    The mean must be higher. With fewer than 3 images, where a mean says little, no image may be worse either. An image
+    whose reference is empty has no Dice, and is no judge.
 
     Args:
         before: (N, K), Dice of the old weights on N held-out images with K prompts; NaN where it is not defined.
@@ -43,7 +44,10 @@ def is_better(before: Tensor, after: Tensor) -> tuple[bool, str]:
         >>> is_better(torch.tensor([[0.5], [0.5]]), torch.tensor([[0.4], [0.9]]))
         (False, '1 of 2 held-out images got worse, and with fewer than 3 none may')
     """
-    images = len(before)
+    defined = ~(before.isnan().all(dim=1) & after.isnan().all(dim=1))
+    before, after, images = before[defined], after[defined], int(defined.sum())
+    if not images:
+        return False, "no held-out image has foreground to compare on"
     if not after.nanmean() > before.nanmean():
         return False, f"no better on {images} held-out images"
     worse = int((after.nanmean(dim=1) < before.nanmean(dim=1)).sum())

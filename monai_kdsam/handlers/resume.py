@@ -59,12 +59,16 @@ class EpochSeed:
 class BestWeightsSaver:
     """Writes the network's weights, see `save_weights`, whenever the evaluator's key metric is the best so far.
 
-    As MONAI's CheckpointSaver with `key_metric_filename`, but "so far" includes the epochs before a resumption.
+    As MONAI's CheckpointSaver with `key_metric_filename`, but "so far" includes the epochs before a resumption, and a
+    metric that no image defines is none: MONAI's mean of nothing is 0, by which the first epoch would be the best.
 
     Args:
         network: whose weights are saved.
         path: of the file, replaced atomically.
         settings: beside the network's own that travel with the weights.
+
+    Raises:
+        ValueError: when the key metric is NaN, or is so for each image.
     """
 
     def __init__(self, network: nn.Module, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
@@ -79,6 +83,14 @@ class BestWeightsSaver:
     def __call__(self, engine: Engine) -> None:
         """Save if this epoch is the best one."""
         state: Any = engine.state  # MONAI's engines add to ignite's
+        name = state.key_metric_name
+        # Details are gathered from all processes; a metric without them is judged by its value.
+        found = state.metric_details.get(name, state.metrics.get(name))
+        if found is not None and torch.as_tensor(found).isnan().all():
+            raise ValueError(
+                f"Expected the key metric {name!r} to be defined on some validation image, got NaN on all of them: Dice, "
+                "for one, is not where a mask is empty. Add images with foreground to the list 'validation'."
+            )
         if state.best_metric_epoch == state.epoch and idist.get_rank() == 0:
             save_weights(self.network, self.path, self.settings, remedy=KEPT)
             logger.info("Saved %s: %s %.4f.", self.path, state.key_metric_name, state.best_metric)

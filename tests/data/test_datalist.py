@@ -219,3 +219,19 @@ def test_a_list_that_a_phase_needs_may_not_be_empty(root: Path, tmp_path: Path) 
     assert require_items(datalist, "test") == datalist["test"]
     with pytest.raises(ValueError, match=r"images in the list 'validation', got \d+ in 'training', 0 in 'validation'"):
         require_items(datalist, "validation")
+
+
+def test_a_list_of_empty_masks_is_refused_before_the_run_but_teaches_what_a_teacher_sees(tmp_path: Path) -> None:
+    for number in range(4):
+        add_pair(tmp_path, str(number), empty=number > 0)
+    lists = {
+        name: [{"image": f"images/{n}.png", "label": f"masks/{n}.png"} for n in numbers]
+        for name, numbers in {"training": [2, 3], "validation": [1], "test": [0]}.items()
+    }
+    (tmp_path / "list.json").write_text(json.dumps(lists))
+    datalist = prepare_datalist({"datalist": tmp_path / "list.json"}, tmp_path / "split.json", use_official_split=True)
+    for name, count in (("training", 2), ("validation", 1)):
+        with pytest.raises(ValueError, match=f"Expected foreground in a mask of the list '{name}', got {count} empty"):
+            require_items(datalist, name)
+    assert len(require_items(datalist, "test")) == 1
+    assert len(distillation_items(datalist)) == 2

@@ -25,6 +25,9 @@ NAN = float("nan")
         ([0.5, 0.5], [0.9, 0.4], False, "1 of 2 held-out images got worse"),
         ([0.5], [0.6], True, "better on 1"),
         ([0.5], [NAN], False, "no better"),
+        # An image whose reference is empty judges nothing, so two judges are left.
+        ([0.5, 0.5, NAN], [0.9, 0.4, NAN], False, "1 of 2 held-out images got worse"),
+        ([NAN], [NAN], False, "no held-out image has foreground"),
     ],
 )
 def test_the_mean_decides_and_with_few_images_each_of_them(before, after, expected, reason):

@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
-from monai.engines import SupervisedTrainer
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import MeanDice
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 from torch import nn
 
@@ -40,7 +42,7 @@ class Run:
         self.losses: list[float] = []
         self.evaluator = Engine(lambda *_: None)
         self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1.0, -1
-        self.evaluator.state.key_metric_name = "dice"
+        self.evaluator.state.key_metric_name, self.evaluator.state.metric_details = "dice", {}
         self.best = BestWeightsSaver(self.network, folder / "best.pt")
         self.state_file = folder / "run_state.pt"
         objects = {"network": self.network, "optimizer": optimizer, "lr_scheduler": scheduler}
@@ -158,6 +160,26 @@ def test_a_better_model_after_a_resumption_replaces_the_best(tmp_path) -> None:
     saved.load_state_dict(torch.load(run.best.path, weights_only=True))
     assert same_weights(saved, run.network)
     assert run.evaluator.state.best_metric_epoch == 4
+
+
+@pytest.mark.parametrize("details", [True, False])
+def test_a_metric_that_no_image_defines_chooses_no_weights(tmp_path, details) -> None:
+    """Through MONAI's own evaluator, whose mean of nothing is 0; `details`: Dice by image is kept."""
+    network = nn.Identity()
+    metric = MeanDice(output_transform=lambda _: (torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)))
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[{"image": torch.zeros(1, 1, 4, 4)}],
+        network=network,
+        key_val_metric={"dice": metric},
+        val_handlers=[BestWeightsSaver(network, tmp_path / "best.pt")],
+    )
+    if not details:
+        evaluator.add_event_handler(Events.EPOCH_STARTED, lambda engine: engine.state.metrics.update(dice=math.nan))
+        metric.detach(evaluator)
+    with pytest.raises(ValueError, match="Expected the key metric 'dice' to be defined on some validation image"):
+        evaluator.run()
+    assert not (tmp_path / "best.pt").exists()
 
 
 def test_nothing_to_resume_is_told(tmp_path) -> None:
