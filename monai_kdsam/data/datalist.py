@@ -110,14 +110,14 @@ def require_items(datalist: Datalist, split: str) -> list[Item]:
     """The items of a list whose masks a phase cannot do without.
 
     Raises:
-        ValueError: the list is empty, or there is none of this name, or none of its masks has foreground: nothing can be
-            learned from it, and Dice is not defined on it.
+        ValueError: the list is empty, or there is none of this name, or none of its masks has foreground: nothing can
+            be learned from it, and Dice is not defined on it.
     """
     items = _required(datalist, split)
     if all(item.get("empty_mask", False) for item in items):
         raise ValueError(
-            f"Expected foreground in a mask of the list {split!r}, got {len(items)} empty masks. Check how the masks are "
-            "stored (`foreground_values`, `mask_kind`), or split otherwise, and delete the split file."
+            f"Expected foreground in a mask of the list {split!r}, got {len(items)} empty masks. Check how the masks "
+            "are stored (`foreground_values`, `mask_kind`), or split otherwise, and delete the split file."
         )
     return items
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from monai_kdsam.data.dicom import decode_dicom, has_dicom_magic, open_dicom, open_itk, read_frame
 from monai_kdsam.data.geometry import nifti_affine
-from monai_kdsam.data.picture import Picture, no_geometry
+from monai_kdsam.data.picture import Picture, no_geometry, to_mask
 from monai_kdsam.pixels import TooLargeError, check_size, open_picture, pillow_pixels
 
 __all__ = [
@@ -112,12 +113,13 @@ def decode(path: str | Path, *, mask: bool = False) -> Picture:
 
     Args:
         path: file, or file with a frame named in its stem (``cine#frame3.dcm``).
-        mask: keep the indices of a coloured palette, which are labels, instead of its colours.
+        mask: give labels (H, W), see :func:`monai_kdsam.data.picture.to_mask`. The indices of a coloured palette are
+            labels, not its colours.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds a volume, NaN, several frames of which none is named, or more pixels than
-            `check_size` allows.
+        ValueError: the file is damaged, holds a volume, NaN, several frames of which none is named, more pixels than
+            `check_size` allows, or, as a mask, no labels.
     """
     file, frame = split_frame(path)
     if not file.is_file():
@@ -138,6 +140,11 @@ def decode(path: str | Path, *, mask: bool = False) -> Picture:
         raise ValueError(f"{file} is not a 2-D picture: its array is {picture.pixels.shape}. Cut volumes into slices.")
     if picture.pixels.dtype.kind in "fc" and not np.isfinite(picture.pixels).all():
         raise ValueError(f"{file} contains NaN or infinite values. Replace the file or leave it out.")
+    if mask:
+        try:
+            return replace(picture, pixels=to_mask(picture))
+        except ValueError as error:
+            raise ValueError(f"{file} is no mask: {error}") from error
     return picture
 
 

@@ -13,7 +13,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from monai_kdsam.data.decoding import count_frames, decode, frame_path, is_supported, split_frame
-from monai_kdsam.data.picture import to_mask, to_rgb
+from monai_kdsam.data.picture import to_rgb
 
 __all__ = ["Image2DReader", "list_images"]
 
@@ -39,8 +39,10 @@ class Image2DReader(ImageReader):
     - MONOCHROME1 is inverted, last;
     - an EXIF orientation is not applied, because masks have none.
 
-    As a mask the values are those stored: maximum over the colours, alpha ignored, palette indices unless the palette
-    is grey, 1-bit 0 and 255. Several files are channels of one mask.
+    As a mask the values are labels, whole numbers: of a picture in one colour the maximum over red, green and blue,
+    palette indices unless the palette is grey, 1-bit 0 and 255; what a NIfTI file's scale factor puts beside a whole
+    number is rounded. Masks of several colours, in alpha, or of fractions are refused. Several files are channels of
+    one mask.
 
     Files are decoded in :meth:`get_data` on purpose: `LoadImage` hides an error of :meth:`read` and falls back to
     readers with other conventions.
@@ -84,7 +86,7 @@ class Image2DReader(ImageReader):
         shapes = {picture.pixels.shape[:2] for picture in pictures}
         if len(shapes) > 1:
             raise ValueError(f"Expected mask files of one size, got (H, W) {sorted(shapes)} in {', '.join(paths)}.")
-        rows_first = np.stack([to_mask(p) for p in pictures], axis=-1) if self.mask else to_rgb(pictures[0])
+        rows_first = np.stack([picture.pixels for picture in pictures], axis=-1) if self.mask else to_rgb(pictures[0])
         array = np.swapaxes(rows_first, 0, 1)
         return array, {
             MetaKeys.AFFINE: pictures[0].affine.copy(),

@@ -14,6 +14,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
 
 from monai_kdsam.data.decoding import stem_of
+from monai_kdsam.data.picture import label_values
 from monai_kdsam.data.volume_reader import VolumeReader
 from monai_kdsam.files import write_text
 from monai_kdsam.transforms.volumes import GrayValuesd, SlicesLastd
@@ -68,7 +69,11 @@ def write_slices(
 
 
 def _write_volume(data: Mapping[str, Any], name: str, folder: Path) -> list[dict[str, str]]:
-    images, masks = (np.asarray(data[key]) for key in ("image", "label"))
+    images = np.asarray(data["image"])
+    try:
+        masks = label_values(np.asarray(data["label"]))
+    except ValueError as error:
+        raise ValueError(f"The label of {name}: {error}") from error
     if images.shape[1:] != masks.shape[1:]:
         raise ValueError(f"Expected {name} and its label of one shape, got {images.shape[1:]} and {masks.shape[1:]}.")
     items = []

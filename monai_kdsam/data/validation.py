@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import nibabel
@@ -17,8 +18,8 @@ from tqdm import tqdm
 from monai_kdsam.data.datasets import Item
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.output_names import check_names
-from monai_kdsam.data.picture import Picture, to_mask, to_rgb
-from monai_kdsam.transforms.masks import clean_mask
+from monai_kdsam.data.picture import Picture, to_rgb
+from monai_kdsam.transforms.masks import clean_mask, threshold_mask
 
 __all__ = ["THUMBNAIL_SIZE", "Inspection", "Problem", "check_images", "inspect_items", "thumbnail"]
 
@@ -104,15 +105,17 @@ def inspect_items(items: Sequence[Item], *, foreground_values: Collection[float]
     ['unreadable', 'unreadable']
     """
     problems: list[Problem] = []
+    found_values = _MaskValues()
     thumbnails = np.zeros((len(items), THUMBNAIL_SIZE, THUMBNAIL_SIZE), dtype=np.float32)
     for number, item in enumerate(tqdm(items, desc="checking images and masks", unit="image", disable=len(items) < 20)):
         label = "; ".join(ensure_tuple(item.get("label", ())))
         picture, image, found = _look_at_image(item["image"])
         if "label" in item:
-            found += _look_at_mask(item, picture, foreground_values)
+            found += _look_at_mask(item, picture, foreground_values, found_values)
         problems += [Problem(item["image"], label, kind, message) for kind, message in found]
         if image is not None:
             thumbnails[number] = thumbnail(image)
+    found_values.log(foreground_values)
     return Inspection(problems, thumbnails)
 
 
@@ -138,15 +141,60 @@ def _look_at_image(path: str) -> tuple[Picture | None, np.ndarray | None, list[t
     return picture, image, []
 
 
+@dataclass
+class _MaskValues:
+    """What the masks of all items hold, which only together is worth a word in the log."""
+
+    labels: dict[str, dict[float, list[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    specks: dict[str, int] = field(default_factory=dict)
+    without_labels: int = 0
+
+    def add(self, item: Item, path: str, pixels: np.ndarray, cleaned: np.ndarray) -> None:
+        """Note a mask: (H, W) as stored, and cleaned."""
+        kind = item.get("mask_kind", "binary")
+        if kind == "binary":
+            for value in np.unique(pixels[pixels != 0]).tolist():
+                self.labels[item.get("source", "")][value].append(path)
+            return
+        self.without_labels += 1
+        if kind == "lossy" and (removed := int(threshold_mask(pixels).sum() - cleaned.sum())):
+            self.specks[path] = removed
+
+    def log(self, foreground_values: Collection[float] | None) -> None:
+        """Tell what may not have been meant."""
+        if self.specks:
+            worst = max(self.specks, key=self.specks.__getitem__)
+            logger.info(
+                f"{sum(self.specks.values())} stray pixels are removed from {len(self.specks)} JPEG masks, most of "
+                f"them ({self.specks[worst]}) from {worst}."
+            )
+        if foreground_values is None:
+            for source, files in self.labels.items():
+                if len(files) > 1:
+                    listed = ", ".join(
+                        f"{value:g} in {len(f)} (first {f[0]})" for value, f in sorted(files.items())[:8]
+                    )
+                    logger.warning(
+                        f"The masks of {source} hold different values: {listed}. All of them are foreground; if they "
+                        "are different structures, choose with `foreground_values`."
+                    )
+            return
+        known = sorted({value for files in self.labels.values() for value in files})
+        if missing := sorted(set(foreground_values) - set(known)):
+            lacking, there = (", ".join(f"{value:g}" for value in values[:20]) for values in (missing, known))
+            logger.warning(f"No mask holds {lacking} of `foreground_values`; they hold {there or 'none'} beside 0.")
+        if self.without_labels:
+            logger.warning(f"`foreground_values` says nothing about {self.without_labels} masks of JPEG or outlines.")
+
+
 def _look_at_mask(
-    item: Item, image: Picture | None, foreground_values: Collection[float] | None
+    item: Item, image: Picture | None, foreground_values: Collection[float] | None, found_values: _MaskValues
 ) -> list[tuple[str, str]]:
     masks, found = [], []
     first = image
     for path in ensure_tuple(item["label"]):
         try:
             picture = decode(path, mask=True)
-            masks.append(to_mask(picture))
         except (OSError, ValueError) as error:
             found.append(("unreadable", str(error)))
             continue
@@ -158,9 +206,11 @@ def _look_at_mask(
             got = f"The axes of {path} run to {_axes(picture)}, those of its image to {_axes(first)}"
             found.append(("axes", f"{got}. Save mask and image in one format, with one orientation."))
         try:
-            masks[-1] = clean_mask(
-                masks[-1][None], item.get("mask_kind", "binary"), foreground_values=foreground_values
+            cleaned = clean_mask(
+                picture.pixels[None], item.get("mask_kind", "binary"), foreground_values=foreground_values
             )
+            masks.append(cleaned)
+            found_values.add(item, path, picture.pixels, cleaned)
         except ValueError as error:
             found.append(("values", f"{path}: {error}"))
     if not found and not any(mask.any() for mask in masks):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from monai_kdsam.data.decoding import decode
-from monai_kdsam.data.picture import to_mask
 from monai_kdsam.evaluation.models import Prediction
 from monai_kdsam.evaluation.prompts import Prompt
 
@@ -84,7 +83,7 @@ class CommandModel:
         iou = answer.get("iou")
         if iou is not None and not isinstance(iou, (int, float)):
             raise RuntimeError(f"Expected a number under `iou` from the `command` of {self.name}, got {iou!r}.")
-        return to_mask(decode(self._mask, mask=True)) > 0, math.nan if iou is None else float(iou)
+        return decode(self._mask, mask=True).pixels > 0, math.nan if iou is None else float(iou)
 
     def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None

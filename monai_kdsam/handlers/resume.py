@@ -88,8 +88,8 @@ class BestWeightsSaver:
         found = state.metric_details.get(name, state.metrics.get(name))
         if found is not None and torch.as_tensor(found).isnan().all():
             raise ValueError(
-                f"Expected the key metric {name!r} to be defined on some validation image, got NaN on all of them: Dice, "
-                "for one, is not where a mask is empty. Add images with foreground to the list 'validation'."
+                f"Expected the key metric {name!r} to be defined on some validation image, got NaN on all of them: "
+                "Dice, for one, is not where a mask is empty. Add images with foreground to the list 'validation'."
             )
         if state.best_metric_epoch == state.epoch and idist.get_rank() == 0:
             save_weights(self.network, self.path, self.settings, remedy=KEPT)

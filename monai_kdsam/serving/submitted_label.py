@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from monai_kdsam.data.decoding import PICTURE_SUFFIXES, decode, suffix_of
 from monai_kdsam.data.dicom import open_itk
-from monai_kdsam.data.picture import to_mask
+from monai_kdsam.data.picture import label_values
 from monai_kdsam.serving.result_geometry import file_affine
 from monai_kdsam.transforms.masks import clean_mask
 
@@ -39,12 +39,12 @@ def read_label(label: str, image: str, shape: tuple[int, ...]) -> NDArray[Any]:
         shape: (H, W) of the image.
 
     Returns:
-        (H, W), values as stored.
+        (H, W), whole numbers.
 
     Raises:
-        ValueError: when the label is damaged, of another size, or lies elsewhere than the image.
+        ValueError: when the label is damaged, of another size, no label, or lies elsewhere than the image.
     """
-    pixels = _read_nrrd(label) if suffix_of(label) == ".nrrd" else to_mask(decode(label, mask=True))
+    pixels = _read_nrrd(label) if suffix_of(label) == ".nrrd" else decode(label, mask=True).pixels
     if pixels.shape != shape:
         sizes = [f"{width} x {height}" for height, width in (shape, pixels.shape)]
         raise ValueError(f"Expected a label of {sizes[0]} pixels, as its image, got {sizes[1]}.")
@@ -82,7 +82,7 @@ def _read_nrrd(path: str) -> NDArray[Any]:
         raise ValueError(f"Cannot read {Path(path).name}: it is damaged or incomplete.") from error
     if pixels.ndim not in (2, 3) or pixels.shape[:-2] not in ((), (1,)):
         raise ValueError(f"Expected one slice, got an array of shape {pixels.shape}.")
-    return pixels.reshape(pixels.shape[-2:])
+    return label_values(pixels.reshape(pixels.shape[-2:]))
 
 
 def _lies_on(label: str, image: str, shape: tuple[int, ...]) -> bool:

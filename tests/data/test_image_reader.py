@@ -80,10 +80,13 @@ def test_gray_is_repeated_and_one_bit_becomes_0_and_255(tmp_path: Path) -> None:
     assert set(np.unique(read(saved(tmp_path / "b.png", gray, "1"))[0])) <= {0, 255}
 
 
-def test_alpha_is_composited_over_black_and_ignored_in_masks(tmp_path: Path) -> None:
+def test_alpha_is_composited_over_black_and_in_masks_says_what_the_colours_say(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", np.array([[[200, 100, 50, 255], [200, 100, 50, 0]]], dtype=np.uint8))
     assert read(path)[0].tolist() == [[[200, 100, 50], [0, 0, 0]]]
-    assert read(path, mask=True)[0].tolist() == [[[200], [200]]]
+    with pytest.raises(ValueError, match=r"a\.png is no mask: Its alpha and its colours are two different masks"):
+        read(path, mask=True)
+    opaque = saved(tmp_path / "b.png", np.array([[[200, 200, 200, 255], [0, 0, 0, 255]]], dtype=np.uint8))
+    assert read(opaque, mask=True)[0].tolist() == [[[200], [0]]]
     luminance = saved(tmp_path / "la.png", np.array([[[200, 255], [100, 51]]], dtype=np.uint8))
     assert read(luminance)[0][0, :, 0].tolist() == [200, 20]
 

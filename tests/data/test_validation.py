@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
 
+from monai_kdsam.data import Image2DReader
 from monai_kdsam.data.validation import check_images, inspect_items
+from monai_kdsam.evaluation.items import load_reference
+from monai_kdsam.transforms.masks import CleanMaskd
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (40, 50, 3), dtype=np.uint8)
 MASK = np.zeros((40, 50), dtype=np.uint8)
@@ -64,6 +69,90 @@ def test_foreground_values_make_a_mask_of_labels_valid(tmp_path: Path) -> None:
     assert kinds([item(tmp_path, mask=labels)]) == ["values"]
     assert kinds([item(tmp_path, mask=labels)], foreground_values=[2]) == []
     assert kinds([item(tmp_path, mask=labels)], foreground_values=[3]) == ["empty"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_label_values_are_the_same_in_the_check_in_training_and_in_the_report(tmp_path: Path, dtype: type) -> None:
+    """nibabel stores 0, 0.996 and 2.00000004 with a scale factor, as other programs do."""
+    labels = np.zeros((40, 50))
+    labels[10:20, 10:20], labels[25:30, 5:9] = 0.996, 1.99
+    mask = nibabel.Nifti1Image(labels.T[..., None], np.diag([-1.0, -1, 1, 1]))
+    mask.header.set_data_dtype(dtype)
+    mask.to_filename(tmp_path / "mask.nii.gz")
+    stored = np.unique(np.asanyarray(nibabel.load(tmp_path / "mask.nii.gz").dataobj))
+    assert stored[1] == pytest.approx(1, abs=0.01)
+    assert stored[1] != 1
+    listed = item(tmp_path) | {"label": str(tmp_path / "mask.nii.gz")}
+    assert kinds([listed], foreground_values=[1]) == []
+    load = Compose([LoadImaged("label", reader=Image2DReader(mask=True)), EnsureChannelFirstd("label")])
+    trained = CleanMaskd("label", foreground_values=[1])(load(listed))["label"][0].T
+    reported = load_reference(listed | {"foreground_values": [1]})
+    assert np.array_equal(trained, labels == 0.996)
+    assert np.array_equal(reported, labels == 0.996)
+
+
+@pytest.mark.parametrize("value", [0.5, 1 / 255])
+def test_what_is_no_label_is_refused_with_its_value(tmp_path: Path, value: float) -> None:
+    labels = np.where(MASK > 0, np.float32(value), np.float32(0))
+    Image.fromarray(labels).save(tmp_path / "mask.tif")
+    (problem,) = inspect_items([item(tmp_path) | {"label": str(tmp_path / "mask.tif")}]).problems
+    assert f"mask.tif is no mask: Expected labels, which are whole numbers, got {value:.4g}." in problem.message
+
+
+def coloured(*colours: tuple[int, ...], alpha: np.ndarray | None = None) -> np.ndarray:
+    """Squares of different colours on black."""
+    mask = np.zeros((40, 50, 3), np.uint8)
+    for number, colour in enumerate(colours):
+        mask[10:20, 15 * number : 15 * number + 10] = colour
+    return mask if alpha is None else np.dstack([mask, alpha])
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        (coloured((200, 0, 0)), ""),
+        (coloured((9, 9, 9)), ""),
+        (coloured((255, 255, 255), alpha=np.full((40, 50), 255, np.uint8)), ""),
+        (coloured((255, 255, 255), alpha=coloured((255,) * 3)[..., 0]), ""),
+        (coloured((255, 0, 0), (0, 255, 0)), r"got \(0, 255, 0\), \(255, 0, 0\)"),
+        (coloured((0, 128, 0), (255, 255, 255)), "of one colour"),
+        (coloured(alpha=MASK), "two different masks"),
+        (coloured((255, 255, 255), (255, 255, 255), alpha=MASK), "two different masks"),
+        (coloured((255, 255, 255), alpha=coloured((255,) * 3)[..., 0] // 2 + np.eye(40, 50, dtype=np.uint8)), "alpha"),
+    ],
+)
+def test_masks_of_several_colours_or_in_alpha_are_refused(tmp_path: Path, mask: np.ndarray, told: str) -> None:
+    problems = inspect_items([item(tmp_path, mask=mask)]).problems
+    assert len(problems) == bool(told)
+    for problem in problems:
+        assert re.search(told, problem.message)
+
+
+def test_two_colours_in_a_jpeg_are_refused_and_its_noise_is_not(tmp_path: Path) -> None:
+    for name, colours in (("one", [(255, 0, 0)]), ("two", [(255, 0, 0), (0, 0, 255)]), ("gray", [(250, 255, 255)])):
+        Image.fromarray(coloured(*colours)).save(tmp_path / f"{name}.jpg", quality=80)
+        listed = item(tmp_path) | {"label": str(tmp_path / f"{name}.jpg"), "mask_kind": "lossy"}
+        assert kinds([listed]) == ["unreadable"] * (name == "two")
+
+
+def test_different_values_in_different_masks_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    items = [item(tmp_path, mask=MASK // 255 * value, source="folder") for value in (1, 1, 2)]
+    assert kinds(items) == []
+    assert f"The masks of folder hold different values: 1 in 2 (first {items[0]['label']}), 2 in 1" in caplog.text
+
+
+def test_foreground_values_that_no_mask_holds_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kinds([item(tmp_path, mask=MASK // 255), item(tmp_path, mask=MASK // 85)], foreground_values=[1, 4])
+    assert "No mask holds 4 of `foreground_values`; they hold 1, 3 beside 0" in caplog.text
+
+
+def test_pixels_that_are_removed_from_jpeg_masks_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    speck = MASK.copy()
+    speck[0, 0] = 255
+    caplog.set_level("INFO")
+    bad = item(tmp_path, mask=speck, mask_kind="lossy")
+    assert kinds([bad, item(tmp_path, mask_kind="lossy")]) == []
+    assert f"1 stray pixels are removed from 1 JPEG masks, most of them (1) from {bad['label']}" in caplog.text
 
 
 def test_one_empty_mask_of_two_is_no_problem(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_an_empty_outline_is_an_error() -> None:
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
 def test_arrays_and_tensors_come_back_as_they_came(kind: type) -> None:
     mask = kind(outline(ellipse((100, 120)))[None] * 255.0)
-    for result in (fill_outline(mask), remove_specks(mask), threshold_mask(mask), clean_mask(mask, "outline")):
+    for result in (fill_outline(mask), remove_specks(mask), clean_mask(mask, "lossy"), clean_mask(mask, "outline")):
         assert type(result) is type(mask)
         assert result.shape == mask.shape
 
@@ -82,6 +82,38 @@ def test_a_lossy_mask_is_what_it_was_before_the_jpeg(tmp_path: Path) -> None:
     assert len(np.unique(lossy)) > 2
     cleaned = clean_mask(lossy[None], "lossy")[0]
     assert (cleaned != ellipse((100, 120))).mean() < 1e-3
+
+
+@pytest.mark.parametrize("value", [255, 128, 64])
+def test_a_lossy_mask_of_any_brightness_is_what_it_was_before_the_jpeg(tmp_path: Path, value: int) -> None:
+    Image.fromarray(ellipse((100, 120)).astype(np.uint8) * value).save(tmp_path / "mask.jpg", quality=75)
+    cleaned = clean_mask(np.asarray(Image.open(tmp_path / "mask.jpg"))[None], "lossy")[0] > 0
+    assert (cleaned != ellipse((100, 120))).sum() < 0.01 * ellipse((100, 120)).sum()
+
+
+@pytest.mark.parametrize("side", [2, 10])
+def test_a_lesion_far_smaller_than_the_image_stays_in_a_lossy_mask(side: int) -> None:
+    mask = np.zeros((1024, 1024), np.uint8)
+    mask[500 : 500 + side, 300 : 300 + side] = 255
+    assert clean_mask(mask[None], "lossy").sum() == side**2
+    mask[0, 0] = 255
+    assert clean_mask(mask[None], "lossy").sum() == (side**2 if side > 2 else 5)  # never all of the foreground
+
+
+@pytest.mark.parametrize(
+    ("values", "told"), [((0, 1), "got one of 1,"), ((0, 128, 255), "(?s)flat areas of about (128|255)")]
+)
+def test_labels_in_a_lossy_mask_are_refused(tmp_path: Path, values: tuple[int, ...], told: str) -> None:
+    labels = np.zeros((64, 96), np.uint8)
+    for number, value in enumerate(values):
+        labels[:, 32 * number : 32 * number + 32] = value
+    Image.fromarray(labels).save(tmp_path / "mask.jpg", quality=75)
+    with pytest.raises(ValueError, match=told):
+        clean_mask(np.asarray(Image.open(tmp_path / "mask.jpg"))[None], "lossy")
+
+
+def test_a_black_lossy_mask_is_empty() -> None:
+    assert not clean_mask(np.zeros((1, 16, 16), np.uint8), "lossy").any()
 
 
 def test_channels_are_united_whatever_their_values() -> None:
