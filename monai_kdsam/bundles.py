@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import dis
+import errno
 import hashlib
 import inspect
 import json
@@ -43,6 +44,7 @@ __all__ = [
     "run_folder",
 ]
 
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 BUNDLES = ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d")
 
 logger = logging.getLogger(__name__)
@@ -245,9 +247,24 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
 
 
 def find_mistake(error: BaseException) -> BaseException | None:
-    """What a user can mend, among an error and its causes: the first that this package raised on purpose."""
+    """What a user can mend, among an error and its causes.
+
+    The first that this package raised on purpose, or a disk without room or permission, whoever met it.
+    """
     kinds = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError)
-    return next((cause for cause in _causes(error) if isinstance(cause, kinds) and _raised_here(cause)), None)
+    return next(
+        (cause for cause in _causes(error) if (isinstance(cause, kinds) and _raised_here(cause)) or _is_of_disk(cause)),
+        None,
+    )
+
+
+def _is_ours(error: BaseException) -> bool:
+    kinds = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError)
+    return isinstance(error, kinds) and _raised_here(error)
+
+
+def _is_of_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 def _causes(error: BaseException) -> list[BaseException]:

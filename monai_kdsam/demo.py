@@ -22,6 +22,7 @@ from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.data import prepare_datalist
 from monai_kdsam.data.datalist import Datalist
 from monai_kdsam.data.phantoms import write_phantoms
+from monai_kdsam.files import write_text
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.picture_sheet import draw_contour, draw_prompt, save_picture_sheet
 from monai_kdsam.transforms import box_from_mask
@@ -136,7 +137,7 @@ def _write_few_labels(folder: Path, bundle: Path) -> Path:
     lists["training"] = pictures[::LABEL_EVERY]
     lists["unlabeled"] = [picture for number, picture in enumerate(pictures) if number % LABEL_EVERY]
     file = folder / "few_labels.json"
-    file.write_text(json.dumps(lists, indent=1), encoding="utf-8")
+    write_text(file, json.dumps(lists, indent=1))
     return file
 
 
@@ -184,5 +185,5 @@ def _report(rows: Sequence[tuple[str, Sequence[str]]], folder: Path, bundle: Pat
         "  then run the phases distill and train as README.md shows, with --dataset_dir DIR.",
     ]
     text = "\n".join(lines)
-    (folder / "results.txt").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "results.txt", text + "\n")
     return text

@@ -9,10 +9,10 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["check_writable", "file_sha256", "remove_leftovers", "replacing", "write_text"]
+__all__ = ["ROOM", "check_writable", "file_sha256", "remove_leftovers", "replacing", "write_text", "write_texts"]
 
 
 # Seconds. Nobody writes for so long; a number of a process says nothing on a disk that several machines share.
@@ -55,9 +55,16 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a file, in UTF-8, at once or not at all."""
-    with replacing(path, ROOM) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    write_texts({path: text})
     return path
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write files that belong together: all of them are whole on the disk before the first one is replaced."""
+    with contextlib.ExitStack() as stack:
+        for path, text in texts.items():
+            unfinished = stack.enter_context(replacing(path, ROOM))
+            unfinished.write_text(text, encoding="utf-8", newline="")
 
 
 def check_writable(folder: Path, name: str) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from monai_kdsam.files import ROOM, replacing
+
 __all__ = ["draw_contour", "draw_prompt", "save_picture_sheet"]
 
 _GAP = 4  # pixels between cells
@@ -44,7 +46,7 @@ def save_picture_sheet(
     Raises:
         TypeError: if an image is not a uint8 array.
         ValueError: if an image is not (H, W, 3), or a row or ``captions`` has the wrong length.
-        RuntimeError: if the file cannot be written.
+        OSError: if the file cannot be written.
     """
     captions = _checked_captions(rows, columns, captions)
     line = _LINE if captions else 0
@@ -64,11 +66,8 @@ def save_picture_sheet(
 
 
 def _save(sheet: Image.Image, path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
-    except OSError as error:
-        raise RuntimeError(f"Could not write {path}: {error}. Free some space or choose another folder.") from error
+    with replacing(path, ROOM) as unfinished:
+        sheet.save(unfinished, format=Image.registered_extensions()[path.suffix.lower()])
     return path
 
 

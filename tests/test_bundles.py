@@ -188,6 +188,16 @@ DELIBERATE = {
 }
 
 
+def full_disk() -> None:
+    raise OSError(28, "No space left on device", "events.out.tfevents")
+
+
+@pytest.mark.parametrize("wrap", [lambda function: function, wrapped], ids=["bare", "wrapped"])
+def test_a_disk_without_room_is_told_in_one_line_whoever_meets_it(wrap, capsys) -> None:
+    told = reported(wrap(full_disk), capsys)
+    assert told == "monai_kdsam: error: [Errno 28] No space left on device: 'events.out.tfevents'\n"
+
+
 @pytest.mark.parametrize("wrap", [lambda function: function, wrapped], ids=["bare", "wrapped"])
 @pytest.mark.parametrize("name", DELIBERATE)
 def test_a_deliberate_error_is_told_in_one_line(name, wrap, capsys) -> None:

@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 
-from monai_kdsam.files import LEFTOVER_AGE, replacing
+import monai_kdsam
+from monai_kdsam.files import LEFTOVER_AGE, replacing, write_texts
 
 
 def write(path: Path, content: str, error: BaseException | None = None) -> None:
@@ -64,3 +66,43 @@ def test_what_killed_processes_left_is_removed_and_what_another_one_writes_now_i
     write(path, "new")
     assert not left.exists()
     assert writing.exists()
+
+
+def test_files_that_belong_together_are_replaced_together_or_not_at_all(tmp_path, monkeypatch) -> None:
+    table, page = tmp_path / "cases.csv", tmp_path / "report.html"
+    write_texts({table: "old table\r\n", page: "old page"})
+
+    def full(self, text, *args, write=Path.write_text, **kwargs):
+        if "page" in text:
+            raise OSError(28, "No space left on device")
+        return write(self, text, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match=r"Cannot write .*report\.html: No space left on device\. Free some space"):
+            write_texts({table: "new table", page: "new page"})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        "cases.csv": b"old table\r\n",
+        "report.html": b"old page",
+    }
+
+
+# Who writes a file otherwise, and why no old content can be lost by it.
+OWN_WAY = {
+    "files.py": "is the way",
+    "download.py": "appends to a part of a download, which is renamed when it is whole",
+    "processes.py": "torchrun's file of errors, at the end of a process that failed",
+}
+
+
+def test_what_replaces_a_file_writes_beside_it_first() -> None:
+    opening = re.compile(r"""open\([^)]*["'][wax]b?["']|(?<!unfinished)(?<!part)\.write_(?:text|bytes)\(""")
+    package = Path(monai_kdsam.__file__).parent
+    found = {
+        f"{file.relative_to(package)}:{number}"
+        for file in package.rglob("*.py")
+        if file.relative_to(package).as_posix() not in OWN_WAY
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if opening.search(line)
+    }
+    assert found == set()

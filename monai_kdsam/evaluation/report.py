@@ -21,7 +21,7 @@ from monai_kdsam.evaluation.items import SplitName, read_split, with_units
 from monai_kdsam.evaluation.models import BundleModel, EllipseModel, Model
 from monai_kdsam.evaluation.scoring import Tolerances, cases_csv, score_images
 from monai_kdsam.evaluation.summary import summarize
-from monai_kdsam.files import check_writable, write_text
+from monai_kdsam.files import check_writable, write_texts
 
 __all__ = ["write_report"]
 
@@ -81,7 +81,6 @@ def write_report(
     with _models(bundle, others, teacher, commands) as models:
         names = [model.name for model in models]
         scores = score_images(models, items, units, seed=seed, tolerances=tolerances, progress=progress)
-        write_text(folder / "cases.csv", cases_csv(scores))
         if all(score.empty_reference for score in scores):
             raise ValueError(
                 f"Expected foreground in a mask of the list {split!r} of {data_list}, got empty masks only."
@@ -95,13 +94,19 @@ def write_report(
             "tolerance_diagonal_share": tolerances.diagonal_share,
             **summarize(scores, names, seed=seed),
         }
-        write_text(folder / "summary.json", json.dumps(_plain(summary), indent=1) + "\n")
         pictures = {}
         for source in units:
             if cases := notable_cases(scores, names[0], source):
                 pictures[source] = draw_cases(folder / f"cases_{source}.jpg", cases, items, models, seed=seed)
     title, date = f"Segmentation report: {names[0]}", datetime.date.today().isoformat()
-    return write_text(folder / "report.html", render_page(summary, scores, pictures, title=title, date=date)), summary
+    page = folder / "report.html"
+    texts = {
+        folder / "cases.csv": cases_csv(scores),
+        folder / "summary.json": json.dumps(_plain(summary), indent=1) + "\n",
+        page: render_page(summary, scores, pictures, title=title, date=date),
+    }
+    write_texts(texts)
+    return page, summary
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import math
 from collections import defaultdict
@@ -13,6 +14,8 @@ from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
+
+from monai_kdsam.files import write_texts
 
 __all__ = ["CaseReport"]
 
@@ -61,9 +64,8 @@ class CaseReport:
             return
         cases = [case for share in gathered for case in share]
         scores = state.metric_details[self.metric].tolist()
-        self.folder.mkdir(parents=True, exist_ok=True)
         rows = [(name, source, *row) for (name, source), row in zip(cases, scores, strict=True)]
-        self._write("cases.csv", ("image", "source", *self.prompts), rows)
+        table = [("image", "source", *self.prompts), *rows]
 
         groups: dict[str, list[list[float]]] = defaultdict(list)
         for (_, source), row in zip(cases, scores, strict=True):
@@ -73,13 +75,16 @@ class CaseReport:
             images, empty, *columns = zip(*(row[1:] for row in summary), strict=True)
             summary.append(("mean of sources", sum(images), sum(empty), *map(_mean, columns)))
         header = ("source", "images", "empty references", *self.prompts)
-        self._write("summary.csv", header, summary)
+        tables = {"cases.csv": table, "summary.csv": [header, *summary]}
+        write_texts({self.folder / name: _csv(rows) for name, rows in tables.items()})
         for line in _format([header, *summary]):
             logger.info(line)
 
-    def _write(self, name: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        with open(self.folder / name, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *rows])
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 def _summarize(rows: list[list[float]]) -> list[float]:

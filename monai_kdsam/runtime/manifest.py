@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from monai_kdsam.files import file_sha256
+from monai_kdsam.files import file_sha256, write_text
 
 __all__ = ["FORMATS", "MANIFEST", "PARTS", "Manifest"]
 
@@ -89,4 +89,4 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest into the folder of its files."""
-        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=4) + "\n", encoding="utf-8")
+        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=4) + "\n")

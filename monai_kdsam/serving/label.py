@@ -18,6 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from monai_kdsam.files import write_text
 from monai_kdsam.serving.dicomweb import check_dicomweb
 from monai_kdsam.sidecar import sidecar_path
 
@@ -136,7 +137,7 @@ def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
             _monailabel("apps", "--download", "--name", APP, "--output", str(app.parent))
     if not (app / f"{APP}.py").is_file():
         (app / "main.py").replace(app / f"{APP}.py")
-    (app / "main.py").write_text(OWN_APP, encoding="utf-8")
+    write_text(app / "main.py", OWN_APP)
     name = served_name(model)
     served = app / "model" / name
     shutil.rmtree(served, ignore_errors=True)
