@@ -55,6 +55,7 @@ def check_settings(
     own = _own_values(folder)
     for key, value in config.items():
         _check_value(key, value, own.get(key, {}))
+    _check_batch(config)
     _reject_unused(config, own, typed, roots)
 
 
@@ -133,6 +134,18 @@ def _check_value(key: str, value: Any, own: Mapping[str, Any]) -> None:
         raise ValueError(f"Expected `{key}` to be {what} of at least {least:g}, got {value}.")
     if key == "learning_rate" and not value > 0:
         raise ValueError(f"Expected `learning_rate` to be above 0, got {value}.")
+
+
+def _check_batch(config: Mapping[str, Any]) -> None:
+    """A batch norm cannot learn from one value, and of 32 pixels the encoder's last stage leaves one."""
+    learns = config.get("phase") in ("distill", "refine") or (
+        config.get("phase") == "train" and config.get("train_encoder") is True
+    )
+    if learns and config.get("image_size") == 32 and config.get("batch_size") == 1:
+        raise ValueError(
+            "Expected `batch_size` of at least 2 with an `image_size` of 32, of which the encoder's last stage leaves "
+            "one value an image, got 1."
+        )
 
 
 def _kind_of(value: Any) -> type | None:

@@ -201,6 +201,22 @@ def test_training_evaluation_and_inference_prepare_the_image_alike(second):
         assert trained[name] == served[name], name
 
 
+@pytest.mark.parametrize("part", ["train", "validate"])
+def test_a_picture_far_longer_than_wide_goes_through(tmp_path, part):
+    picture = np.zeros((2000, 5), np.uint8)
+    picture[900:1100, 1:4] = 255
+    for name in ("image", "label"):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs" / "train.json"))
+    parser.update({"image_size": 64, "augment": False})
+    item = {"image": str(tmp_path / "image.png"), "label": str(tmp_path / "label.png"), "source": "folder"}
+    data = parser.get_parsed_content(f"{part}#preprocessing")(item)
+    assert data["image"].shape == (3, 64, 64)
+    assert data["label"][..., 1:].sum() == 0
+    assert data["label"][0].sum() == 6  # 200 of 2000 rows are 6.4 of 64
+
+
 @pytest.mark.parametrize(
     ("phase", "part"), [((), "train"), (("distill", "refine"), "train"), ((), "validate"), (("evaluate",), "validate")]
 )

@@ -158,3 +158,12 @@ def test_a_device_may_be_named_by_its_text() -> None:
         parser.read_config(CONFIGS / "train.json")
         parser["device"] = device
         assert parser.get_parsed_content("amp") is False
+
+
+@pytest.mark.parametrize(("phase", "typed"), [("distill", {}), ("refine", {}), ("train", {"train_encoder": True})])
+def test_a_batch_of_one_value_for_a_batch_norm_is_refused(phase, typed) -> None:
+    with pytest.raises(ValueError, match="Expected `batch_size` of at least 2 with an `image_size` of 32"):
+        check(phase, image_size=32, batch_size=1, **typed)
+    check(phase, image_size=32, batch_size=2, **typed)
+    check(phase, image_size=64, batch_size=1, **typed)
+    check("train", image_size=32, batch_size=1)

@@ -40,7 +40,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES + DICOM_SUFFIXES
 
 FRAME = re.compile(r"#frame(\d+)(?=(\.[^.#]*)?(\.gz)?$)")
-SIXTEEN_BIT_READERS = {"PNG": "PNGImageIO", "TIFF": "TIFFImageIO"}
+EXIF_ORIENTATION = 0x0112
 
 
 def suffix_of(path: str | Path) -> str:
@@ -169,8 +169,8 @@ def _decode_picture(file: Path, frame: int, mask: bool) -> Picture:
         check_size(file, image.size, len(image.getbands()) * (1 + sixteen_bit))
         image.load()
         if not sixteen_bit:
-            return Picture(_pillow_array(image, mask))
-        return Picture(read_frame(open_itk(file, SIXTEEN_BIT_READERS[str(image.format)]), frame))
+            return Picture(_pillow_array(image, mask), orientation=image.getexif().get(EXIF_ORIENTATION, 1))
+        return Picture(read_frame(open_itk(file, f"{image.format}ImageIO"), frame))
 
 
 def _pillow_array(image: Image.Image, mask: bool) -> np.ndarray:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 from pydicom import dcmread
-from pydicom.filereader import read_partial
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info, read_partial
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from monai_kdsam.data.picture import Picture, no_geometry
 from monai_kdsam.pixels import check_size
@@ -18,6 +21,7 @@ from monai_kdsam.pixels import check_size
 __all__ = ["decode_dicom", "has_dicom_magic", "open_dicom", "open_itk", "read_frame"]
 
 PIXEL_DATA = 0x7FE00010
+CHUNK = 2**20
 VOLUME = 8  # pictures' worth of pixels
 EXACT_FUNCTIONS = ("LINEAR_EXACT", "SIGMOID")
 
@@ -56,9 +60,28 @@ def open_dicom(file: Path) -> sitk.ImageFileReader:
         ValueError: when it has fewer pixels than its header claims.
         TooLargeError: see `open_itk`.
     """
+    _check_deflated(file)
     reader = open_itk(file, "GDCMImageIO")
     _check_length(file)
     return reader
+
+
+def _check_deflated(file: Path) -> None:
+    """Refuse a file that is compressed as a whole, header and all, and would fill the memory when it is read."""
+    try:
+        meta = read_file_meta_info(file)
+    except InvalidDicomError:  # without a preamble it cannot be deflated
+        return
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    inflate, length = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with open(file, "rb") as stream:
+        stream.seek(144 + meta.FileMetaInformationGroupLength)  # behind preamble, magic number and that length itself
+        rest = stream.read()
+    while rest and not inflate.eof:
+        length += len(inflate.decompress(rest, CHUNK))
+        rest = inflate.unconsumed_tail
+        check_size(file, (length,), 1)
 
 
 def _check_length(file: Path) -> None:

@@ -37,7 +37,7 @@ class Image2DReader(ImageReader):
     - anything else is mapped linearly to 0..255 and clipped: DICOM from its own window (the first VOI window, after
       rescaling; lookup tables are not used), everything else from its 0.5 to 99.5 percentiles;
     - MONOCHROME1 is inverted, last;
-    - an EXIF orientation is not applied, because masks have none.
+    - an EXIF orientation is not applied, because masks have none; where they differ, the check before a run tells.
 
     As a mask the values are labels, whole numbers: of a picture in one colour the maximum over red, green and blue,
     palette indices unless the palette is grey, 1-bit 0 and 255; what a NIfTI file's scale factor puts beside a whole

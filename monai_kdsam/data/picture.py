@@ -29,12 +29,14 @@ class Picture:
         affine: (3, 3) in RAS, maps pixel (x, y, 1) to millimetres.
         window: the file's own display range (low, high), in the units of `pixels`.
         inverted: low values are bright (DICOM MONOCHROME1).
+        orientation: EXIF's, how viewers turn the picture; not applied here. 1 is as it is.
     """
 
     pixels: np.ndarray
     affine: np.ndarray = field(default_factory=no_geometry)
     window: tuple[float, float] | None = None
     inverted: bool = False
+    orientation: int = 1
 
 
 def to_rgb(picture: Picture) -> np.ndarray:

@@ -34,8 +34,9 @@ class Problem:
     Args:
         image: path of the item's image.
         label: path of its mask, or of several masks, separated by "; ".
-        kind: "unreadable" (missing, damaged, a volume, NaN), "constant" (an image of one color), "size" or "axes" (mask
-            and image differ), "values" (the mask is not of its kind) or "empty" (no foreground, which may be meant).
+        kind: "unreadable" (missing, damaged, a volume, NaN), "constant" (an image of one color), "size", "axes" or
+            "orientation" (mask and image differ), "values" (the mask is not of its kind) or "empty" (no foreground,
+            which may be meant).
         message: what is wrong and what to do.
     """
 
@@ -199,12 +200,7 @@ def _look_at_mask(
             found.append(("unreadable", str(error)))
             continue
         first = first or picture
-        if picture.pixels.shape[:2] != first.pixels.shape[:2]:
-            got = f"{path} is {_width_by_height(picture)} pixels, its image {_width_by_height(first)}"
-            found.append(("size", f"{got}. Mask and image must be of one size."))
-        elif _axes(picture) != _axes(first):
-            got = f"The axes of {path} run to {_axes(picture)}, those of its image to {_axes(first)}"
-            found.append(("axes", f"{got}. Save mask and image in one format, with one orientation."))
+        found += _look_at_place(path, picture, first)
         try:
             cleaned = clean_mask(
                 picture.pixels[None], item.get("mask_kind", "binary"), foreground_values=foreground_values
@@ -216,6 +212,23 @@ def _look_at_mask(
     if not found and not any(mask.any() for mask in masks):
         found.append(("empty", f"{item['label']} has no foreground."))
     return found
+
+
+def _look_at_place(path: str, mask: Picture, image: Picture) -> list[tuple[str, str]]:
+    turns = (
+        f"EXIF has viewers turn its image (orientation {image.orientation}) and not {path} ({mask.orientation}), and "
+        "pixels are taken as stored. Save the image turned, or without that tag if the mask was drawn on stored pixels."
+    )
+    is_turned = mask.orientation != image.orientation
+    if mask.pixels.shape[:2] != image.pixels.shape[:2]:
+        got = f"{path} is {_width_by_height(mask)} pixels, its image {_width_by_height(image)}"
+        return [("size", f"{got}. Mask and image must be of one size.{' ' + turns if is_turned else ''}")]
+    if is_turned:
+        return [("orientation", turns)]
+    if _axes(mask) != _axes(image):
+        got = f"The axes of {path} run to {_axes(mask)}, those of its image to {_axes(image)}"
+        return [("axes", f"{got}. Save mask and image in one format, with one orientation.")]
+    return []
 
 
 def _width_by_height(picture: Picture) -> str:

@@ -8,14 +8,15 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
 from monai_kdsam.data.decoding import NIFTI_SUFFIXES, PICTURE_SUFFIXES, is_dicom, split_frame, suffix_of
+from monai_kdsam.data.dicom import open_dicom, open_itk
 from monai_kdsam.data.geometry import itk_affine, nifti_affine
+from monai_kdsam.pixels import open_picture
 
 __all__ = ["ResultGeometryd", "VolumeFormatd", "file_affine"]
 
@@ -29,12 +30,13 @@ def file_affine(path: str) -> NDArray[np.float64]:
     file, _ = split_frame(path)
     if suffix_of(file) in NIFTI_SUFFIXES:
         return nifti_affine(file)
-    reader = sitk.ImageFileReader()
     if is_dicom(file):
-        reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(file))
-    reader.ReadImageInformation()
-    return itk_affine(reader)
+        return itk_affine(open_dicom(file))
+    if suffix_of(file) == ".nrrd":
+        return itk_affine(open_itk(file, "NrrdImageIO"))
+    with open_picture(file) as picture:
+        form = "JPEG" if picture.format == "MPO" else picture.format  # a phone's JPEG with a second picture
+    return itk_affine(open_itk(file, f"{form}ImageIO"))
 
 
 def slices_of(path: str) -> int:

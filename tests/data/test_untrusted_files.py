@@ -95,6 +95,15 @@ def test_a_file_that_claims_too_many_pixels_is_refused_by_its_header(tmp_path, n
             read_picture(path)
 
 
+def test_a_deflated_file_is_not_inflated_beyond_the_limit(tmp_path, monkeypatch):
+    path = dicom(tmp_path / "bomb.dcm", PIXELS.tobytes() + bytes(2**23), syntax=NATIVE[2])
+    assert decode(path).pixels.shape == (48, 48)
+    assert path.stat().st_size < 20_000
+    monkeypatch.setenv("KDSAM_MAX_PIXELS", str(2**22))
+    with pytest.raises(TooLargeError, match="bomb"):
+        decode(path)
+
+
 def test_a_volume_that_claims_too_many_voxels_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"claims 1000 x 1000 x 1000 pixels of 8 bytes, more than the 1073741824"):
         VolumeReader().get_data(str(nifti_header(tmp_path / "v.nii.gz", 1000, 1000, 1000)))

@@ -192,6 +192,22 @@ def test_a_mask_whose_axes_run_otherwise_would_be_flipped_against_its_image(tmp_
     assert kinds([good | {"image": nifti(tmp_path / "a.nii.gz", IMAGE[..., 0], affine)}]) == found
 
 
+@pytest.mark.parametrize(("shape", "found"), [((40, 40), "orientation"), ((40, 50), "size")])
+def test_an_exif_orientation_that_the_mask_lacks_is_told(tmp_path, shape, found) -> None:
+    data = item(tmp_path, image=IMAGE[: shape[0], : shape[1]], mask=np.rot90(MASK[: shape[0], : shape[1]], -1))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(data["image"]).save(data["image"], exif=exif)
+    (problem,) = inspect_items([data]).problems
+    assert problem.kind == found
+    assert f"EXIF has viewers turn its image (orientation 6) and not {data['label']}" in problem.message
+
+    turned = item(tmp_path)
+    for path in (turned["image"], turned["label"]):
+        Image.open(path).save(path, exif=exif)
+    assert kinds([turned]) == []
+
+
 def test_images_whose_masks_would_be_one_file_are_refused(tmp_path: Path) -> None:
     items = []
     for name in ("a.png", "a.bmp", "b.png"):
