@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -15,6 +17,19 @@ from torch import Tensor
 from monai_kdsam.download import require_weights
 
 __all__ = ["check_crc", "load_tensors", "read_state_dict"]
+
+WRAPPERS = ("model", "state_dict", "network", "model_state_dict")
+PREFIXES = ("_orig_mod.", "module.", "model.", "sam.")
+
+
+def _numpy_scalar() -> list[Any]:
+    """What a numpy number (a best Dice, a learning rate) in a file asks for, under both names that numpy gave it."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}
+    return [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")] + [np.dtype, *kinds]
+
+
+_NUMPY_SCALAR = _numpy_scalar()
 
 
 def load_tensors(path: str | Path) -> Any:
@@ -27,7 +42,8 @@ def load_tensors(path: str | Path) -> Any:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
         check_crc(path)  # torch does not
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALAR):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged pickle raises depends on the damage
         # torch's own text spans many lines and suggests to execute the file.
         other = re.search(r"GLOBAL (\S+)", str(error))
@@ -54,8 +70,8 @@ def check_crc(path: str | Path) -> None:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file; never executes what a pickle holds.
 
-    Official SAM, MedSAM and MONAI layouts are understood: a raw state_dict, or one under "model", "state_dict" or
-    "network", with or without the "module." prefix of data-parallel training.
+    Official SAM, MedSAM and MONAI layouts are understood: a raw state_dict, or one under a name in `WRAPPERS`, where
+    all names may have a prefix of `PREFIXES`, as `torch.compile`, data-parallel training or a class around SAM adds it.
 
     Raises:
         FileNotFoundError: naming the command that fetches the file.
@@ -69,16 +85,37 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"Cannot read {path} as PyTorch weights: {error}. "
             "If it was downloaded, it is damaged: delete it and run `python -m monai_kdsam download` again."
         ) from error
-    for wrapper in ("model", "state_dict", "network"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"Expected {path} to hold a state_dict of tensors, got {type(content).__name__}.")
-    for name, value in content.items():
+    state = _find_state(content)
+    if state is None:
+        held = f"a dictionary of {_list_names(content)}" if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"Expected {path} to hold a state_dict of tensors, or one under {', '.join(WRAPPERS)}; got {held}."
+        )
+    for name, value in state.items():
         if not value.isfinite().all():
             raise ValueError(
                 f"The weights in {path} are not finite: {name} holds NaN or infinity. Their training failed, or the "
                 "file is damaged; take an earlier one, or train again with a lower `learning_rate`."
             )
-    return {name.removeprefix("module."): value for name, value in content.items()}
+    return _without_prefixes(state)
+
+
+def _find_state(content: Any) -> dict[str, Tensor] | None:
+    """The state_dict in what a file holds; None where there is none, or several might be meant."""
+    if not isinstance(content, dict):
+        return None
+    inside = [content[name] for name in WRAPPERS if isinstance(content.get(name), dict)]
+    state = inside[0] if inside else content
+    return state if state and all(isinstance(value, Tensor) for value in state.values()) else None
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Strip what all names begin with, as long as it is one of `PREFIXES`."""
+    while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in state)), ""):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _list_names(content: Mapping[Any, Any]) -> str:
+    names = [str(name) for name in content]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"

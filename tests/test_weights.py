@@ -6,6 +6,7 @@ import pickle
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -44,7 +45,11 @@ LAYOUTS = {
     "under model": {"model": STATE, "epoch": 3, "optimizer": {"state": {}}},
     "under state_dict": {"state_dict": STATE},
     "under network": {"network": STATE},
+    "under model_state_dict": {"model_state_dict": STATE, "best": np.float64(0.5), "epoch": np.int64(3)},
     "data-parallel": parallel(STATE),
+    "compiled": {f"_orig_mod.{name}": value for name, value in STATE.items()},
+    "compiled and data-parallel": {f"_orig_mod.module.{name}": value for name, value in STATE.items()},
+    "of a class around SAM": {"state_dict": {f"model.sam.{name}": value for name, value in STATE.items()}},
     "data-parallel under model": {"model": parallel(STATE), "iteration": 9},
 }
 
@@ -65,12 +70,27 @@ def test_safetensors_give_the_same_state(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "kind"), [(torch.zeros(3), "Tensor"), ([torch.zeros(3)], "list"), ({}, "dict"), ({"epoch": 3}, "dict")]
+    ("content", "held"),
+    [
+        (torch.zeros(3), "Tensor"),
+        ([torch.zeros(3)], "list"),
+        ({}, "a dictionary of nothing"),
+        ({"epoch": 3}, "a dictionary of epoch"),
+        ({"weights": STATE, "optimizer": {}, "best_loss": np.float32(0.1)}, "a dictionary of weights, optimizer, best"),
+        (dict.fromkeys(map(str, range(10)), 1), "a dictionary of 0, 1, 2, 3, 4, 5, 6, 7 and 2 more"),
+    ],
 )
-def test_a_file_of_something_else_is_refused(tmp_path, content, kind) -> None:
+def test_a_file_of_something_else_is_refused_and_told_by_its_keys(tmp_path, content, held) -> None:
     torch.save(content, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=rf"Expected .*weights\.pt to hold a state_dict of tensors, got {kind}\."):
+    text = rf"Expected .*weights\.pt to hold a state_dict of tensors, or one under model, .*; got {held}"
+    with pytest.raises(ValueError, match=text):
         read_state_dict(tmp_path / "weights.pt")
+
+
+def test_a_prefix_that_not_all_names_have_belongs_to_them(tmp_path) -> None:
+    state = {"model.a": STATE["layer.bias"], "b": STATE["layer.bias"]}
+    torch.save(state, tmp_path / "weights.pt")
+    assert equal(read_state_dict(tmp_path / "weights.pt"), state)
 
 
 # --- damage
@@ -174,7 +194,7 @@ def test_a_checkpoint_of_another_size_is_named_and_nothing_of_it_is_loaded(tmp_p
     torch.save(teacher("vit_micro").state_dict(), tmp_path / "micro.pt")
     network = teacher("vit_tiny", seed=1)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    text = r"weights in .*micro\.pt are of another architecture \(it holds a ViT of width 64\): missing .*; and \d+"
+    text = r"micro\.pt are of another architecture \(it holds a ViT of width 64\): \d+ missing \(image_.*, \.\.\.\); "
     with pytest.raises(ValueError, match=text):
         load_weights(network, tmp_path / "micro.pt")
     assert equal(network.state_dict(), before)
@@ -187,7 +207,7 @@ def test_an_official_size_is_called_by_its_name(tmp_path, width, name) -> None:
         load_weights(teacher(), tmp_path / "sam.pt")
 
 
-@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+@pytest.mark.parametrize("change", ["name", "shape"])
 def test_an_entry_that_does_not_fit_is_named(tmp_path, change) -> None:
     state, entry = teacher().state_dict(), "mask_decoder.iou_token.weight"
     if change == "shape":
@@ -195,13 +215,89 @@ def test_an_entry_that_does_not_fit_is_named(tmp_path, change) -> None:
     else:
         state[entry.replace("iou", "iuo")] = state.pop(entry)
     text = {
-        "missing": f"missing {entry}",
-        "unexpected": "unexpected mask_decoder.iuo_token.weight",
-        "shape": rf"{entry} is \(1, 128\), the network's is \(1, 256\)",
+        "name": rf"1 missing \({entry}\); 1 unexpected \(mask_decoder\.iuo_token\.weight\)",
+        "shape": rf"1 of another shape \({entry} \(1, 128\), the network's is \(1, 256\)\)",
     }[change]
     torch.save(state, tmp_path / "sam.pt")
     with pytest.raises(ValueError, match=text):
         load_weights(teacher(), tmp_path / "sam.pt")
+
+
+def test_entries_beyond_the_network_are_left_out_on_request(tmp_path) -> None:
+    source = teacher()
+    extra = {"mask_decoder.hf_token.weight": torch.ones(1), "image_encoder.blocks.0.adapter.weight": torch.ones(1)}
+    torch.save(source.state_dict() | extra, tmp_path / "hq.pt")
+    with pytest.raises(ValueError, match=r"2 unexpected \(mask_decoder\.hf_token\.weight, .*can be left out"):
+        build_teacher("vit_micro", image_size=64, checkpoint=tmp_path / "hq.pt")
+    given = {"image_size": 64, "checkpoint": tmp_path / "hq.pt", "leave_out": ["*.hf_*", "*.adapter.*"]}
+    assert equal(build_teacher("vit_micro", **given).state_dict(), source.state_dict())
+    with pytest.raises(ValueError, match=r"Expected `leave_out` to name entries of .*hq\.pt, got 'none\.\*'"):
+        load_weights(source, tmp_path / "hq.pt", leave_out=["none.*"])
+
+
+# --- transformers' layout
+
+
+def renamed_as_transformers(name: str) -> str:
+    """transformers' name of one of SAM's entries, written down from a saved `SamModel`."""
+    for ours, theirs in (
+        ("image_encoder.", "vision_encoder."),
+        ("patch_embed.proj.", "patch_embed.projection."),
+        ("vision_encoder.blocks.", "vision_encoder.layers."),
+        ("neck.0.", "neck.conv1."),
+        ("neck.1.", "neck.layer_norm1."),
+        ("neck.2.", "neck.conv2."),
+        ("neck.3.", "neck.layer_norm2."),
+        ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", "shared_image_embedding.positional_embedding"),
+        ("point_embeddings.", "point_embed."),
+        ("mask_downscaling.0.", "mask_embed.conv1."),
+        ("mask_downscaling.1.", "mask_embed.layer_norm1."),
+        ("mask_downscaling.3.", "mask_embed.conv2."),
+        ("mask_downscaling.4.", "mask_embed.layer_norm2."),
+        ("mask_downscaling.6.", "mask_embed.conv3."),
+        ("norm_final_attn.", "layer_norm_final_attn."),
+        ("output_upscaling.0.", "upscale_conv1."),
+        ("output_upscaling.1.", "upscale_layer_norm."),
+        ("output_upscaling.3.", "upscale_conv2."),
+        *((f".norm{k}.", f".layer_norm{k}.") for k in range(1, 5)),
+    ):
+        name = name.replace(ours, theirs)
+    if "hypernetworks" in name or "iou_prediction_head" in name:
+        for ours, theirs in ((".layers.0.", ".proj_in."), (".layers.1.", ".layers.0."), (".layers.2.", ".proj_out.")):
+            name = name.replace(ours, theirs)
+    return name
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["one name of the positions", "both"])
+def test_the_layout_of_transformers_is_loaded_as_a_teacher(tmp_path, tied) -> None:
+    source = teacher(seed=3)
+    state = {renamed_as_transformers(name): value.contiguous() for name, value in source.state_dict().items()}
+    if tied:
+        state["prompt_encoder.shared_embedding.positional_embedding"] = state[
+            "shared_image_embedding.positional_embedding"
+        ].clone()
+    save_file(state, tmp_path / "model.safetensors")
+    built = build_teacher("vit_micro", image_size=64, checkpoint=tmp_path / "model.safetensors")
+    assert equal(built.state_dict(), source.state_dict())
+
+
+def test_the_layout_of_transformers_gives_the_masks_of_transformers(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers, which no extra installs")
+    vision = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 256, "image_size": 64}
+    vision |= {"window_size": 0, "global_attn_indexes": []}
+    config = transformers.SamConfig(vision_config=vision, prompt_encoder_config={"image_size": 64})
+    other = transformers.SamModel(config).eval()
+    for parameter in other.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    other.save_pretrained(tmp_path)
+    built = build_teacher("vit_micro", image_size=64, checkpoint=tmp_path / "model.safetensors").eval()
+    image, points = torch.randn(1, 3, 64, 64), torch.tensor([[[20.0, 30.0], [50.0, 8.0]]])
+    with torch.no_grad():
+        masks, iou = built.decode(built.encode(image), points, torch.tensor([[1, 0]]), multimask=True)
+        expected = other(pixel_values=image, input_points=points[None], input_labels=torch.tensor([[[1, 0]]]))
+    torch.testing.assert_close(built.encode(image), other.get_image_embeddings(image), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(masks, expected.pred_masks[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(iou, expected.iou_scores[0], atol=1e-4, rtol=1e-4)
 
 
 # --- position tables

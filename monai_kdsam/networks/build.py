@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,14 +132,20 @@ def _build_resnet_encoder(backbone: str, neck: NeckName, imagenet_weights: str |
 
 
 def build_teacher(
-    kind: TeacherName = "vit_b", *, image_size: int = 1024, checkpoint: str | Path | None = None
+    kind: TeacherName = "vit_b",
+    *,
+    image_size: int = 1024,
+    checkpoint: str | Path | None = None,
+    leave_out: Sequence[str] = (),
 ) -> KDSAM:
     """A SAM with a ViT image encoder.
 
     Args:
         kind: vit_b, vit_l, vit_h (SAM's), vit_tiny or vit_micro (small ones for demonstrations and tests).
         image_size: side of the square input in pixels; the position tables of a checkpoint are interpolated to it.
-        checkpoint: an official SAM file, or any of that layout (MedSAM, a site's own); None starts at random.
+        checkpoint: an official SAM file, or any of that layout (MedSAM, a site's own) or of `transformers.SamModel`;
+            None starts at random.
+        leave_out: see `load_weights`.
 
     Raises:
         ValueError: on an unknown kind or a checkpoint of another layout.
@@ -152,4 +158,4 @@ def build_teacher(
         require_weights(checkpoint)  # before a ViT-H is built in vain
     network = build_kdsam(build_vit(**TEACHERS[kind], image_size=image_size), image_size=image_size)
     network.settings = settings
-    return load_weights(network, checkpoint)
+    return load_weights(network, checkpoint, leave_out=leave_out)

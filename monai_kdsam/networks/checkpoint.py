@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from monai_kdsam.files import replacing
 from monai_kdsam.networks.sam import fit_positions
+from monai_kdsam.networks.transformers_layout import to_sam_layout
 from monai_kdsam.sidecar import read_sidecar, sidecar_path, write_sidecar
 from monai_kdsam.weights import read_state_dict
 
@@ -53,10 +55,12 @@ def load_weights(
     settings: Mapping[str, Any] | None = None,
     *,
     may_differ: Collection[str] = (),
+    leave_out: Sequence[str] = (),
 ) -> Module:
     """Load a checkpoint into a network, all of it or not at all.
 
-    A ViT's position tables are interpolated where the network's input size differs from the checkpoint's. Weights that
+    A ViT's position tables are interpolated where the network's input size differs from the checkpoint's, and the
+    names of `transformers.SamModel` are understood as SAM's. Weights that
     a training of ours wrote are loaded only into a network with the settings that they were trained with.
 
     Args:
@@ -64,6 +68,8 @@ def load_weights(
         path: see `read_state_dict`; None leaves the network as it is, which is logged.
         settings: see `save_weights`.
         may_differ: settings that a training which starts from these weights may change.
+        leave_out: patterns, as of file names, of the checkpoint's entries that this network has no place for, such as
+            those of adapters or of HQ-SAM.
 
     Returns:
         The same network.
@@ -77,28 +83,46 @@ def load_weights(
         return network
     _check_settings(Path(path), _settings(network, settings), may_differ)
     own = network.state_dict()
-    state = fit_positions(read_state_dict(path), own)
+    state = fit_positions(_without(to_sam_layout(read_state_dict(path)), leave_out, path), own)
     problems = mismatches(state, own)
     if problems:
         raise ValueError(
             f"The weights in {path} are of another architecture{_describe(state)}: {problems}. "
-            "Choose the network that the checkpoint was made for (`teacher`, `backbone`, `neck`)."
+            "Choose the network that the checkpoint was made for (`teacher`, `backbone`, `neck`); entries that it has "
+            "beyond that network can be left out (`leave_out`)."
         )
     network.load_state_dict(state)
     logger.info("Loaded %s.", path)
     return network
 
 
-def mismatches(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    """The first few entries of a checkpoint that do not fit a network's own state; empty where all do."""
-    problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in own]
-    problems += [
-        f"{name} is {tuple(state[name].shape)}, the network's is {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    return "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+def _without(state: dict[str, Tensor], patterns: Sequence[str], path: str | Path) -> dict[str, Tensor]:
+    """Leave out the entries of these names."""
+    for pattern in patterns:
+        found = fnmatch.filter(state, pattern)
+        if not found:
+            raise ValueError(f"Expected `leave_out` to name entries of {path}, got {pattern!r}, which none is like.")
+        logger.info("%d entries of %s are left out: %s.", len(found), path, _few(found))
+        state = {name: value for name, value in state.items() if name not in found}
+    return state
+
+
+def mismatches(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """The entries of a checkpoint that do not fit a network's own state, a few of each kind; empty where all do."""
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)}, the network's is {tuple(own[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ],
+    }
+    return "; ".join(f"{len(names)} {kind} ({_few(names)})" for kind, names in problems.items() if names)
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _settings(network: nn.Module, others: Mapping[str, Any] | None) -> dict[str, Any]:
