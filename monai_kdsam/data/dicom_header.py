@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["complete_header"]
+__all__ = ["complete_header", "complete_thickness"]
 
 # What the standard wants in each image, empty or not, and anonymizers remove all the same.
 PATIENT_AND_STUDY = (
@@ -25,14 +28,43 @@ PATIENT_AND_STUDY = (
 
 
 def complete_header(image: Dataset) -> None:
-    """Give a header, in place, what a segmentation copies from it: patient and study, in today's form.
+    """Give a header, in place, what a segmentation copies from it: patient and study, in today's form and in UTF-8.
 
     highdicom refuses images that lack an attribute which may be empty, and dates as 1994.11.05 and times as 11:20:00,
-    which were valid before 1993 and are still to be accepted.
+    which were valid before 1993 and are still to be accepted. What is no date or time becomes empty. Its version 0.22
+    does not copy the character set in which names are written.
     """
+    image.decode()
+    image.SpecificCharacterSet = "ISO_IR 192"
     for keyword in PATIENT_AND_STUDY:
         if keyword not in image:
             setattr(image, keyword, "")
         elif keyword.endswith(("Date", "Time")):
-            mark = "." if keyword.endswith("Date") else ":"
-            setattr(image, keyword, str(image[keyword].value or "").replace(mark, ""))
+            setattr(image, keyword, _date_or_time(keyword, str(image[keyword].value or "")))
+
+
+def _date_or_time(keyword: str, text: str) -> str:
+    from pydicom.valuerep import DA, TM
+
+    kind, mark = (DA, ".") if keyword.endswith("Date") else (TM, ":")
+    text = text.replace(mark, "").strip()
+    try:
+        kind(text)
+    except (TypeError, ValueError):
+        return ""
+    return text
+
+
+def complete_thickness(images: Sequence[Dataset]) -> None:
+    """Give slices of one stack, in place, a SliceThickness where they have none: readers of segmentations want one.
+
+    It is the distance of the slices, by their headers or their positions; 1 mm for an image that says nothing of it.
+    """
+    positions = [
+        np.array(image.ImagePositionPatient, dtype=float) for image in images if "ImagePositionPatient" in image
+    ]
+    distances = [float(np.linalg.norm(other - positions[0])) for other in positions[1:]]
+    between = min((round(distance, 6) for distance in distances if distance > 1e-3), default=1.0)
+    for image in images:
+        if not image.get("SliceThickness") and "SharedFunctionalGroupsSequence" not in image:
+            image.SliceThickness = float(image.get("SpacingBetweenSlices") or between)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from monai_kdsam.data.decoding import frame_path
-from monai_kdsam.data.dicom_header import complete_header
+from monai_kdsam.data.dicom_header import complete_header, complete_thickness
 from monai_kdsam.deploy.prompt_file import Prompts, Request, Target
 
 if TYPE_CHECKING:
@@ -89,7 +89,10 @@ def group_sources(series: Iterable[Dataset]) -> list[Source]:
             key = (instance.FrameOfReferenceUID, instance.Rows, instance.Columns, *numbers.round(4))
             stacks[key].append(instance)
         else:
+            complete_thickness([instance])
             sources.append(Source(instance.SOPInstanceUID, (instance,)))
+    for stack in stacks.values():
+        complete_thickness(stack)
     stacked = [Source(stack[0].SeriesInstanceUID, tuple(sorted(stack, key=_depth))) for stack in stacks.values()]
     return stacked + sorted(sources, key=lambda source: source.instances[0].filename)
 

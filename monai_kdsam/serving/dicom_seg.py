@@ -21,7 +21,7 @@ from highdicom.sr import CodedConcept
 from pydicom.sr.codedict import codes
 
 import monai_kdsam
-from monai_kdsam.data.dicom_header import complete_header
+from monai_kdsam.data.dicom_header import complete_header, complete_thickness
 from monai_kdsam.serving.dicom_series import CONVERTED, stored_files
 from monai_kdsam.serving.submitted_label import open_label
 
@@ -36,32 +36,56 @@ def write_dicom_seg(series_dir: str, label: str, label_info: Sequence[Mapping[st
     Args:
         series_dir: folder with the DICOM files of one series.
         label: mask file of the series' size, in its geometry; each value but 0 is a segment.
-        label_info: of each segment in the order of the values: `name`, `model_name`, and `segmentAttribute` with
-            codes as dcmqi writes them. A segment without codes is coded as tissue.
+        label_info: `name`, `model_name`, and `segmentAttribute` with codes as dcmqi writes them, of the value that
+            each names as `value`, else of 1, 2 and so on in their order. A segment without codes is coded as tissue.
         **ignored: how the server's own writer would write it.
 
     Returns:
         Path of a new file.
 
     Raises:
-        ValueError: when the mask is empty, is not where the series is, or the series cannot be referred to.
+        ValueError: when the mask is empty, is not where the series is, has values that `label_info` does not name, or
+            the series cannot be referred to.
     """
-    sources = [_read_source(file) for file in stored_files(series_dir)]
+    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in stored_files(series_dir)]
+    for source in sources:
+        complete_header(source)
+    complete_thickness(sources)
     mask = _read_mask(Path(label), Path(series_dir))
     values = np.unique(mask[mask > 0])
     if not values.size:
         raise ValueError("The mask is empty: there is nothing to write as DICOM SEG.")
-    infos = [*(label_info or []), *({} for _ in values)]
-    segments = [_describe(number, info) for number, info in enumerate(infos[: len(values)], start=1)]
+    infos = _infos_of(values.tolist(), label_info or [])
+    segments = [_describe(number, info) for number, info in enumerate(infos, start=1)]
     # The standard numbers segments from 1 without a gap.
     numbered = np.searchsorted(np.concatenate([[0], values]), mask).astype(np.uint8)
     frames = sum(int(source.get("NumberOfFrames") or 1) for source in sources)
     if frames != len(mask):
         raise ValueError(f"Expected a mask of {frames} slices, as many as the series has, got {len(mask)}.")
     segmentation = _segmentation(sources, numbered, segments, infos[0].get("model_name") or "monai_kdsam")
+    segmentation.SpecificCharacterSet = "ISO_IR 192"  # as the sources' headers are now
     with tempfile.NamedTemporaryFile(suffix=".dcm", delete=False) as file:
         segmentation.save_as(file)
     return file.name
+
+
+def _infos_of(values: Sequence[Any], given: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What is said of each value of a mask; of none where nothing is said of any."""
+    if not given:
+        return [{} for _ in values]
+    infos = {}
+    for number, info in enumerate(given, start=1):
+        value = info.get("value", number)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"Expected `value` in `label_info` to be a whole number above 0, got {value!r}.")
+        infos[value] = info
+    if not set(values) <= set(infos):
+        wanted, got = (", ".join(map(str, numbers)) for numbers in (values, sorted(infos)))
+        raise ValueError(
+            f"Expected `label_info` for the values {wanted} of the mask, got it for {got}: its entries are for the "
+            "values 1, 2 and so on, or for those that they name as `value`."
+        )
+    return [infos[value] for value in values]
 
 
 def _segmentation(
@@ -86,12 +110,6 @@ def _segmentation(
     # A cine without a position in space, or a kind of image that the standard has retired.
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"DICOM SEG cannot refer to this series: {error}") from error
-
-
-def _read_source(file: Path) -> pydicom.Dataset:
-    source = pydicom.dcmread(file, stop_before_pixels=True)
-    complete_header(source)
-    return source
 
 
 def _read_mask(label: Path, series_dir: Path) -> np.ndarray:

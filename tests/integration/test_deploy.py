@@ -34,6 +34,8 @@ if importlib.util.find_spec("monai.deploy") is None:
     reason = "The MONAI Deploy App SDK is not installed; `nox -s deploy` runs these tests in an environment that has it"
     pytest.skip(reason, allow_module_level=True)
 
+from highdicom.seg import segread
+
 ROOT = Path(__file__).parents[2]
 ULTRASOUND = "OBXXXX1A.dcm", "US1_J2KI.dcm", "US1_J2KR.dcm", "color-pl.dcm", "examples_rgb_color.dcm"
 CINE = "examples_ybr_color.dcm"
@@ -458,3 +460,28 @@ def test_an_output_folder_that_is_in_use_is_left_as_it_is(bundle, images, tmp_pa
     assert main(["deploy", "--input", str(folder), "--output", str(tmp_path), "--bundle", str(bundle)]) == 1
     assert "Expected `--output` to be new or empty" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"kept.txt", "in"}
+
+
+@pytest.mark.parametrize(
+    ("sample", "character_set", "name"),
+    [
+        ("MR_small.dcm", ["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        ("SC_rgb_rle_2frame.dcm", "ISO_IR 100", "Buc^Jérôme"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_names_keep_their_letters_and_odd_headers_give_a_valid_segmentation(
+    bundle, tmp_path, sample, character_set, name
+):
+    image = pydicom.dcmread(get_testdata_file(sample, download=False))
+    image.SpecificCharacterSet, image.PatientName, image.StudyDescription = character_set, name, name.partition("=")[0]
+    image.PatientBirthDate = "19991399"
+    if "SliceThickness" in image:
+        image.SliceThickness = None
+    image.save_as(copy_files(tmp_path / "in") / sample)
+    (found,) = deploy(tmp_path / "in", bundle, tmp_path / "out", "--modalities", image.Modality)
+    (file,) = found.folder.glob("*.dcm")
+    seg = segread(file)
+    assert (str(seg.PatientName), seg.PatientBirthDate) == (name, "")
+    if "SliceThickness" in image:
+        assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness > 0

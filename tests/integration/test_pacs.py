@@ -200,7 +200,7 @@ def test_a_saved_label_is_found_in_the_archive_as_dicom_seg(server, archive, vol
     assert listed.status_code == 200, listed.text
 
 
-def test_values_of_a_label_become_segments_in_their_order(server, archive, volume, tmp_path):
+def test_values_of_a_label_become_segments_of_their_names(server, archive, volume, tmp_path):
     """Two structures, 3 and 7, on different slices: as 3D Slicer sends a segmentation with gaps in its numbers."""
     series = volume[1].SeriesInstanceUID
     image = image_of(server, series, {"foreground": [[*CLICK, 1]]}, tmp_path)
@@ -210,7 +210,7 @@ def test_values_of_a_label_become_segments_in_their_order(server, archive, volum
     label.CopyInformation(image)
     sitk.WriteImage(label, str(tmp_path / "drawn.nrrd"))
     before = {found.SeriesInstanceUID for found in archive.find("series", Modality="SEG")}
-    info = {"label_info": [{"name": "three"}, {"name": "seven"}]}
+    info = {"label_info": [{"name": "seven", "value": 7}, {"name": "three", "value": 3}]}
     assert save_label(server, series, (tmp_path / "drawn.nrrd").read_bytes(), info).status_code == 200
     (new,) = {found.SeriesInstanceUID for found in archive.find("series", Modality="SEG")} - before
     seg = highdicom.seg.Segmentation.from_dataset(archive.read(new))
