@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 import zlib
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +21,12 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from monai_kdsam.data.picture import Picture, no_geometry
 from monai_kdsam.pixels import check_size
 
-__all__ = ["decode_dicom", "has_dicom_magic", "open_dicom", "open_itk", "read_frame"]
+__all__ = ["decode_dicom", "has_dicom_magic", "open_dicom", "open_itk", "padding_range", "read_frame"]
 
 PIXEL_DATA = 0x7FE00010
 CHUNK = 2**20
 VOLUME = 8  # pictures' worth of pixels
+PADDING = "0028|0120", "0028|0121"
 EXACT_FUNCTIONS = ("LINEAR_EXACT", "SIGMOID")
 
 
@@ -127,22 +131,57 @@ def decode_dicom(file: Path, frame: int) -> Picture:
     spacing = reader.GetSpacing()[:2]
     if "0028|0030" not in header and tuple(spacing) == (1.0, 1.0):
         spacing = _ultrasound_spacing(file, header)
-    pixels = read_frame(reader, frame)
     inverted = header.get("0028|0004") == "MONOCHROME1"
-    if inverted:
-        pixels = _stored_again(pixels, header)
-    return Picture(pixels, affine=no_geometry(spacing), window=_window(header), inverted=inverted)
+    if math.prod(reader.GetSize()[2:]) > 1:
+        status = file.stat()
+        pixels = _remembered_frames(file, inverted, status.st_mtime_ns, status.st_size)[frame].copy()
+    else:
+        pixels = _decode_frames(file, inverted)[0]
+    window = _window(header) or _window_without_padding(pixels, padding_range(header))
+    return Picture(pixels, affine=no_geometry(spacing), window=window, inverted=inverted)
 
 
-def _first(header: dict[str, str], tag: str, default: float) -> float:
-    return float(header.get(tag, "").split("\\")[0] or default)
+def _decode_frames(file: Path, inverted: bool) -> np.ndarray:
+    """All frames (N, H, W) or (N, H, W, C); MONOCHROME1 as it is stored, which GDCM inverts or refuses."""
+    if not inverted:
+        pixels = sitk.GetArrayFromImage(open_dicom(file).Execute())
+        return pixels if pixels.ndim > 2 else pixels[None]
+    with tempfile.TemporaryDirectory() as folder:
+        data = dcmread(file, force=True)
+        data.PhotometricInterpretation = "MONOCHROME2"
+        copy = Path(folder, "stored.dcm")
+        data.save_as(copy)
+        return _decode_frames(copy, False)
 
 
-def _stored_again(pixels: np.ndarray, header: dict[str, str]) -> np.ndarray:
-    """Undo GDCM's inversion of MONOCHROME1, made before the rescaling, so that the window fits and masks stay raw."""
+@lru_cache(maxsize=1)
+def _remembered_frames(file: Path, inverted: bool, *_: int) -> np.ndarray:
+    """GDCM decodes whole files, so the frames of a cine, which are read one after the other, are decoded once."""
+    return _decode_frames(file, inverted)
+
+
+def padding_range(header: Mapping[str, str]) -> tuple[float, float] | None:
+    """Least and greatest rescaled value that stands for no pixel, outside a scanner's circle for one; None without."""
+    tags = [tag for tag in PADDING if tag in header]
+    if PADDING[0] not in tags:
+        return None
     slope, intercept = _first(header, "0028|1053", 1), _first(header, "0028|1052", 0)
-    top = -1 if header.get("0028|0103") == "1" else 2 ** int(_first(header, "0028|0101", 8)) - 1
-    return (slope * top + 2 * intercept - pixels).astype(pixels.dtype)
+    ends = [slope * _first(header, tag, 0) + intercept for tag in tags]
+    return min(ends), max(ends)
+
+
+def _window_without_padding(pixels: np.ndarray, padding: tuple[float, float] | None) -> tuple[float, float] | None:
+    if padding is None:
+        return None
+    values = pixels[(pixels < padding[0]) | (pixels > padding[1])]
+    if not values.size:
+        return None
+    low, high = np.percentile(values, [0.5, 99.5]).tolist()
+    return low, high
+
+
+def _first(header: Mapping[str, str], tag: str, default: float) -> float:
+    return float(header.get(tag, "").split("\\")[0] or default)
 
 
 def _window(header: dict[str, str]) -> tuple[float, float] | None:

@@ -35,7 +35,8 @@ class Image2DReader(ImageReader):
     - 8-bit values stay as they are, 1-bit becomes 0 and 255, grey is repeated, palette and CMYK are expanded;
     - transparent pixels are composited over black, so alpha is dropped where the picture is opaque;
     - anything else is mapped linearly to 0..255 and clipped: DICOM from its own window (the first VOI window, after
-      rescaling; lookup tables are not used), everything else from its 0.5 to 99.5 percentiles;
+      rescaling; lookup tables are not used), everything else from its 0.5 to 99.5 percentiles,
+      in which DICOM's padding values do not count;
     - MONOCHROME1 is inverted, last;
     - an EXIF orientation is not applied, because masks have none; where they differ, the check before a run tells.
 

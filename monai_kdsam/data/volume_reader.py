@@ -16,7 +16,7 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 
 from monai_kdsam.data.decoding import NIFTI_SUFFIXES, count_frames, is_dicom, suffix_of
-from monai_kdsam.data.dicom import VOLUME, open_dicom
+from monai_kdsam.data.dicom import VOLUME, open_dicom, padding_range
 from monai_kdsam.data.geometry import nifti_affine
 from monai_kdsam.data.slice_grid import slice_grid
 from monai_kdsam.pixels import TooLargeError, check_size
@@ -53,7 +53,8 @@ class VolumeReader(ImageReader):
         """Decode what :meth:`read` returned.
 
         Returns:
-            array (X, Y, Z) or (X, Y, Z, 3), and its metadata, among them `modality`: DICOM's, or "".
+            array (X, Y, Z) or (X, Y, Z, 3), and its metadata, among them `modality`: DICOM's, or "", and
+            `padding`, the range of values that stand for no voxel, where a DICOM file names one.
 
         Raises:
             FileNotFoundError: there is no such file or folder.
@@ -72,7 +73,7 @@ class VolumeReader(ImageReader):
                 "Pictures are segmented by the bundle kdsam_deepgrow_2d."
             )
         try:
-            array, affine, modality = _read_dicom(files) if is_dicom(files[0]) else _read_nifti(path)
+            array, affine, about = _read_dicom(files) if is_dicom(files[0]) else _read_nifti(path)
         except (TooLargeError, MemoryError):
             raise
         except Exception as error:  # what a decoder raises depends on the damage
@@ -87,7 +88,7 @@ class VolumeReader(ImageReader):
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:3]),
             MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if color else "no_channel",
-            "modality": modality,
+            **about,
         }
 
 
@@ -150,7 +151,7 @@ def _count_frames(file: Path) -> int:
         return 0
 
 
-def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], str]:
+def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], dict[str, Any]]:
     image: Any = nibabel.load(path)
     # (X, Y, Z, 1), as some writers leave it, is a volume; ITK writes colors into a fifth axis, behind one for time.
     shape = (*image.shape[:3], *(side for side in image.shape[3:] if side > 1))
@@ -159,10 +160,10 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], str]:
     array = np.asanyarray(image.dataobj).reshape(shape)
     if array.dtype.names:
         array = np.stack([array[name] for name in array.dtype.names[:3]], axis=-1)
-    return array, nifti_affine(path), ""
+    return array, nifti_affine(path), {"modality": ""}
 
 
-def _read_dicom(files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64], str]:
+def _read_dicom(files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64], dict[str, Any]]:
     header = open_dicom(files[0])
     shape = (*header.GetSize()[:2], max(len(files), header.GetSize()[2]))
     check_size(files[0], shape, pictures=VOLUME)
@@ -176,8 +177,10 @@ def _read_dicom(files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64], s
         reader.SetFileNames([str(file) for file in files])
         image = reader.Execute()
     array = np.moveaxis(sitk.GetArrayFromImage(image), (0, 1, 2), (2, 1, 0))[:, :, grid.order]
-    modality = header.GetMetaData(MODALITY).strip() if header.HasMetaDataKey(MODALITY) else ""
-    return array, grid.affine, modality
+    tags = {key: header.GetMetaData(key).strip() for key in header.GetMetaDataKeys()}
+    padding = padding_range(tags)
+    about = {"modality": tags.get(MODALITY, "")} | ({} if padding is None else {"padding": padding})
+    return array, grid.affine, about
 
 
 def _check_shape(shape: tuple[int, ...], is_color: bool = False) -> None:

@@ -106,8 +106,8 @@ class GrayValuesd(MapTransform):
             of which some are below -500, as air is in Hounsfield units.
         level: center of the CT window.
         width: of the CT window.
-        percentiles: of all values of the volume, that become 0 and 255; where they are equal, as in a volume that is
-            nearly all background, its least and greatest value do.
+        percentiles: of all values of the volume but DICOM's padding, that become 0 and 255; where they are equal, as in
+            a volume that is nearly all background, its least and greatest value do.
 
     Raises:
         ValueError: on another modality, or a window or percentiles without a width.
@@ -147,7 +147,12 @@ class GrayValuesd(MapTransform):
     def _scale_of(self, volume: MetaTensor) -> Transform:
         if self._is_ct(volume):
             return self.window
-        low, high = np.percentile(volume.numpy(), self.percentiles).tolist()
+        values = volume.numpy()
+        if "padding" in volume.meta:  # what stands for no voxel is dark, however much of it there is
+            least, greatest = volume.meta["padding"]
+            inside = values[(values < least) | (values > greatest)]
+            values = inside if inside.size else values
+        low, high = np.percentile(values, self.percentiles).tolist()
         return ScaleIntensityRange(low, high, 0, 255, clip=True, dtype=np.float32) if low < high else self.extremes
 
     def _is_ct(self, volume: MetaTensor) -> bool:

@@ -299,3 +299,48 @@ def test_real_ultrasound_dicom_equals_pydicom(path: Path) -> None:
     assert np.abs(array.astype(int) - expected).max() <= allowed
     regions = data.get("SequenceOfUltrasoundRegions")
     assert meta["affine"][0, 0] == pytest.approx(-10 * regions[0].PhysicalDeltaX if regions else -1)
+
+
+@pytest.mark.parametrize("rescale", [{}, {"RescaleSlope": 2, "RescaleIntercept": -10}])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_signed_monochrome1_is_read_as_it_is_stored_and_shown_inverted(tmp_path, rescale, bits):
+    pixels = RANDOM.randint(-2048, 2048, (8, 9)).astype(np.int16)
+    tags = rescale | {"BitsStored": bits, "HighBit": bits - 1}
+    plain, inverted = (
+        write_dicom(tmp_path / f"{kind}.dcm", pixels, PhotometricInterpretation=kind, **tags)
+        for kind in ("MONOCHROME2", "MONOCHROME1")
+    )
+    expected = pixels * rescale.get("RescaleSlope", 1) + rescale.get("RescaleIntercept", 0)
+    np.testing.assert_array_equal(read(inverted, mask=True)[0][..., 0], expected)
+    np.testing.assert_array_equal(read(inverted)[0], 255 - read(plain)[0])
+
+
+def test_padding_does_not_count_in_the_percentiles(tmp_path):
+    """A scanner's circle: what lies outside is -2000, a range of it with the limit."""
+    pixels = np.full((40, 40), -2000, np.int16)
+    pixels[0] = -1990
+    pixels[10:30, 10:30] = np.arange(400).reshape(20, 20)
+    low, high = np.percentile(np.arange(400), [0.5, 99.5])
+    tags = {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1990}
+    image = read(write_dicom(tmp_path / "a.dcm", pixels, **tags))[0][..., 0]
+    expected = ((np.arange(400) - low) / (high - low) * 255).clip(0, 255)
+    assert np.abs(image[10:30, 10:30].ravel() - expected).max() <= 0.5
+    assert not image[:10].any()
+
+
+def test_a_cine_is_decoded_once(tmp_path, monkeypatch):
+    from monai_kdsam.data import dicom
+
+    frames = RANDOM.randint(0, 256, (5, 6, 7), dtype=np.uint8)
+    path = write_dicom(tmp_path / "cine.dcm", frames, NumberOfFrames=5)
+    decoded, decode_frames = [], dicom._decode_frames
+    monkeypatch.setattr(dicom, "_decode_frames", lambda *given: decoded.append(given) or decode_frames(*given))
+    for number, frame in enumerate(frames):
+        image, _ = read(tmp_path / f"cine#frame{number}.dcm")
+        np.testing.assert_array_equal(image[..., 0], frame)
+        image[:] = 0  # must not reach what is remembered
+    np.testing.assert_array_equal(read(tmp_path / "cine#frame2.dcm")[0][..., 0], frames[2])
+    assert len(decoded) == 1
+    write_dicom(path, 255 - frames, NumberOfFrames=5)
+    os.utime(path, ns=(1, 1))
+    np.testing.assert_array_equal(read(tmp_path / "cine#frame2.dcm")[0][..., 0], 255 - frames[2])

@@ -147,3 +147,13 @@ def test_a_mistaken_setting_is_told(settings, message):
 def test_an_unknown_axis_is_told():
     with pytest.raises(ValueError, match="Expected `axis` to be acquisition, sagittal, coronal, axial, got 'z'"):
         SlicesLastd("image", axis="z")
+
+
+def test_padding_does_not_count_in_the_percentiles():
+    values = torch.arange(120.0).reshape(1, 4, 5, 6)
+    padded = torch.cat([values, torch.full((1, 40, 5, 6), -2000.0)], dim=1)
+    image = MetaTensor(padded, meta={"padding": (-2000.0, -2000.0), "modality": "MR"})
+    scaled = GrayValuesd("image")({"image": image})["image"]
+    plain = GrayValuesd("image")({"image": MetaTensor(values, meta={"modality": "MR"})})["image"]
+    assert torch.equal(scaled[:, :4].as_tensor(), plain.as_tensor())
+    assert not scaled[:, 4:].any()
