@@ -194,6 +194,8 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
     versions = {"monai_kdsam": monai_kdsam, "monai": monai, "torch": torch}
     listed = ", ".join(f"{name} {module.__version__}" for name, module in versions.items())
     logger.info("Seed %d; %s, Python %s.", seed, listed, platform.python_version())
+    threads = f"{torch.get_num_threads()} threads of PyTorch on {os.cpu_count()} CPUs"
+    logger.info("%s; beside other work OMP_NUM_THREADS=1, or few, is faster.", threads)
     if config is not None:
         write_text(Path(run_dir or folder) / "config.json", json.dumps(config, indent=4, default=str))
 

@@ -94,7 +94,7 @@ def test_evaluation_reports_every_image_and_prompt_at_the_files_own_size(trained
     with open(trained.output / "evaluate" / "cases.csv", newline="") as file:
         cases = list(csv.DictReader(file))
     splits = json.loads((trained.output / "split.json").read_text())
-    assert len(cases) == len(splits["test"])
+    assert len(cases) == len(splits["test"]) == len(list((trained.output / "evaluate" / "overlays").iterdir()))
     predictor = BundlePredictor(trained.bundle)
     mask = predictor(cases[0]["image"])
     reference = np.asarray(Image.open(cases[0]["image"].replace("images", "masks"))) > 0
@@ -122,6 +122,11 @@ def test_inference_writes_a_mask_of_each_images_size(trained):
         mask = np.asarray(Image.open(masks / f"{image.stem}_mask.png"))
         assert mask.shape == np.asarray(Image.open(image)).shape[:2]
         assert set(np.unique(mask)) <= {0, 255}
+    overlays = sorted((masks / "overlays").iterdir())
+    assert len(overlays) == 16
+    assert all(
+        Image.open(overlay).size == Image.open(image.with_name(f"{overlay.stem[4:]}.png")).size for overlay in overlays
+    )
 
 
 def test_inference_takes_dicom_nifti_and_frames(trained, real_data):

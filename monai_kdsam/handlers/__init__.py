@@ -2,8 +2,10 @@
 """Ignite handlers that MONAI lacks."""
 
 from monai_kdsam.handlers.case_report import CaseReport
+from monai_kdsam.handlers.early_stop import EarlyStop
 from monai_kdsam.handlers.embeddings import EmbeddingSaver
-from monai_kdsam.handlers.input_wait import InputWait
+from monai_kdsam.handlers.epoch_log import EpochLog
+from monai_kdsam.handlers.overlays import Overlays
 from monai_kdsam.handlers.process_mean import ProcessMean
 from monai_kdsam.handlers.replace_if_better import ReplaceIfBetter
 from monai_kdsam.handlers.resume import BestWeightsSaver, EpochSeed, ResumeHandler
@@ -11,9 +13,11 @@ from monai_kdsam.handlers.resume import BestWeightsSaver, EpochSeed, ResumeHandl
 __all__ = [
     "BestWeightsSaver",
     "CaseReport",
+    "EarlyStop",
     "EmbeddingSaver",
+    "EpochLog",
     "EpochSeed",
-    "InputWait",
+    "Overlays",
     "ProcessMean",
     "ReplaceIfBetter",
     "ResumeHandler",

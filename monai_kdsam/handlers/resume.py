@@ -30,6 +30,10 @@ KEPT = (
 )
 
 
+# What a learning rate's schedule knows of its length: a run that shall be longer goes on in the longer schedule.
+SCHEDULE = ("total_steps", "_schedule_phases")
+
+
 class EpochSeed:
     """Seeds all randomness anew at each epoch, from the run's seed and the epoch's number.
 
@@ -110,8 +114,8 @@ class ResumeHandler:
 
     Raises:
         FileNotFoundError: when told to resume and there is nothing to resume from.
-        ValueError: when the file is damaged, or belongs to another network, to a run of another length (the learning
-            rate's schedule depends on it) or to a finished one.
+        ValueError: when the file is damaged, or belongs to another network, to a longer run (the learning rate's
+            schedule depends on the length) or to a finished one of this length.
     """
 
     def __init__(self, path: str | Path, objects: Mapping[str, Any], *, evaluator: Engine, resume: bool) -> None:
@@ -150,25 +154,30 @@ class ResumeHandler:
             raise FileNotFoundError(f"Nothing to resume: {self.path} does not exist. Start without `--resume True`.")
         try:
             state = load_tensors(self.path)
-            for name, item in self.objects.items():
-                item.load_state_dict(state["objects"][name])
             epoch, iteration, max_epochs = state["epoch"], state["iteration"], state["max_epochs"]
+            is_longer = max_epochs is not None and engine.state.max_epochs > max_epochs
+            for name, item in self.objects.items():
+                stored = state["objects"][name]
+                own = item.state_dict() if is_longer else {}
+                item.load_state_dict(stored | {key: own[key] for key in SCHEDULE if key in own})
             best = dict(state["best"])
         except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"Cannot resume from {self.path}: {str(error).partition(chr(10))[0]} - "
                 "it is damaged or of another network; start without `--resume True`."
             ) from error
-        if max_epochs != engine.state.max_epochs:
+        if max_epochs != engine.state.max_epochs and not is_longer:
             raise ValueError(
                 f"Cannot resume from {self.path}: its learning rate is scheduled for {max_epochs} epochs, and `epochs` "
-                f"is now {engine.state.max_epochs}. Ask for the same `epochs`, or start without `--resume True`."
+                f"is now {engine.state.max_epochs}. Ask for as many `epochs` or more, or start without `--resume True`."
             )
-        if max_epochs is not None and epoch >= max_epochs:
+        if max_epochs is not None and epoch >= max_epochs and not is_longer:
             raise ValueError(
                 f"Nothing to resume: {self.path} is of a run that finished its {epoch} epochs. "
-                "Start without `--resume True`."
+                "Ask for more `epochs`, or start without `--resume True`."
             )
+        if is_longer:
+            logger.info("The learning rate goes on as in a run of %d epochs.", engine.state.max_epochs)
         engine.state.epoch, engine.state.iteration = epoch, iteration
         for key, value in best.items():
             setattr(self.evaluator.state, key, value)

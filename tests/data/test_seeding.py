@@ -60,3 +60,22 @@ def test_workers_that_live_on_see_the_next_epoch() -> None:
 def test_a_dataset_without_random_transforms_is_refused() -> None:
     with pytest.raises(TypeError, match="Expected `dataset` with a Randomizable `transform`, got NoneType"):
         SeededDataset(TensorDataset(torch.zeros(3)))
+
+
+class Threads(Dataset):
+    """Threads of PyTorch, where an item is loaded."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        return torch.get_num_threads()
+
+
+def test_a_worker_has_one_thread() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert [int(count) for count in DataLoader(Threads([]), num_workers=1)] == [1, 1]
+    finally:
+        torch.set_num_threads(before)

@@ -15,7 +15,7 @@ from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 from torch import nn
 
 from monai_kdsam.data import SeededDataset
-from monai_kdsam.handlers import BestWeightsSaver, EpochSeed, ResumeHandler
+from monai_kdsam.handlers import BestWeightsSaver, EarlyStop, EpochSeed, ResumeHandler
 
 
 class PowerFailureError(Exception):
@@ -29,7 +29,14 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, *, resume: bool = False, epochs: int = 4, scores: tuple[float, ...] = (), width: int = 6
+        self,
+        folder: Path,
+        *,
+        resume: bool = False,
+        epochs: int = 4,
+        scores: tuple[float, ...] = (),
+        width: int = 6,
+        patience: int = 0,
     ) -> None:
         torch.manual_seed(0)
         self.network = nn.Sequential(nn.Linear(8, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 1))
@@ -38,7 +45,7 @@ class Run:
         augmentation = Compose([RandFlipd("image", prob=0.5), RandGaussianNoised("image", prob=0.7, std=0.5)])
         dataset = SeededDataset(Dataset(data, augmentation), seed=11)
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.05)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=3 * epochs)
         self.losses: list[float] = []
         self.evaluator = Engine(lambda *_: None)
         self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = -1.0, -1
@@ -60,6 +67,7 @@ class Run:
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._log, scheduler)
         if scores:
             self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._validate, scores)
+        EarlyStop(self.evaluator, patience).attach(self.trainer)
         ResumeHandler(self.state_file, objects, evaluator=self.evaluator, resume=resume).attach(self.trainer)
 
     def _log(self, engine: Engine, scheduler) -> None:
@@ -123,7 +131,7 @@ def test_a_run_interrupted_twice_equals_an_uninterrupted_one(tmp_path) -> None:
 
 def test_a_run_without_resume_starts_anew_and_replaces_the_state(tmp_path) -> None:
     first = Run(tmp_path, epochs=2).to_the_end()
-    second = Run(tmp_path, epochs=1).to_the_end()
+    second = Run(tmp_path, epochs=2).until(1)
     assert second.losses == first.losses[:3]
     assert torch.load(second.state_file, weights_only=True)["epoch"] == 1
 
@@ -189,14 +197,36 @@ def test_nothing_to_resume_is_told(tmp_path) -> None:
 
 def test_a_finished_run_is_told(tmp_path) -> None:
     Run(tmp_path, epochs=2).to_the_end()
-    with pytest.raises(ValueError, match=r"Nothing to resume: .* finished its 2 epochs\. Start without `--resume"):
+    with pytest.raises(ValueError, match=r"Nothing to resume: .* finished its 2 epochs\. Ask for more `epochs`, or"):
         Run(tmp_path, epochs=2, resume=True).to_the_end()
 
 
-def test_a_run_of_another_length_is_not_resumed_because_its_learning_rates_would_differ(tmp_path) -> None:
+def test_a_run_of_a_shorter_length_is_not_resumed_because_its_learning_rates_would_differ(tmp_path) -> None:
     Run(tmp_path, epochs=4).until(2)
-    with pytest.raises(ValueError, match=r"learning rate is scheduled for 4 epochs, and `epochs` is now 6\. Ask for"):
-        Run(tmp_path, epochs=6, resume=True).to_the_end()
+    with pytest.raises(ValueError, match=r"learning rate is scheduled for 4 epochs, and `epochs` is now 3\. Ask for"):
+        Run(tmp_path, epochs=3, resume=True).to_the_end()
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 6), (1, 3), (2, 4), (3, 6)])
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_run_that_becomes_no_better_stops_where_it_would_without_a_break(tmp_path, patience, epochs, broken) -> None:
+    settings = {"epochs": 6, "scores": (0.5, 0.7, 0.6, 0.7, 0.8, 0.6), "patience": patience}
+    if broken:
+        Run(tmp_path, **settings).until(2)
+    run = Run(tmp_path, resume=broken, **settings).to_the_end()
+    assert torch.load(run.state_file, weights_only=True)["epoch"] == epochs
+
+
+@pytest.mark.parametrize("done", [2, 4])
+def test_a_run_goes_on_for_more_epochs_at_the_learning_rates_of_the_longer_one(tmp_path, done) -> None:
+    first = Run(tmp_path / "parts", epochs=4)
+    first.until(done) if done < 4 else first.to_the_end()
+    longer, whole = Run(tmp_path / "parts", epochs=6, resume=True).to_the_end(), Run(tmp_path / "whole", epochs=6)
+    whole.to_the_end()
+    assert len(longer.losses) == 3 * (6 - done)
+    states = [torch.load(run.state_file, weights_only=True) for run in (longer, whole)]
+    for key in ("total_steps", "last_epoch", "_last_lr"):
+        assert states[0]["objects"]["lr_scheduler"][key] == states[1]["objects"]["lr_scheduler"][key]
 
 
 @pytest.mark.parametrize(

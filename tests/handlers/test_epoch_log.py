@@ -4,9 +4,10 @@ from __future__ import annotations
 import logging
 
 import pytest
+import torch
 from ignite.engine import Engine
 
-from monai_kdsam.handlers import InputWait
+from monai_kdsam.handlers import EpochLog
 
 
 class Clock:
@@ -35,7 +36,7 @@ def lines(caplog, *, load: float, step: float, epochs: int = 1) -> list[str]:
         clock.now += step
 
     engine = Engine(train)
-    InputWait(clock=clock).attach(engine)
+    EpochLog(clock=clock).attach(engine)
     with caplog.at_level(logging.INFO, logger="monai_kdsam"):
         engine.run(Loader(), max_epochs=epochs)
     return [record.getMessage() for record in caplog.records if record.name.startswith("monai_kdsam")]
@@ -55,3 +56,11 @@ def test_what_would_help_is_told_only_where_much_is_waited(caplog) -> None:
 
 def test_each_epoch_is_measured_on_its_own(caplog) -> None:
     assert len({line.partition(": ")[2] for line in lines(caplog, load=1, step=3, epochs=3)}) == 1
+
+
+def test_the_mean_loss_of_the_epoch_is_logged(caplog) -> None:
+    engine = Engine(lambda _, batch: [{"loss": torch.tensor(batch)}])
+    EpochLog().attach(engine)
+    with caplog.at_level(logging.INFO, logger="monai_kdsam"):
+        engine.run([1.0, 2.0, 6.0], max_epochs=2)
+    assert [line.startswith("Epoch 2: loss 3.0000, ") for line in caplog.messages] == [False, True]
