@@ -65,8 +65,10 @@ def _report(arguments: argparse.Namespace) -> str:
 def _label(arguments: argparse.Namespace) -> str:
     from monai_kdsam.serving.label import serve
 
-    place = {"host": arguments.host, "port": arguments.port, "folder": arguments.dir}
-    return serve(arguments.studies, arguments.model or ["kdsam_deepgrow_2d"], **place)
+    given = {"host": arguments.host, "port": arguments.port, "folder": arguments.dir}
+    names = ("allow_origin", "allow_model_upload", "max_upload", "max_sessions")
+    given |= {name: getattr(arguments, name) for name in names}
+    return serve(arguments.studies, arguments.model or ["kdsam_deepgrow_2d"], **given)
 
 
 def _deploy(arguments: argparse.Namespace) -> str:
@@ -191,6 +193,21 @@ def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     label.add_argument("--port", type=int, default=8000, help="default: %(default)s")
     label.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
     label.add_argument("--dir", default="kdsam_label", help="folder for the server's files (default: %(default)s)")
+    label.add_argument(
+        "--allow-origin",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ADDRESS",
+        help="whose pages may use the server beside its own, as https://label.example.org; a proxy's own address too",
+    )
+    label.add_argument("--allow-model-upload", action="store_true", help="let clients replace the weights")
+    label.add_argument(
+        "--max-upload", type=int, default=1024, metavar="MIB", help="of a request (default: %(default)s)"
+    )
+    label.add_argument(
+        "--max-sessions", type=int, default=4096, metavar="MIB", help="of all sessions' images (default: %(default)s)"
+    )
     label.set_defaults(run=_label)
 
 

@@ -35,14 +35,16 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
     Raises:
         OSError: when the disk is full or the folder is not writable; the old file is kept.
     """
-    unfinished = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.part")
+    # A name may have 255 bytes.
+    name = path.name if len(path.name.encode()) < 160 else hashlib.sha256(path.name.encode()).hexdigest()
+    unfinished = path.with_name(f".{name}.{platform.node()}-{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
         with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-        remove_leftovers(path.parent, path.name)
+        remove_leftovers(path.parent, name)
     except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink()

@@ -17,7 +17,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from monai_kdsam.data.held_out import FEW
-from monai_kdsam.files import write_text
+from monai_kdsam.files import file_sha256, write_text
 from monai_kdsam.networks import save_weights
 from monai_kdsam.sidecar import copy_with_sidecar
 
@@ -93,7 +93,7 @@ class ReplaceIfBetter:
         self.path, self.backup, self.report = Path(path), Path(backup), Path(report)
         self.evaluator = evaluator
         self.prompts = list(prompts)
-        self._before = torch.empty(0)
+        self._before, self._served = torch.empty(0), ""
 
     def attach(self, engine: Engine) -> None:
         """Measure when the trainer starts, report on each epoch, decide when it has completed the last one."""
@@ -105,6 +105,7 @@ class ReplaceIfBetter:
 
     def start(self, engine: Engine) -> None:
         """Measure the weights that are served."""
+        self._served = file_sha256(self.path)
         self._before = self._measure()
         self.tell(engine)
 
@@ -118,6 +119,9 @@ class ReplaceIfBetter:
         """Measure the weights that were learned, and keep or replace the served ones."""
         measured = self._measure()
         replaced, reason = is_better(self._before, measured)
+        # What was not measured is not replaced: somebody has put other weights in their place since.
+        if not self.path.is_file() or file_sha256(self.path) != self._served:
+            replaced, reason = False, "other weights are served than at the start of the training"
         if replaced:
             copy_with_sidecar(self.path, self.backup, remedy=REMEDY)
             save_weights(self.network, self.path, self.settings, remedy=REMEDY)

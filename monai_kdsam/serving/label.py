@@ -18,6 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from monai_kdsam.bundles import find_mistake
 from monai_kdsam.files import write_text
 from monai_kdsam.serving.dicomweb import check_dicomweb
 from monai_kdsam.sidecar import sidecar_path
@@ -25,6 +26,7 @@ from monai_kdsam.sidecar import sidecar_path
 __all__ = ["prepare_app", "serve"]
 
 APP = "monaibundle"
+MARKER = ".made-by-monai_kdsam"  # in folders that are emptied at each start
 OWN_APP = '''# SPDX-License-Identifier: Apache-2.0
 """Written at each start. MONAI Label's own app is monaibundle.py beside this file, as it was released."""
 
@@ -61,6 +63,10 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     folder: str = "kdsam_label",
+    allow_origin: Sequence[str] = (),
+    allow_model_upload: bool = False,
+    max_upload: int = 1024,
+    max_sessions: int = 4096,
 ) -> str:
     """Serve a trained bundle to annotators until the process is stopped.
 
@@ -70,6 +76,10 @@ def serve(
         host: address to listen on; "0.0.0.0" for other machines too.
         port: to listen on.
         folder: where the server's application and its log are put.
+        allow_origin: addresses whose pages may use the server beside its own, a proxy's public one among them.
+        allow_model_upload: whether clients may replace the weights.
+        max_upload: MiB of a request.
+        max_sessions: MiB of all images that clients have uploaded for a while.
 
     Returns:
         What to tell the user at the end.
@@ -77,8 +87,9 @@ def serve(
     Raises:
         RuntimeError: when MONAI Label is not installed, with the command that does.
         FileNotFoundError: when there are no studies, no bundle, or no weights in it.
-        ValueError: when clients could not tell two bundles apart, or what answers at the address is not DICOMweb.
-        OSError: when the port or the folder is taken, or no DICOMweb server answers at the address.
+        ValueError: when clients could not tell two bundles apart, a bundle does not predict, an origin is none, or
+            what answers at the address is not DICOMweb.
+        OSError: when the port or the folder is taken, holds files that are not ours, or no DICOMweb server answers.
     """
     if importlib.util.find_spec("monailabel") is None:
         raise RuntimeError(f"MONAI Label is not installed here. In an environment of its own: pip install {PACKAGES}")
@@ -87,6 +98,9 @@ def serve(
         raise FileNotFoundError(
             f"Expected `--studies` to be a folder of images or the http address of a DICOMweb server, got {studies}."
         )
+    from monai_kdsam.serving.gate import read_origin
+
+    origins = [read_origin(origin) for origin in allow_origin]
     bundles = [Path(model)] if isinstance(model, (str, Path)) else [Path(name) for name in model]
     for bundle in bundles:
         _check_bundle(bundle)
@@ -103,6 +117,8 @@ def serve(
         sys.stdout.write(WELCOME.format(models=", ".join(names), model=names[0], address=f"http://{host}:{port}"))
         sys.stdout.flush()
         settings = {"models": ",".join(names), "zoo_source": "local", "sam2": "false", "preload": "true"}
+        settings |= {"allow_origin": " ".join(origins), "allow_model_upload": str(allow_model_upload).lower()}
+        settings |= {"max_upload": str(max_upload << 20), "max_sessions": str(max_sessions << 20)}
         arguments = ["--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
         for key, value in settings.items():
             arguments += ["--conf", key, value]
@@ -117,6 +133,7 @@ def _set_defaults(folder: Path) -> None:
     # It would offer CT alone, and copy the studies into the home folder.
     os.environ.setdefault("MONAI_LABEL_DICOMWEB_SEARCH_FILTER", "{}")
     os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(folder / "studies"))
+    os.environ.setdefault("MONAI_LABEL_SESSION_PATH", str(folder / "sessions"))
 
 
 def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
@@ -133,6 +150,8 @@ def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
     """
     model, app = Path(model).resolve(), Path(folder).resolve() / APP
     if not (app / "main.py").is_file():
+        if app.exists():
+            raise FileExistsError(f"{app} is not this command's. Name another folder with `--dir`.")
         with contextlib.redirect_stdout(io.StringIO()):
             _monailabel("apps", "--download", "--name", APP, "--output", str(app.parent))
     if not (app / f"{APP}.py").is_file():
@@ -140,9 +159,9 @@ def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
     write_text(app / "main.py", OWN_APP)
     name = served_name(model)
     served = app / "model" / name
-    shutil.rmtree(served, ignore_errors=True)
+    _empty(served)
     # Of the weights only model.pt: the server would offer its clients each .pt file, a teacher's too, for this network.
-    (served / "models").mkdir(parents=True)
+    (served / "models").mkdir()
     weights = model / "models" / "model.pt"
     parts = [model / "configs", weights, *(file for file in [sidecar_path(weights)] if file.is_file())]
     for part in parts:
@@ -178,6 +197,23 @@ def _check_bundle(model: Path) -> None:
             "best after `distill` (train.json with distill.json); README.md has both commands. "
             "kdsam_deepgrow_3d takes those of kdsam_deepgrow_2d."
         )
+    _check_prediction(model)
+
+
+def _check_prediction(model: Path) -> None:
+    """Load all that the server will: MONAI Label would go on with random layers, or end in a traceback.
+
+    Raises:
+        ValueError: when the bundle is damaged, of another version, or its weights are another network's.
+    """
+    from monai_kdsam.inferers import BundlePredictor
+
+    try:
+        json.loads((model / "configs" / "metadata.json").read_text(encoding="utf-8"))["network_data_format"]
+        BundlePredictor(model)
+    except Exception as error:  # whatever a config calls may raise
+        reason = (str(find_mistake(error) or error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"Expected a bundle that predicts at `--model`, but {model} does not: {reason}") from None
 
 
 def _check_port(host: str, port: int) -> None:
@@ -212,9 +248,22 @@ def _use_own_temporary_folder(folder: Path) -> None:
     The server deletes a mask after it was sent, and a client on the same machine saves it under the same name: in a
     common folder for temporary files the client would lose it. Uploads whose request fails are left behind.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    _empty(folder)
     tempfile.tempdir = str(folder)
+
+
+def _empty(folder: Path) -> None:
+    """Empty a folder that this command made, or make it; what a user keeps in one of that name is theirs."""
+    marker = folder / MARKER
+    if not marker.is_file() and folder.exists() and next(folder.iterdir(), None) is not None:
+        raise FileExistsError(f"{folder} is not empty and not this command's. Name another folder with `--dir`.")
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path != marker:
+            path.unlink(missing_ok=True)
 
 
 def _monailabel(*arguments: str) -> None:

@@ -8,25 +8,39 @@ mistake with "Internal Server Error", and the reason stands in its log alone; se
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
+import re
+import tempfile
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import monailabel.datastore.dicom
 import monailabel.endpoints.infer
 import monailabel.interfaces.app
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from monailabel.app import app
+from monailabel.config import settings
 from monailabel.interfaces.exception import MONAILabelException
 from monailabel.utils.async_tasks.task import AsyncTask
 from requests import RequestException
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from monai_kdsam.bundles import find_mistake
-from monai_kdsam.serving import train_endpoint
+from monai_kdsam.serving import model_endpoint, train_endpoint
 from monai_kdsam.serving.dicom_seg import write_dicom_seg
+from monai_kdsam.serving.gate import Gate
+from monai_kdsam.serving.learning_app import SERVER
 from monai_kdsam.serving.pacs import SeriesDatastore
+from monai_kdsam.serving.temporary_files import tidy_up
 
 __all__ = ["app"]
 
@@ -34,10 +48,58 @@ __all__ = ["app"]
 monailabel.interfaces.app.DICOMWebDatastore = SeriesDatastore
 monailabel.endpoints.infer.nifti_to_dicom_seg = write_dicom_seg
 monailabel.datastore.dicom.nifti_to_dicom_seg = write_dicom_seg
+tidy_up()
+
+logger = logging.getLogger(__name__)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FOLDERS = re.compile(r"(?<![\w.:/-])/(?:[^/\s'\",;]+/)+")
+
+
+def gate(behind: ASGIApp) -> Gate:
+    """The gate, with what the command line allows; the address list of MONAI Label's own setting counts as well."""
+    conf = settings.MONAI_LABEL_APP_CONF
+    origins = [*conf.get("allow_origin", "").split(), *(str(url) for url in settings.MONAI_LABEL_CORS_ORIGINS)]
+    return Gate(behind, origins=origins, max_upload=int(conf.get("max_upload", 2**30)))
+
+
+run_task = AsyncTask.run
+
+
+def run_checked_task(method: str, request: Any = None, params: Any = None, **others: Any) -> Any:
+    """Start a task; what is imported in its process is not for clients to say."""
+    if "bundle_path" in {**(request or {}), **(params or {})}:
+        raise ValueError("Expected parameters without `bundle_path`, which is the server's own.")
+    return run_task(method, request=request, params=params, **others)
+
+
+AsyncTask.run = staticmethod(run_checked_task)
+
+
+def without_folders(text: str) -> str:
+    """A message for clients, to whom the folders of this machine are no concern."""
+    bundles = [file.resolve().parent for file in Path(settings.MONAI_LABEL_APP_DIR, "model").glob("*/configs")]
+    known = [settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_APP_DIR, tempfile.gettempdir(), *map(str, bundles)]
+    for folder in sorted(filter(None, known), key=len, reverse=True):
+        text = text.replace(f"{folder}{os.sep}", "")
+    return FOLDERS.sub("", text)
 
 
 def _answer(status: int, detail: str) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status_code=status)
+    told = without_folders(detail)
+    if told != detail:
+        logger.warning("Answered %d: %s", status, detail)
+    return JSONResponse({"detail": told}, status_code=status)
+
+
+def _no_room(error: BaseException | None) -> str:
+    """What was not written, if an error or one that it was raised from tells of a full disk."""
+    text = ""
+    while error is not None:
+        text = text or str(error)
+        if isinstance(error, OSError) and error.errno in FULL:
+            return f"There is no room on the server's disk. {text}"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _raised_in(error: Exception) -> str:
@@ -47,7 +109,9 @@ def _raised_in(error: Exception) -> str:
 
 
 async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
-    """400 for what the client can mend, 404 for no such image, 502 for the archive's; a defect is raised again."""
+    """400 for what the client can mend, 404 for no such image, 502 for the archive's, 507; a defect is raised again."""
+    if no_room := _no_room(error):
+        return _answer(507, no_room)
     mistake = find_mistake(error)
     if isinstance(mistake, FileNotFoundError):
         image = request.query_params.get("image")
@@ -65,6 +129,14 @@ async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
     raise error
 
 
+async def answer_refusal(request: Request, error: HTTPException) -> JSONResponse:
+    """What an endpoint answers on purpose, unless it could not take in the request for want of room."""
+    no_room = _no_room(error)
+    answer = _answer(507 if no_room else error.status_code, no_room or str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
 async def answer_defect(request: Request, error: Exception) -> JSONResponse:
     """500 with the error's own text; its traceback is in the server's log."""
     return _answer(500, f"The server could not do this: {type(error).__name__}: {error}")
@@ -76,6 +148,7 @@ serve_requests = app.router.lifespan_context
 @asynccontextmanager
 async def lifespan(server: FastAPI) -> AsyncIterator[None]:
     """The server's own, and at its end no training or scoring goes on without it."""
+    os.environ[SERVER] = str(os.getpid())
     async with serve_requests(server):
         yield
     for method in ("train", "scoring"):
@@ -83,8 +156,11 @@ async def lifespan(server: FastAPI) -> AsyncIterator[None]:
 
 
 app.router.lifespan_context = lifespan
-# Before the server's own route of the same path.
-app.router.routes[:0] = train_endpoint.router.routes
+# MONAI Label's only one lets in every origin.
+app.user_middleware[:] = [Middleware(gate)]
+# Before the server's own routes of the same paths.
+app.router.routes[:0] = [*train_endpoint.router.routes, *model_endpoint.router.routes]
+app.add_exception_handler(AnyHTTPException, answer_refusal)
 for kind in (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, MONAILabelException):
     app.add_exception_handler(kind, answer_mistake)
 app.add_exception_handler(Exception, answer_defect)

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
 from monai.bundle import ConfigParser
 from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
@@ -18,6 +20,7 @@ from monailabel.utils.others.generic import device_list
 from monai_kdsam.bundles import find_mistake
 from monai_kdsam.data.held_out import hold_out
 from monai_kdsam.files import file_sha256, write_text
+from monai_kdsam.serving.checked_app import check_device
 from monai_kdsam.serving.submitted_label import check_labels
 
 __all__ = ["LearnTask"]
@@ -101,6 +104,28 @@ class LearnTask(BundleTrainTask):
         """Train, compare and decide; returns `stats`."""
         # A handful of labels is the work of one device.
         request = self.defaults | request | {"multi_gpu": False}
+        with self.alone():
+            return self._learn(request, datastore)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the bundle for one training, whichever server started it.
+
+        Raises:
+            ValueError: when another one learns on it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError("Another training works on this bundle. Wait for its end, or stop its server.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _learn(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         self._report({"epoch": 0, "total_epochs": request["max_epochs"]})
         try:
             super().__call__(request, datastore)
@@ -162,7 +187,4 @@ def _check_parameters(request: Mapping[str, Any]) -> None:
     for name, parameter in PARAMETERS.items():
         if name in request and not parameter.is_allowed(request[name]):
             raise ValueError(f"Expected `{name}` to be {parameter.allowed}, got {request[name]!r}.")
-    device = request.get("device")
-    known = [*device_list(), "cpu", "cuda"]
-    if device is not None and (device[0] if isinstance(device, list) and device else device) not in known:
-        raise ValueError(f"Expected `device` among {', '.join(known)}, got {device!r}.")
+    check_device(request.get("device"))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from typing import Any
 
 from monailabel.interfaces.app import MONAILabelApp
@@ -20,9 +22,12 @@ from monailabel.utils.async_tasks.utils import tasks
 from monailabel.utils.others.generic import strtobool
 
 from monai_kdsam.serving.active_learning import NAME, LeastSureFirst, UncertaintyScoring, unscored_images
+from monai_kdsam.serving.checked_app import CheckedApp
 from monai_kdsam.serving.learning import LearnTask
 
-__all__ = ["is_busy", "with_learning"]
+__all__ = ["SERVER", "is_busy", "with_learning"]
+
+SERVER = "KDSAM_LABEL_SERVER"  # variable with the number of the server's process, for those that it starts
 
 BACKGROUND = "monailabel.interfaces.utils.app"  # the module that the server starts for a training or a scoring
 
@@ -40,11 +45,12 @@ def with_learning(base: type[MONAILabelApp]) -> type[MONAILabelApp]:
     """
 
     # MONAI Label recognizes an app by this direct base.
-    class LearningApp(base, MONAILabelApp):
+    class LearningApp(CheckedApp, base, MONAILabelApp):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             spec = getattr(sys.modules["__main__"], "__spec__", None)
             if spec is not None and spec.name == BACKGROUND and hasattr(os, "nice"):
                 os.nice(5)  # clicks go first
+                threading.Thread(target=_end_with_server, daemon=True).start()
             super().__init__(*args, **kwargs)
             # The server would score at its start and after every request for an image, without end of the queue.
             self._auto_update_scoring = False
@@ -73,3 +79,11 @@ def with_learning(base: type[MONAILabelApp]) -> type[MONAILabelApp]:
             return found
 
     return LearningApp
+
+
+def _end_with_server() -> None:
+    """End this process when the server has ended, killed or not: nobody would know of it, nor stop it."""
+    server = int(os.environ.get(SERVER, os.getppid()))
+    while os.getppid() == server:
+        time.sleep(0.2)
+    os._exit(1)

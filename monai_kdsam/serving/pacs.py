@@ -12,18 +12,47 @@ from cachetools import TTLCache, cached
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 
+from monai_kdsam.serving.studies import StudiesDatastore, checked_name
+
 __all__ = ["SeriesDatastore"]
 
 # Series that hold no images, which the server would offer to be segmented.
 NOT_IMAGES = {"SEG", "SR", "PR", "KO", "DOC", "AU", "ECG", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "FID"}
 
 
-class SeriesDatastore(DICOMWebDatastore):
-    """The server's DICOMweb store, which downloads and converts series, with four differences.
+def _checked_uid(uid: str) -> str:
+    """A UID, which leads out of no folder."""
+    if not re.fullmatch(r"[0-9.]*[0-9][0-9.]*", uid):
+        raise FileNotFoundError(f"Expected a SeriesInstanceUID, got {uid!r}.")
+    return uid
+
+
+class SeriesDatastore(DICOMWebDatastore, StudiesDatastore):
+    """The server's DICOMweb store, which downloads and converts series, with five differences.
 
     Images arrive as they are stored, so that the archive need not be able to decompress them; an image has its one
-    path from the first request on; a series that is no volume is told so; and series without images are not listed.
+    path from the first request on; a series that is no volume is told so; series without images are not listed; and
+    its copies are kept as `StudiesDatastore` keeps files.
     """
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        """Download and convert a label, by its SeriesInstanceUID.
+
+        Raises:
+            FileNotFoundError: when it is no UID.
+        """
+        path: str = super().get_label_uri(_checked_uid(label_id), checked_name(label_tag, "a tag"), image_id)
+        return path
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: Any, *others: Any) -> str:
+        """Store a label in the archive, a draft beside it.
+
+        Raises:
+            ValueError: when the tag may not become a folder's name.
+        """
+        checked_name(label_tag, "a tag")
+        saved: str = super().save_label(_checked_uid(image_id), label_filename, label_tag, label_info, *others)
+        return saved
 
     def get_image_uri(self, image_id: str) -> str:
         """Download and convert a series, unless that is done already.
@@ -35,9 +64,7 @@ class SeriesDatastore(DICOMWebDatastore):
             FileNotFoundError: when the archive has no such series.
             ValueError: when its images do not make one volume.
         """
-        if not re.fullmatch(r"[0-9.]*[0-9][0-9.]*", image_id):  # no way out of the folder
-            raise FileNotFoundError(f"Expected a SeriesInstanceUID, got {image_id!r}.")
-        folder = Path(self._datastore.image_path(), image_id).resolve()
+        folder = Path(self._datastore.image_path(), _checked_uid(image_id)).resolve()
         if not folder.is_dir():
             self._download(image_id, folder)
         path = folder.with_name(f"{image_id}.nii.gz")

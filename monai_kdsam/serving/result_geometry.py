@@ -18,7 +18,7 @@ from monai_kdsam.data.dicom import open_dicom, open_itk
 from monai_kdsam.data.geometry import itk_affine, nifti_affine
 from monai_kdsam.pixels import open_picture
 
-__all__ = ["ResultGeometryd", "VolumeFormatd", "file_affine"]
+__all__ = ["ResultGeometryd", "VolumeFormatd", "default_extension", "file_affine"]
 
 
 def file_affine(path: str) -> NDArray[np.float64]:
@@ -80,7 +80,7 @@ class ResultGeometryd(MapTransform):
         path = result.get("image_path")
         if path is None:
             return result
-        result["result_extension"] = result.get("result_extension") or _default_extension(path)
+        result["result_extension"] = result.get("result_extension") or default_extension(path)
         if result["result_extension"].lower() in PICTURE_SUFFIXES:
             return result
         for key in self.key_iterator(result):
@@ -111,7 +111,7 @@ class VolumeFormatd(MapTransform):
         result = dict(data)
         path = result.get("image_path")
         if path is not None:
-            result["result_extension"] = extension = result.get("result_extension") or _default_extension(path)
+            result["result_extension"] = extension = result.get("result_extension") or default_extension(path)
             if str(extension).lower() in PICTURE_SUFFIXES:
                 raise ValueError(
                     f"Expected `result_extension` of a format for volumes, .nii.gz or .nrrd, got {extension}."
@@ -119,7 +119,8 @@ class VolumeFormatd(MapTransform):
         return result
 
 
-def _default_extension(path: str) -> str:
+def default_extension(path: str) -> str:
+    """Suffix of the mask of an image: PNG for pictures, NIfTI for NIfTI, NRRD for DICOM."""
     suffix = suffix_of(split_frame(path)[0])
     if suffix in PICTURE_SUFFIXES:
         return ".png"

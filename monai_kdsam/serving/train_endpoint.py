@@ -42,6 +42,9 @@ async def api_run_model(
         await run_in_threadpool(task.check, params or {}, app.datastore())
     if is_busy("train") and not enqueue:
         raise HTTPException(429, "A training is running already. Wait for its end, or stop it with DELETE /train.")
+    if isinstance(task, LearnTask) and not is_busy("train"):
+        with task.alone():
+            pass
     running, detail = AsyncTask.run("train", request={"model": model}, params=params, enqueue=enqueue)
     if running is None:
         raise HTTPException(429, detail)

@@ -48,7 +48,7 @@ class Evaluator:
         self.state.metric_details["dice"] = torch.tensor([[value, value / 2]] * 3)
 
 
-def train(tmp_path, to: float) -> dict:
+def train(tmp_path, to: float, meanwhile=lambda file: None) -> dict:
     """A training that takes the network's weight, which is its Dice, from 0.5 to another value."""
     network = nn.Linear(1, 1, bias=False)
     network.load_state_dict({"weight": torch.tensor([[0.5]])})
@@ -57,7 +57,12 @@ def train(tmp_path, to: float) -> dict:
     handler = ReplaceIfBetter(
         network, tmp_path / "model.pt", **files, evaluator=Evaluator(network), prompts=["box", "none"]
     )
-    trainer = Engine(lambda *_: network.load_state_dict({"weight": torch.tensor([[to]])}))
+
+    def step(*_) -> None:
+        meanwhile(tmp_path / "model.pt")
+        network.load_state_dict({"weight": torch.tensor([[to]])})
+
+    trainer = Engine(step)
     handler.attach(trainer)
     trainer.run([0], max_epochs=1)
     return json.loads((tmp_path / "report.json").read_text())
@@ -83,3 +88,16 @@ def test_other_weights_change_nothing_but_the_report(tmp_path, to):
     assert report["after"]["mean"] is None or report["after"]["mean"] <= 0.375
     assert weight(tmp_path / "model.pt") == 0.5
     assert not (tmp_path / "previous.pt").exists()
+
+
+def restore(file) -> None:
+    torch.save({"weight": torch.tensor([[0.1]])}, file)
+
+
+@pytest.mark.parametrize("meanwhile", [restore, lambda file: file.unlink()])
+def test_weights_that_were_not_measured_are_not_replaced(tmp_path, meanwhile):
+    report = train(tmp_path, 0.8, meanwhile)
+    assert not report["replaced"]
+    assert report["reason"] == "other weights are served than at the start of the training"
+    assert not (tmp_path / "previous.pt").exists()
+    assert not (tmp_path / "model.pt").exists() or weight(tmp_path / "model.pt") == pytest.approx(0.1)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import psutil
 import pytest
 import requests
 import torch
@@ -237,3 +238,23 @@ def test_scores_become_old_with_new_weights_and_are_renewed_after_a_request(serv
             break
         time.sleep(0.5)
     assert info["uncertainty_weights"] == stamp
+
+
+def test_a_killed_server_takes_its_training_along_and_two_do_not_learn_on_one_bundle(
+    server, client, labelled, tmp_path
+):
+    before = (server.bundle / "models" / "model.pt").read_bytes()
+    with running_server(server.bundle, server.studies, tmp_path) as beside:
+        assert train(beside, {"max_epochs": 501}, run_sync=False).status_code == 200
+        end = time.monotonic() + 120
+        while client.info()["train_stats"][MODEL].get("total_epochs") != 501 and time.monotonic() < end:
+            time.sleep(0.1)
+        refused = train(server, QUICK)
+        assert refused.status_code == 400
+        assert "Another training works on this bundle" in refused.json()["detail"]
+        children = psutil.Process(beside.process.pid).children(recursive=True)
+        beside.process.kill()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert children
+        assert not alive
+    assert (server.bundle / "models" / "model.pt").read_bytes() == before

@@ -124,9 +124,12 @@ def test_oblique_permuted_and_flipped_files_get_their_geometry_back(server, pred
     np.testing.assert_array_equal(sitk.GetArrayFromImage(found).T, predict(file, **prompt))
 
 
-def test_a_dicom_series_is_named_by_its_folder_and_gets_its_geometry_back(server, predict, real_data, tmp_path):
+def test_a_dicom_series_is_named_by_its_folder_and_gets_its_geometry_back(
+    server, predict, studies, real_data, tmp_path
+):
     folder = next((real_data / "dicom-mr").iterdir())
-    found = saved(asked(server, folder, PROMPTS["a click, propagated"]), tmp_path / "mask.nrrd")
+    (studies / "series").symlink_to(folder)
+    found = saved(asked(server, "series", PROMPTS["a click, propagated"]), tmp_path / "mask.nrrd")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(path) for path in series_files(folder)])
     assert_same_place(found, reader.Execute())
@@ -134,8 +137,9 @@ def test_a_dicom_series_is_named_by_its_folder_and_gets_its_geometry_back(server
     np.testing.assert_array_equal(sitk.GetArrayFromImage(found).T, expected)
 
 
-def test_a_cine_is_a_volume_of_frames(server, predict, real_data, tmp_path):
-    file = real_data / "dicom-us" / "examples_ybr_color.dcm"
+def test_a_cine_is_a_volume_of_frames(server, predict, studies, real_data, tmp_path):
+    file = studies / "cine.dcm"
+    file.symlink_to(real_data / "dicom-us" / "examples_ybr_color.dcm")
     prompt = {"foreground": [[150, 120, 4]], "roi": [90, 210, 60, 180, 3, 6], "propagate": True}
     found = saved(asked(server, file, prompt), tmp_path / "mask.nrrd")
     assert_same_place(found, sitk.ReadImage(str(file)))
@@ -191,9 +195,10 @@ def test_a_mistake_is_explained_and_the_server_goes_on(server, name):
     assert asked(server, "plain", PROMPTS["a click"]).status_code == 200
 
 
-def test_a_later_click_neither_loads_the_volume_nor_encodes_its_slices_again(server, real_data):
+def test_a_later_click_neither_loads_the_volume_nor_encodes_its_slices_again(server, studies, real_data):
     """With and without the option that makes the server build its transforms anew."""
-    file = sorted((real_data / "Task04_Hippocampus" / "imagesTr").glob("*.nii.gz"))[1]
+    file = studies / "other.nii.gz"
+    file.symlink_to(sorted((real_data / "Task04_Hippocampus" / "imagesTr").glob("*.nii.gz"))[1])
     first, second = (
         times(server, file, {**PROMPTS["a click, propagated"], "background": [[30, 5, k]]}) for k in (13, 15)
     )

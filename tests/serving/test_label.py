@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from benchmarks.label_server import random_bundle
 from monai_kdsam.__main__ import main
 from monai_kdsam.serving import label
 
@@ -43,6 +44,7 @@ def server(monkeypatch):
             (app / "main.py").write_text("MONAI Label's")
 
     monkeypatch.setattr(label, "_monailabel", command)
+    monkeypatch.setattr(label, "_check_prediction", lambda model: None)  # the bundles here are hollow
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(label.tempfile, "tempdir", None)
     return calls
@@ -159,3 +161,58 @@ def test_the_pip_command_is_that_of_the_extra():
     setup = (Path(__file__).resolve().parents[2] / "setup.py").read_text(encoding="utf-8")
     extra = re.findall(r'^ +"(.+)",$', re.search(r'"label": \[(.*?)\]', setup, re.DOTALL)[1], re.MULTILINE)
     assert sorted(extra) == sorted(label.PACKAGES.replace('"', "").split())
+
+
+@pytest.mark.parametrize("kept", ["tmp", "monaibundle/model/trained_deepgrow"])
+def test_what_a_user_keeps_in_a_folder_of_the_servers_name_stays(server, bundle, studies, tmp_path, capsys, kept):
+    given = {"studies": studies, "model": bundle, "dir": tmp_path / "label", "port": 0}
+    thesis = tmp_path / "label" / kept / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("kept")
+    assert run(**given) == 1
+    assert "not this command's. Name another folder with `--dir`" in capsys.readouterr().err
+    assert thesis.read_text() == "kept"
+    shutil.rmtree(tmp_path / "label")
+    assert run(**given) == 0
+    (thesis.parent / "left").write_text("by the server")
+    assert run(**given) == 0
+    assert not (thesis.parent / "left").exists()
+
+
+def test_who_may_come_in_is_passed_to_the_server(server, bundle, studies, tmp_path, capsys):
+    given = {"studies": studies, "model": bundle, "dir": tmp_path / "label", "port": 0}
+    assert run(**given, **{"allow-origin": "https://Label.example.org/", "max-upload": 5, "max-sessions": 7}) == 0
+    words = " ".join(server[-1])
+    for part in (
+        "allow_origin https://label.example.org",
+        "allow_model_upload false",
+        f"max_upload {5 * 2**20}",
+        f"max_sessions {7 * 2**20}",
+    ):
+        assert f"--conf {part}" in words
+    assert run(**given, **{"allow-origin": "label.example.org"}) == 1
+    assert "Expected `--allow-origin` of the kind" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("models/model.pt", b"no weights", "model.pt"),
+        ("configs/metadata.json", None, "metadata.json"),
+        ("configs/inference.json", b'{"phase": "infer', "Expecting|Unterminated"),
+        ("configs/inference.json", b'{"network": "$no_such_module.build()"}', "no_such_module|device"),
+    ],
+)
+def test_a_bundle_that_does_not_predict_is_told_in_one_line(
+    tmp_path, studies, monkeypatch, capsys, file, content, reason
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    bundle = random_bundle(tmp_path, "resnet18", 64)
+    if content is None:
+        (bundle / file).unlink()
+    else:
+        (bundle / file).write_bytes(content)
+    assert run(studies=studies, model=bundle, port=0, dir=tmp_path / "label") == 1
+    error = capsys.readouterr().err
+    assert re.search(f"{bundle} does not: .*({reason})", error), error
+    assert "Traceback" not in error

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI Label's app with requests looked at before anything is done with them.
+
+A request may name an image of the studies, of a session or its own upload, and what the server can write; what it
+gets is a whole mask.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+import torch
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.utils.others.generic import device_list
+
+from monai_kdsam.data.decoding import PICTURE_SUFFIXES
+from monai_kdsam.serving.result_geometry import default_extension
+from monai_kdsam.serving.sessions import BoundedSessions
+from monai_kdsam.serving.student_task import StudentTask
+from monai_kdsam.serving.studies import StudiesDatastore
+
+__all__ = ["CheckedApp", "check_device"]
+
+EXTENSIONS = (*PICTURE_SUFFIXES, ".nii", ".nii.gz", ".nrrd")
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+PICTURE_DTYPES = {".png": ("uint8", "uint16"), ".tif": ("uint8", "uint16"), ".tiff": ("uint8", "uint16")}
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+# Of the server's own programs, not of its clients: masks that are not written, another file of weights.
+INTERNAL = ("skip_writer", "result_write_to_file", "image_path")
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ValueError: with those that it has.
+    """
+    known = [*device_list(), "cpu", "cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if device is not None and (device[0] if isinstance(device, list) and device else device) not in known:
+        raise ValueError(f"Expected `device` among {', '.join(known)}, got {device!r}.")
+
+
+class CheckedApp(MONAILabelApp):
+    """What goes before MONAI Label's app; its `models` are the served bundles."""
+
+    models: Mapping[str, str]
+
+    def init_datastore(self) -> Datastore:
+        """The store of a folder; that of an archive is chosen by label_app."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        extensions, watched = settings.MONAI_LABEL_DATASTORE_FILE_EXT, settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
+        return StudiesDatastore(
+            self.studies,
+            extensions=extensions,
+            auto_reload=watched,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """The bundles that are served."""
+        return {name: StudentTask(path, self.conf) for name, path in self.models.items()}
+
+    def _load_sessions(self, load: bool = False) -> BoundedSessions | None:
+        most = int(self.conf.get("max_sessions", 4 * 2**30))
+        expiry = settings.MONAI_LABEL_SESSION_EXPIRY
+        return BoundedSessions(settings.MONAI_LABEL_SESSION_PATH, expiry, most) if load else None
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Segment an image of the studies, of a session, or an upload.
+
+        Raises:
+            FileNotFoundError: when it is none of them.
+            ValueError: when the request asks for what there is not.
+            OSError: when there is no room for the mask.
+        """
+        store = datastore or self.datastore()
+        image = request.get("image")
+        path = self._find_image(image, store)
+        _check_request(request, path)
+        # MONAI Label would take the name of an image for a path, if there is such a file where the server was started.
+        checked = {**request, "image": path, "save_label": False}
+        result: dict[str, Any] = super().infer(checked, store)
+        _check_written(result["file"])
+        if request.get("save_label") and path != image:
+            tag, info = request.get("label_tag", "original"), {"model": request["model"], "params": result["params"]}
+            result["label"] = store.save_label(image, result["file"], tag, info)
+        return result
+
+    def infer_wsi(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """As `infer`: no model here is for the parts of a slide."""
+        return self.infer(request, datastore)
+
+    def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """As ever; on a machine without a GPU the default is not a division by the number of them."""
+        multi_gpu = request.get("multi_gpu", True) and torch.cuda.is_available()
+        result: dict[str, Any] = super().batch_infer({**request, "multi_gpu": multi_gpu}, datastore)
+        return result
+
+    def _find_image(self, image: Any, store: Datastore) -> str:
+        if not isinstance(image, str):
+            raise ValueError(f"Expected `image` to be a name, got {type(image).__name__}.")
+        # Only the server itself has uploads; what it starts in the background has images of the studies.
+        if self._server_mode and os.path.isabs(image) and os.path.exists(image):
+            own = [Path(tempfile.gettempdir()), *([Path(self._sessions.store_path)] if self._sessions else [])]
+            if any(folder.resolve() in Path(image).resolve().parents for folder in own):
+                return image
+        path = str(store.get_image_uri(image))
+        if not path:
+            raise FileNotFoundError("There is no such image.")
+        return path
+
+
+def _check_request(request: Mapping[str, Any], path: str) -> None:
+    check_device(request.get("device"))
+    extension = request.get("result_extension") or default_extension(path)
+    if str(extension).lower() not in EXTENSIONS:
+        raise ValueError(f"Expected `result_extension` among {', '.join(EXTENSIONS)}, got {extension!r}.")
+    dtypes = DTYPES if extension.lower() not in PICTURE_SUFFIXES else PICTURE_DTYPES.get(extension.lower(), ("uint8",))
+    if request.get("result_dtype") not in (None, *dtypes):
+        raise ValueError(
+            f"Expected `result_dtype` for {extension} among {', '.join(dtypes)}, got {request['result_dtype']!r}."
+        )
+    if str(request.get("logging", "INFO")).upper() not in LEVELS:
+        raise ValueError(f"Expected `logging` among {', '.join(LEVELS)}, got {request['logging']!r}.")
+    if request.get("model_filename") not in (None, "model.pt", ["model.pt"]):
+        raise ValueError(f"Expected `model_filename` to be model.pt, got {request['model_filename']!r}.")
+    for name in INTERNAL:
+        if name in request:
+            raise ValueError(f"Expected a request without `{name}`, which is the server's own.")
+
+
+def _check_written(file: str) -> None:
+    """Read a mask again: ITK says nothing when the disk is full."""
+    try:
+        whole = os.path.getsize(file) > 0 and sitk.ReadImage(file) is not None
+    except (OSError, RuntimeError):
+        whole = False
+    if not whole:
+        Path(file).unlink(missing_ok=True)
+        raise OSError(errno.ENOSPC, "The mask could not be written whole: there is no room in the folder `--dir`")

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store of a folder of studies: what it accepted is there after a kill, a full disk and beside other writers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("monailabel") is None:
+    reason = "MONAI Label is not installed; `nox -s label` runs these tests in an environment that has it"
+    pytest.skip(reason, allow_module_level=True)
+
+from monai_kdsam.serving.label import SUFFIXES
+from monai_kdsam.serving.studies import StudiesDatastore
+
+LIST = "datastore_v2.json"
+
+
+def opened(folder: Path) -> StudiesDatastore:
+    return StudiesDatastore(str(folder), extensions=SUFFIXES)
+
+
+@pytest.fixture
+def studies(tmp_path) -> Path:
+    """Ten images, and beside their folder two labels."""
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for number in range(10):
+        (folder / f"image_{number}.png").write_bytes(b"image")
+    (tmp_path / "label.png").write_bytes(b"label")
+    (tmp_path / "label.nii.gz").write_bytes(b"other")
+    return folder
+
+
+def labelled(store: StudiesDatastore) -> set[str]:
+    return set(store.get_labeled_images())
+
+
+@pytest.mark.parametrize("content", [b"", b'{"name": "new-data', b"\xff\xfe", b'{"objects": 5}'])
+def test_a_list_that_cannot_be_read_is_made_anew_from_the_labels(studies, tmp_path, content, caplog):
+    opened(studies).save_label("image_3", str(tmp_path / "label.png"), "final", {})
+    (studies / LIST).write_bytes(content)
+    again = opened(studies)
+    assert labelled(again) == {"image_3"}
+    assert len(again.list_images()) == 10
+    assert "made anew" in caplog.text
+    assert [file.read_bytes() for file in studies.glob(f"{LIST}.*.damaged")] == [content]
+    assert labelled(opened(studies)) == {"image_3"}
+
+
+def write_until_killed(folder: Path, label: Path, answered: Path) -> None:
+    store = opened(folder)
+    while True:
+        for number in range(10):
+            store.save_label(f"image_{number}", str(label), f"tag_{time.monotonic_ns() % 7}", {"n": number})
+            with answered.open("a") as stream:
+                stream.write(f"image_{number}\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a process that was forked")
+def test_what_was_answered_is_there_after_a_kill(studies, tmp_path):
+    answered = tmp_path / "answered"
+    for attempt in range(4):
+        arguments = (studies, tmp_path / "label.png", answered)
+        writer = multiprocessing.get_context("fork").Process(target=write_until_killed, args=arguments)
+        writer.start()
+        while not answered.exists() or answered.read_text().count("\n") < 3 * (attempt + 1):
+            time.sleep(0.003)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        json.loads((studies / LIST).read_text())
+        store = opened(studies)
+        known = {name for name in store.list_images() if store.get_labels_by_image_id(name)}
+        assert known >= set(answered.read_text().split())
+        assert all(file.read_bytes() == b"label" for file in studies.glob("labels/*/*.png"))
+
+
+def test_two_writers_do_not_undo_each_others_changes(studies, tmp_path):
+    """As the server and its scoring have a list each in memory."""
+    one, other = opened(studies), opened(studies)
+    one.save_label("image_1", str(tmp_path / "label.png"), "final", {})
+    other.update_image_info("image_2", {"uncertainty": 0.5})
+    one.update_image_info("image_3", {"uncertainty": 0.7})
+    found = json.loads((studies / LIST).read_text())["objects"]
+    assert "final" in found["image_1"]["labels"]
+    assert [found[f"image_{number}"]["image"]["info"]["uncertainty"] for number in (2, 3)] == [0.5, 0.7]
+
+
+def test_a_correction_in_another_format_replaces_the_label(studies, tmp_path):
+    store = opened(studies)
+    for name in ("label.png", "label.nii.gz"):
+        store.save_label("image_0", str(tmp_path / name), "final", {})
+    assert [file.name for file in (studies / "labels" / "final").iterdir()] == ["image_0.nii.gz"]
+    assert Path(store.get_label_uri("image_0", "final")).read_bytes() == b"other"
+    (studies / LIST).unlink()
+    assert Path(opened(studies).get_label_uri("image_0", "final")).read_bytes() == b"other"
+
+
+def test_a_label_file_of_no_bytes_is_none(studies):
+    (studies / "labels" / "final").mkdir(parents=True)
+    (studies / "labels" / "final" / "image_4.png").touch()
+    assert labelled(opened(studies)) == set()
+    content = json.loads((studies / LIST).read_text())
+    content["objects"]["image_4"]["labels"]["final"] = {"ext": ".png", "info": {}}
+    (studies / LIST).write_text(json.dumps(content))
+    assert labelled(opened(studies)) == set()
+
+
+@pytest.mark.parametrize("name", ["SCAN.NII.GZ", "photo.JPG", "frame.DCM", "x" * 240 + ".png", "é#$ @%\n.png", "1.2.3"])
+def test_images_of_any_name_are_found_and_labelled(studies, tmp_path, name):
+    content = bytes(128) + b"DICM" if name == "1.2.3" else b"image"
+    (studies / name).write_bytes(content)
+    store = opened(studies)
+    (image,) = set(store.list_images()) - {f"image_{number}" for number in range(10)}
+    assert Path(store.get_image_uri(image)).read_bytes() == content
+    store.save_label(image, str(tmp_path / "label.nii.gz"), "final", {})
+    assert labelled(opened(studies)) == {image}
+
+
+def test_of_two_files_of_one_name_the_first_is_served(studies):
+    (studies / "image_1.bmp").write_bytes(b"bitmap")
+    store = opened(studies)
+    assert store.list_images().count("image_1") == 1
+    assert Path(store.get_image_uri("image_1")).read_bytes() == b"bitmap"
