@@ -51,11 +51,15 @@ REQUIREMENTS = [
 EXTRAS = {
     # students with any of its trunks, `backbone: timm/NAME`: EdgeSAM's and MobileSAM's among them
     "timm": ["timm>=1.0.12"],
+    # the recipe `promptable`: its trunk, and regions of pictures to ask for
+    "train": ["timm>=1.0.12", "scikit-image>=0.22"],
     # the plots of `python -m monai_kdsam report`
     "report": ["matplotlib>=3.8"],
     "test": [
         # the overlays of timm's students are tested
         "timm>=1.0.12",
+        # regions of pictures to ask for in training
+        "scikit-image>=0.22",
         # the report is tested
         "matplotlib>=3.8",
         # runs the tests and the examples in the documentation

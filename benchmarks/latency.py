@@ -65,13 +65,10 @@ def pictures(size: int, count: int = 4) -> list[np.ndarray]:
 
 
 def prompts(size: int, count: int) -> tuple[np.ndarray, ...]:
-    """What the prompts on an image share (see `Projection`), boxes and their labels."""
-    rng = np.random.default_rng(0)
-    tokens = (size // 16) ** 2
-    shapes = (1, tokens, 256), (1, 8, tokens, 16), (1, 8, tokens, 16), (1, 8, 16, tokens)
-    shared = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    """An embedding, boxes and their labels."""
+    embedding = np.random.default_rng(0).standard_normal((1, 256, size // 16, size // 16)).astype(np.float32)
     box = np.array([[[0.2 * size, 0.2 * size], [0.7 * size, 0.6 * size]]], dtype=np.float32)
-    return *shared, np.repeat(box, count, axis=0), np.repeat(np.array([[2, 3]]), count, axis=0)
+    return embedding, np.repeat(box, count, axis=0), np.repeat(np.array([[2, 3]]), count, axis=0)
 
 
 def prepare(work: Path, forms_of: dict[str, str]) -> None:
@@ -181,10 +178,7 @@ def load_torch(name: str, threads: int | None = None):
         from monai_kdsam.networks import build_student
 
         network = build_student("resnet18", image_size=int(name.rpartition("_")[2])).eval()
-        from monai_kdsam.networks.projection import Projection
-
-        def call(*inputs):
-            return network.decode_projected(Projection(*inputs[:4]), *inputs[4:])
+        call = network.decode
 
     else:
         call = build_encoder(name)[0].to(memory_format=torch.channels_last)

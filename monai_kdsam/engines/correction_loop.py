@@ -21,15 +21,30 @@ class CorrectionLoop(nn.Module):
         draws: the prompts are so many draws of each kind, kind after kind within a draw; of each kind the one with the
             worst mask is trained. TinySAM calls this hard prompt sampling (arXiv 2312.13789).
         expect_iou: return what the IoU head expects, and what is real.
+        corrected: how many of an image's prompts go into the rounds, drawn anew for each batch; None for all.
+        mask_share: share of the corrections that the network sees its last answer in, as a mask prompt; SAM is trained
+            so (arXiv 2304.02643, appendix A). The others have nothing but the clicks.
     """
 
-    def __init__(self, network: KDSAM, *, rounds: int = 0, draws: int = 1, expect_iou: bool = False) -> None:
+    def __init__(
+        self,
+        network: KDSAM,
+        *,
+        rounds: int = 0,
+        draws: int = 1,
+        expect_iou: bool = False,
+        corrected: int | None = None,
+        mask_share: float = 0.0,
+    ) -> None:
         super().__init__()
-        for name, value, least in (("rounds", rounds, 0), ("draws", draws, 1)):
-            if value < least:
+        for name, value, least in (("rounds", rounds, 0), ("draws", draws, 1), ("corrected", corrected, 1)):
+            if value is not None and value < least:
                 raise ValueError(f"Expected `{name}` to be at least {least}, got {value}.")
+        if not 0 <= mask_share <= 1:
+            raise ValueError(f"Expected `mask_share` to be between 0 and 1, got {mask_share}.")
         self.network = network
         self.rounds, self.draws, self.expect_iou = rounds, draws, expect_iou
+        self.corrected, self.mask_share = corrected, mask_share
 
     def forward(
         self, image: Tensor, points: Tensor, labels: Tensor, reference: Tensor, valid: Tensor | None = None
@@ -41,25 +56,33 @@ class CorrectionLoop(nn.Module):
             points: (B, K, N, 2), XY pixels of the image.
             labels: (B, K, N), see `KDSAM.decode`.
             reference: what `asked` makes the wanted masks of; here (B, K, S, S), those masks.
-            valid: (B, 1, S, S), 0 on padding, where nobody clicks; None: there is no padding.
+            valid: (B, 1, S, S), 0 on padding, where nobody clicks and no mask counts; None: there is no padding.
 
         Returns:
-            logits: (B, P, S, S), P = K / draws * (1 + rounds) prompts.
+            logits: (B, P, S, S), P = K / draws * (1 + rounds) prompts, or fewer of the rounds with `corrected`.
             reference: (B, P, S, S), 0 and 1, what each of them asks for.
+            valid: as it was given, unless None.
             iou, real_iou: (B, P, C), only with `expect_iou`; C is the number of masks a prompt.
         """
         embedding = self.network.encode(image)
         asked = self.asked(points, labels, reference, valid)
         if self.draws > 1:
             points, labels, asked = self._hardest(embedding, points, labels, asked)
-        rounds = [self._answer(embedding, points, labels, asked)]
+        answer, small = self._answer(embedding, points, labels, asked, valid)
+        rounds, logits = [answer], answer["logits"]
+        if self.corrected is not None and self.corrected < points.shape[1]:
+            rows = torch.rand(points.shape[:2], device=points.device).argsort(dim=1)[:, : self.corrected]
+            points, labels, asked, small, logits = (_choose(x, rows) for x in (points, labels, asked, small, logits))
         for _ in range(self.rounds):
-            mask = rounds[-1]["logits"].detach() > 0
+            mask = logits.detach() > 0
             mask = mask if valid is None else mask & (valid > 0.5)
             points, labels = add_corrective_click(points, labels, mask, asked > 0.5)
             asked = self.asked_again(asked, points, labels, reference, valid)
-            rounds.append(self._answer(embedding, points, labels, asked))
-        return {key: torch.cat([answer[key] for answer in rounds], dim=1) for key in rounds[0]}
+            answer, small = self._answer(embedding, points, labels, asked, valid, small)
+            rounds.append(answer)
+            logits = answer["logits"]
+        answers = {key: torch.cat([each[key] for each in rounds], dim=1) for key in rounds[0]}
+        return answers if valid is None else answers | {"valid": valid}
 
     def asked(self, points: Tensor, labels: Tensor, reference: Tensor, valid: Tensor | None) -> Tensor:
         """The masks (B, K, S, S) that prompts ask for: the reference."""
@@ -71,13 +94,28 @@ class CorrectionLoop(nn.Module):
         """The masks that corrected prompts ask for: the same, `asked`, whatever clicks are added."""
         return asked
 
-    def _answer(self, embedding: Tensor, points: Tensor, labels: Tensor, asked: Tensor) -> dict[str, Tensor]:
-        logits, iou = self.network.predict_all(embedding, points, labels)  # (B, K, C, S, S), (B, K, C)
-        real = overlap(logits.detach() > 0, asked[:, :, None] > 0.5)
+    def _answer(
+        self,
+        embedding: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        asked: Tensor,
+        valid: Tensor | None,
+        last: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """What a round answers, and the logits (B, K, S/4, S/4) that the next round may see."""
+        has_mask = None
+        if last is not None and self.mask_share:
+            has_mask = torch.rand(last.shape[:2], device=last.device) < self.mask_share
+        given = () if has_mask is None else (last, has_mask)
+        logits, iou, small = self.network.predict_all(embedding, points, labels, *given)  # (B, K, C, ...)
+        mask = logits.detach() > 0
+        mask = mask if valid is None else mask & (valid[:, :, None] > 0.5)
+        real = overlap(mask, asked[:, :, None] > 0.5)
         # Of several masks the best one learns, as SAM trains ambiguous prompts (arXiv 2304.02643, appendix A).
-        best = real.argmax(dim=2)[:, :, None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
-        answer = {"logits": logits.gather(2, best)[:, :, 0], "reference": asked}
-        return answer | ({"iou": iou, "real_iou": real} if self.expect_iou else {})
+        best = real.argmax(dim=2, keepdim=True)
+        answer = {"logits": _of_best(logits, best), "reference": asked}
+        return answer | ({"iou": iou, "real_iou": real} if self.expect_iou else {}), _of_best(small.detach(), best)
 
     @torch.no_grad()
     def _hardest(
@@ -87,8 +125,7 @@ class CorrectionLoop(nn.Module):
         iou = overlap(logits > 0, asked > 0.5).unflatten(1, (self.draws, -1))
         kinds = iou.shape[2]
         chosen = iou.argmin(dim=1) * kinds + torch.arange(kinds, device=iou.device)  # (B, K)
-        rows = torch.arange(len(chosen), device=iou.device)[:, None]
-        return points[rows, chosen], labels[rows, chosen], asked[rows, chosen]
+        return _choose(points, chosen), _choose(labels, chosen), _choose(asked, chosen)
 
 
 class TeacherLoop(CorrectionLoop):
@@ -116,6 +153,16 @@ class TeacherLoop(CorrectionLoop):
     ) -> Tensor:
         """The teacher's masks under the corrected prompts."""
         return self.asked(points, labels, reference, valid)
+
+
+def _choose(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Of (B, K, ...) those that `chosen` (B, k) numbers: (B, k, ...)."""
+    return rows[torch.arange(len(chosen), device=rows.device)[:, None], chosen]
+
+
+def _of_best(masks: Tensor, best: Tensor) -> Tensor:
+    """Of (B, K, C, h, w) the mask that `best` (B, K, 1) numbers: (B, K, h, w)."""
+    return masks.gather(2, best[..., None, None].expand(-1, -1, -1, *masks.shape[3:]))[:, :, 0]
 
 
 def overlap(mask: Tensor, reference: Tensor) -> Tensor:

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How distillation enters MONAI's stock trainer: the target of a batch is the teacher's embedding of its images."""
+"""What enters MONAI's stock trainer with a batch: a teacher's embedding as its target, or mosaics of its pictures."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from monai.engines import PrepareBatch
+import torch.nn.functional as F
+from monai.engines import PrepareBatch, PrepareBatchExtraInput
 from torch import Tensor, nn
 
-__all__ = ["PromptedTeacherPrepareBatch", "TeacherPrepareBatch"]
+__all__ = ["MosaicPrepareBatch", "PromptedTeacherPrepareBatch", "TeacherPrepareBatch"]
 
 
 class TeacherPrepareBatch(PrepareBatch):
@@ -73,3 +74,77 @@ class PromptedTeacherPrepareBatch(TeacherPrepareBatch):
         )
         arguments = {"points": points, "labels": labels, "reference": target["embedding"], "valid": target["valid"]}
         return image, label, (), arguments
+
+
+class MosaicPrepareBatch(PrepareBatchExtraInput):
+    """MONAI's `PrepareBatchExtraInput`, after some pictures of the batch were made mosaics of several.
+
+    A mosaic has its own picture and one or three others of the batch, each at half its size, side by side or two by
+    two. A prompt asks for its own picture alone, no prompt for what is labeled in all of them. Where a picture holds
+    one structure, a network learns what to segment and has no use for the prompt; in a mosaic only the prompt tells.
+
+    Args:
+        extra_keys: see `PrepareBatchExtraInput`.
+        share: of the batch's pictures that become mosaics.
+
+    Raises:
+        ValueError: on a share beyond 0 to 1.
+    """
+
+    def __init__(self, extra_keys: dict[str, str], *, share: float = 0.0) -> None:
+        super().__init__(extra_keys)
+        if not 0 <= share <= 1:
+            raise ValueError(f"Expected `share` (config: `mosaic_share`) to be between 0 and 1, got {share}.")
+        self.share = share
+
+    def __call__(self, batchdata: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """A batch with `image`, `label`, `valid`, `points`, `labels` (see `CorrectionLoop`), prepared."""
+        count = round(self.share * len(batchdata["image"]))
+        if count and len(batchdata["image"]) > 1:
+            batchdata = batchdata | make_mosaics({key: batchdata[key] for key in MOSAIC_KEYS}, count)
+        return super().__call__(batchdata, *args, **kwargs)
+
+
+MOSAIC_KEYS = ("image", "label", "valid", "points", "labels")
+
+
+def make_mosaics(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Make the first `count` pictures of a batch mosaics; torch's generator draws.
+
+    Args:
+        batch: image (B, 3, S, S); label (B, K, S, S), what each prompt asks for; valid (B, 1, S, S), 0 on padding;
+            points (B, K, N, 2), XY pixels; labels (B, K, N), all -1 where there is no prompt.
+        count: how many.
+
+    Returns:
+        All five by name, of the same shapes.
+    """
+    image, label, valid, points, labels = (batch[key] for key in MOSAIC_KEYS)
+    half = image.shape[-1] // 2
+    pictures, asked, seen = (F.avg_pool2d(x, 2) for x in (image, label, valid))
+    asked, seen = (asked > 0.5).float(), (seen > 0.5).float()
+    automatic = (labels < 0).all(dim=2)  # (B, K)
+    # What is labeled, for those who ask for nothing: a row without a prompt in all pictures knows it.
+    rows = automatic.all(dim=0)
+    whole = (asked[:, rows] if rows.any() else asked).amax(dim=1, keepdim=True)
+    made = {key: batch[key].clone() for key in MOSAIC_KEYS}
+    places = [(0, 0), (0, half), (half, 0), (half, half)]  # row, column
+    for row in range(count):
+        used = [(0, 1), (0, 2), (0, 1, 2, 3), (0, 1, 2, 3)][_draw(4)]
+        own = used[_draw(len(used))]
+        for key in ("image", "label", "valid"):
+            made[key][row] = 0
+        for tile in used:
+            source = row if tile == own else (row + 1 + _draw(len(image) - 1)) % len(image)
+            down, right = (slice(start, start + half) for start in places[tile])
+            made["image"][row, :, down, right] = pictures[source]
+            made["valid"][row, :, down, right] = seen[source]
+            wanted = asked[row] if tile == own else torch.zeros_like(asked[row])
+            made["label"][row, :, down, right] = torch.where(automatic[row][:, None, None], whole[source], wanted)
+        shift = torch.tensor(places[own][::-1]).to(points)
+        made["points"][row] = (points[row] + 0.5) / 2 - 0.5 + shift
+    return made
+
+
+def _draw(count: int) -> int:
+    return int(torch.randint(count, ()))

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_kdsam.export.parts import AutomaticHead, Decoder, Projector, example_inputs
+from monai_kdsam.export.parts import AutomaticHead, Decoder, example_inputs
 from monai_kdsam.networks import KDSAM
-from monai_kdsam.networks.projection import Projection
 from monai_kdsam.networks.timm_encoder import fused
 
 __all__ = ["join", "to_graphs", "to_half", "trace", "write_onnx"]
@@ -24,21 +23,18 @@ _KEPT_IN_FLOAT32 = ["ReduceMean", "Pow", "Sqrt", "Div", "Reciprocal", "Sub"]
 
 
 def to_graphs(network: KDSAM) -> dict[str, Graph]:
-    """The float32 graphs of `encoder`, `projector`, `decoder` and `head` (see `AutomaticHead`).
+    """The float32 graphs of `encoder`, `decoder` and `head` (see `AutomaticHead`).
 
     The decoder takes any number of prompts and points on one image, the others any number of images.
     """
-    image, embedding, points, labels = example_inputs(network.image_size)
-    with torch.no_grad():
-        projection = Projector(network)(embedding[:1])
+    image, embedding, points, labels = example_inputs(network)
     batch, prompts, count = (torch.export.Dim(name) for name in ("batch", "prompts", "points"))
     parts: dict[str, tuple[nn.Module, dict[str, tuple[Tensor, dict[int, Any]]], list[str]]] = {
         "encoder": (fused(network.image_encoder), {"image": (image, {0: batch})}, ["embedding"]),
-        "projector": (Projector(network), {"embedding": (embedding, {0: batch})}, list(Projection._fields)),
         "decoder": (
             Decoder(network),
             {
-                **{name: (part, {}) for name, part in zip(Projection._fields, projection, strict=True)},
+                "embedding": (embedding[:1], {}),
                 "points": (points, {0: prompts, 1: count}),
                 "labels": (labels, {0: prompts, 1: count}),
             },
@@ -104,10 +100,10 @@ def join(encoder: Graph, head: Graph) -> Graph:
 
 
 def write_onnx(graphs: dict[str, Graph], folder: Path) -> dict[str, str]:
-    """Write encoder, projector, decoder and image-only model; returns part to file name."""
+    """Write encoder, decoder and image-only model; returns part to file name."""
     import onnx
 
-    parts = {name: graphs[name] for name in ("encoder", "projector", "decoder")}
+    parts = {name: graphs[name] for name in ("encoder", "decoder")}
     parts["model"] = join(graphs["encoder"], graphs["head"])
     for name, graph in parts.items():
         onnx.save(graph, str(folder / f"{name}.onnx"))

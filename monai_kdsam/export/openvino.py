@@ -42,16 +42,16 @@ def join(encoder: Model, head: Model) -> Model:
 
 
 def write_openvino(models: dict[str, Model], folder: Path, *, half: bool) -> dict[str, str]:
-    """Write encoder, projector, decoder and image-only model; returns part to file name.
+    """Write encoder, decoder and image-only model; returns part to file name.
 
     Args:
-        models: encoder, projector, decoder and head.
+        models: encoder, decoder and head.
         folder: where to.
         half: store the encoder's weights in float16. A GPU computes in it as well, a CPU in float32.
     """
     import openvino
 
-    parts = {name: models[name] for name in ("encoder", "projector", "decoder")}
+    parts = {name: models[name] for name in ("encoder", "decoder")}
     parts["model"] = join(models["encoder"], models["head"])
     for name, model in parts.items():
         openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=half and name in ("encoder", "model"))

@@ -8,36 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_kdsam.networks import KDSAM
-from monai_kdsam.networks.projection import Projection
 
-__all__ = ["AutomaticHead", "Decoder", "HalfPrecision", "Projector", "example_inputs"]
-
-
-class Projector(nn.Module):
-    """`KDSAM.project` as a module: embedding -> (image, keys, values, queries)."""
-
-    def __init__(self, network: KDSAM) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
-        """Compute what all prompts on an image share; see `Projection`."""
-        # A map for each head, in memory too: what is copied here needs no transposition for each click.
-        return tuple(part.contiguous() for part in self.network.project(embedding))
+__all__ = ["AutomaticHead", "Decoder", "HalfPrecision", "example_inputs"]
 
 
 class Decoder(nn.Module):
-    """`KDSAM.decode_projected` as a module: (image, keys, values, queries, points, labels) -> (masks, iou)."""
+    """`KDSAM.decode` as a module: (embedding, points, labels) -> (masks, iou). Prompts are drawn inside, too."""
 
     def __init__(self, network: KDSAM) -> None:
         super().__init__()
         self.network = network
 
-    def forward(
-        self, image: Tensor, keys: Tensor, values: Tensor, queries: Tensor, points: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Decode the prompts of one image; see `KDSAM.decode`."""
-        return self.network.decode_projected(Projection(image, keys, values, queries), points, labels)
+        return self.network.decode(embedding, points, labels)
 
 
 class AutomaticHead(nn.Module):
@@ -49,7 +33,7 @@ class AutomaticHead(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Decode without a prompt, at full size."""
-        masks, _ = self.network.decode_projected(self.network.project(embedding))
+        masks, _ = self.network.decode(embedding)
         return F.interpolate(masks, size=(self.network.image_size,) * 2, mode="bilinear", align_corners=False)
 
 
@@ -68,11 +52,14 @@ class HalfPrecision(nn.Module):
         return self.encoder(image.half()).float()
 
 
-def example_inputs(size: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image, embedding, points and labels to trace with; `size` is the image's side in pixels.
+def example_inputs(network: KDSAM, batch: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image, embedding, points and labels to trace a network's parts with.
 
     Two rows and three points: an exporter takes a dimension of one for a constant.
     """
     points = torch.tensor([[[1.0, 2.0], [9.0, 9.0], [0.0, 0.0]]]).repeat(batch, 1, 1)
     labels = torch.tensor([[2, 3, -1], [1, 0, -1]])[:batch]
-    return torch.zeros(batch, 3, size, size), torch.zeros(batch, 256, size // 16, size // 16), points, labels
+    image = torch.zeros(batch, 3, network.image_size, network.image_size)
+    with torch.no_grad():
+        channels = network.image_encoder(image[:1]).shape[1]
+    return image, torch.zeros(batch, channels, network.image_size // 16, network.image_size // 16), points, labels

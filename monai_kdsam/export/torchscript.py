@@ -12,7 +12,7 @@ from monai.bundle import ckpt_export
 from monai.data import load_net_with_metadata, save_net_with_metadata
 from monai.networks.utils import convert_to_torchscript
 
-from monai_kdsam.export.parts import Decoder, HalfPrecision, Projector, example_inputs
+from monai_kdsam.export.parts import Decoder, HalfPrecision, example_inputs
 from monai_kdsam.networks import KDSAM
 from monai_kdsam.networks.timm_encoder import fused
 
@@ -20,7 +20,7 @@ __all__ = ["write_torchscript"]
 
 
 def write_torchscript(network: KDSAM, bundle: Path, folder: Path, *, half: bool) -> dict[str, str]:
-    """Write encoder, projector, decoder and the model with the bundle's configs inside; returns part to file name.
+    """Write encoder, decoder and the model with the bundle's configs inside; returns part to file name.
 
     Args:
         network: with the bundle's weights; with `half`, its encoder is replaced.
@@ -28,7 +28,7 @@ def write_torchscript(network: KDSAM, bundle: Path, folder: Path, *, half: bool)
         folder: where to.
         half: the encoder in float16, for a GPU.
     """
-    files = {part: f"{part}.ts" for part in ("encoder", "projector", "decoder", "model")}
+    files = {part: f"{part}.ts" for part in ("encoder", "decoder", "model")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of every constant, and TorchScript of its end
         ckpt_export(
@@ -42,13 +42,11 @@ def write_torchscript(network: KDSAM, bundle: Path, folder: Path, *, half: bool)
         if half:
             network.image_encoder = HalfPrecision(network.image_encoder)
             _replace_network(folder / files["model"], network)
-        image, embedding, points, labels = example_inputs(network.image_size)
         with torch.no_grad():
-            projector = Projector(network).eval()
+            image, embedding, points, labels = example_inputs(network)
             parts = {
                 "encoder": (fused(network.image_encoder), (image,)),
-                "projector": (projector, (embedding,)),
-                "decoder": (Decoder(network).eval(), (*projector(embedding[:1]), points, labels)),
+                "decoder": (Decoder(network).eval(), (embedding[:1], points, labels)),
             }
             for name, (module, example) in parts.items():
                 torch.jit.trace(module, example, check_trace=False).save(str(folder / files[name]))

@@ -40,13 +40,19 @@ def masked_mse(pred: Tensor, target: Tensor, positions: Tensor) -> Tensor:
     return (squared.sum(dim=(1, 2, 3)) / positions.sum(dim=(1, 2, 3)).clamp_min(1)).mean()
 
 
-def check_embeddings(pred: Tensor, target: Tensor) -> None:
-    """Raise a `ValueError` unless student and teacher agree in shape."""
+def without_fine(pred: Tensor, target: Tensor) -> Tensor:
+    """A student's embedding without fine features, of which its teacher has none.
+
+    Raises:
+        ValueError: unless student and teacher agree in shape then.
+    """
+    pred = pred[:, : target.shape[1]]
     if pred.shape != target.shape:
         raise ValueError(
             f"Expected the student's embedding of the teacher's shape {tuple(target.shape)}, got {tuple(pred.shape)}: "
             "both need the same `image_size` and 256 channels at a stride of 16."
         )
+    return pred
 
 
 class EmbeddingMSELoss(nn.Module):
@@ -54,7 +60,7 @@ class EmbeddingMSELoss(nn.Module):
 
     def forward(self, pred: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """A scalar; see the module's docstring for the arguments."""
-        check_embeddings(pred, target["embedding"])
+        pred = without_fine(pred, target["embedding"])
         positions = valid_positions(target["valid"], (pred.shape[2], pred.shape[3]))
         return masked_mse(pred.float(), target["embedding"].float(), positions)
 
@@ -69,7 +75,7 @@ class MSSSIMLoss(nn.Module):
 
     def forward(self, pred: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """A scalar in [0, 2]; see the module's docstring for the arguments."""
-        check_embeddings(pred, target["embedding"])
+        pred = without_fine(pred, target["embedding"])
         positions = valid_positions(target["valid"], (pred.shape[2], pred.shape[3]))
         ours, theirs = (enlarge(x.float() * positions) for x in (pred, target["embedding"]))
         # SSIM of both divided by a range is SSIM with that range, which pytorch_msssim takes for a whole batch only.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
-from monai_kdsam.losses.embedding import check_embeddings, enlarge, valid_positions
+from monai_kdsam.losses.embedding import enlarge, valid_positions, without_fine
 from monai_kdsam.weights import read_state_dict
 
 __all__ = ["ChannelProjection", "PerceptualLoss", "build_vgg16"]
@@ -118,7 +118,7 @@ class PerceptualLoss(nn.Module):
             pred: (B, 256, h, w), the student's embedding.
             target: `embedding` (B, 256, h, w), the teacher's; `valid` (B, 1, S, S), 1 on the image, 0 on padding.
         """
-        check_embeddings(pred, target["embedding"])
+        pred = without_fine(pred, target["embedding"])
         positions = valid_positions(target["valid"], (pred.shape[2], pred.shape[3]))
         pictures = self.mapping(pred.float() * positions, target["embedding"].float() * positions)
         ours, theirs = (enlarge(picture) for picture in pictures)

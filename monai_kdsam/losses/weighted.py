@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["WeightedSumLoss"]
@@ -23,7 +24,6 @@ class WeightedSumLoss(nn.Module):
         ValueError: when a weight names no term, or nothing remains.
 
     Example:
-        >>> import torch
         >>> loss = WeightedSumLoss({"l1": nn.L1Loss(), "mse": nn.MSELoss()}, {"mse": 0.5})
         >>> loss(torch.zeros(2), torch.full((2,), 2.0)).item()
         4.0
@@ -47,9 +47,11 @@ class WeightedSumLoss(nn.Module):
 
     def forward(self, pred: Any, target: Any) -> Tensor:
         """The weighted sum; the unweighted terms are then in `values`."""
-        results = {name: term(pred, target) for name, term in self.terms.items()}
+        return self._sum({name: term(pred, target) for name, term in self.terms.items()})
+
+    def _sum(self, results: Mapping[str, Tensor]) -> Tensor:
         self.values = {name: value.detach() for name, value in results.items()}
-        return sum((self.weights[name] * value for name, value in results.items()), start=pred.new_zeros(()))
+        return torch.stack([self.weights[name] * value for name, value in results.items()]).sum()
 
     def report(self, output: Any) -> dict[str, float]:
         """The total and every term of the last call, as an `output_transform` of MONAI's logging handlers.

@@ -7,8 +7,10 @@ from monai_kdsam.networks.checkpoint import load_weights, save_weights
 from monai_kdsam.networks.embedding_cache import EmbeddingCache
 from monai_kdsam.networks.fill_box import FillBox
 from monai_kdsam.networks.fingerprint import weights_checksum
-from monai_kdsam.networks.image_encoder import DeconvNeck, FPNNeck, ResNetEncoder, SamNeck
+from monai_kdsam.networks.image_encoder import DeconvNeck, FineFeatures, FPNNeck, ResNetEncoder, SamNeck
 from monai_kdsam.networks.kdsam import KDSAM
+from monai_kdsam.networks.parameters import parameter_groups
+from monai_kdsam.networks.prompt_map import draw_prompts
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
 from monai_kdsam.networks.teacher import TeacherEncoder
 from monai_kdsam.networks.volume import VolumeKDSAM, build_volume_student
@@ -19,6 +21,7 @@ __all__ = [
     "EmbeddingCache",
     "FPNNeck",
     "FillBox",
+    "FineFeatures",
     "MaskDecoder",
     "PromptEncoder",
     "ResNetEncoder",
@@ -30,7 +33,9 @@ __all__ = [
     "build_student",
     "build_teacher",
     "build_volume_student",
+    "draw_prompts",
     "load_weights",
+    "parameter_groups",
     "save_weights",
     "synchronize_batch_norm",
     "weights_checksum",

@@ -13,7 +13,7 @@ from torch import nn
 
 from monai_kdsam.download import require_weights
 from monai_kdsam.networks.checkpoint import load_weights, mismatches
-from monai_kdsam.networks.image_encoder import NeckName, ResNetEncoder, build_neck
+from monai_kdsam.networks.image_encoder import FineFeatures, NeckName, ResNetEncoder, build_neck
 from monai_kdsam.networks.kdsam import KDSAM
 from monai_kdsam.networks.sam import build_mask_decoder, build_prompt_encoder, build_vit
 from monai_kdsam.networks.timm_encoder import PREFIX, build_timm_encoder
@@ -26,12 +26,12 @@ TeacherName = Literal["vit_b", "vit_l", "vit_h", "vit_tiny", "vit_micro"]
 
 # Arguments that name files: what a network starts from is no setting of it.
 WEIGHT_FILES = ("checkpoint", "imagenet_weights")
-# Channels of stages 4 and 5.
+# Channels of stages 2 to 5.
 BACKBONES = {
-    "resnet18": (256, 512),
-    "resnet34": (256, 512),
-    "resnet50": (1024, 2048),
-    "resnet101": (1024, 2048),
+    "resnet18": (64, 128, 256, 512),
+    "resnet34": (64, 128, 256, 512),
+    "resnet50": (256, 512, 1024, 2048),
+    "resnet101": (256, 512, 1024, 2048),
 }
 # The first three are SAM's; vit_tiny and vit_micro are ours, for demonstrations and tests.
 TEACHERS: dict[str, dict[str, Any]] = {
@@ -49,12 +49,15 @@ def _scalars(builder: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"builder": builder} | {k: v for k, v in arguments.items() if isinstance(v, kinds) and k not in WEIGHT_FILES}
 
 
-def build_kdsam(image_encoder: nn.Module, *, image_size: int = 1024, multimask: bool = False) -> KDSAM:
+def build_kdsam(
+    image_encoder: nn.Module, *, image_size: int = 1024, prompt_map: bool = False, multimask: bool = False
+) -> KDSAM:
     """A `KDSAM` around any image encoder (B, 3, S, S) -> (B, 256, S/16, S/16).
 
     Args:
         image_encoder: the encoder.
         image_size: side S of the square input in pixels, a multiple of 32.
+        prompt_map: draw prompts as well, see `draw_prompts`. SAM's own weights know nothing of it.
         multimask: see `KDSAM`.
 
     Raises:
@@ -63,8 +66,8 @@ def build_kdsam(image_encoder: nn.Module, *, image_size: int = 1024, multimask: 
     settings = _scalars("build_kdsam", locals())
     if image_size <= 0 or image_size % 32:
         raise ValueError(f"Expected `image_size` to be a positive multiple of 32, got {image_size}.")
-    prompt_encoder, mask_decoder = build_prompt_encoder(image_size), build_mask_decoder()
-    network = KDSAM(image_encoder, prompt_encoder, mask_decoder, multimask=multimask)
+    prompt_encoder = build_prompt_encoder(image_size, prompt_map=prompt_map)
+    network = KDSAM(image_encoder, prompt_encoder, build_mask_decoder(), multimask=multimask)
     network.settings = settings
     count = sum(parameter.numel() for parameter in image_encoder.parameters())
     logger.info("Image encoder %s: %.1f M parameters.", type(image_encoder).__name__, count / 1e6)
@@ -77,6 +80,8 @@ def build_student(
     neck: NeckName = "fpn",
     image_size: int = 1024,
     imagenet_weights: str | Path | None = None,
+    prompt_map: bool = False,
+    fine_features: bool = False,
     multimask: bool = False,
 ) -> KDSAM:
     """A student: an image encoder of a known trunk and a neck, and SAM's decoder.
@@ -86,7 +91,9 @@ def build_student(
         neck: fpn (with resnet50 the paper's 26.4 M parameters), sam or deconv.
         image_size: side of the square input in pixels.
         imagenet_weights: a classifier's checkpoint of the same backbone, in torchvision's or timm's layout; None starts
-            at random.
+            at random, which is logged.
+        prompt_map: see `build_kdsam`.
+        fine_features: see `FineFeatures`.
         multimask: see `KDSAM`.
 
     Raises:
@@ -102,18 +109,21 @@ def build_student(
     if backbone.startswith(PREFIX):
         name = backbone.removeprefix(PREFIX)
         encoder: nn.Module = build_timm_encoder(
-            name, neck=neck, image_size=image_size, imagenet_weights=imagenet_weights
+            name, neck=neck, image_size=image_size, imagenet_weights=imagenet_weights, fine_features=fine_features
         )
     else:
-        encoder = _build_resnet_encoder(backbone, neck, imagenet_weights)
+        encoder = _build_resnet_encoder(backbone, neck, imagenet_weights, fine_features)
     if imagenet_weights is not None:
         logger.info("The trunk %s begins with ImageNet's weights in %s.", backbone, imagenet_weights)
-    network = build_kdsam(encoder, image_size=image_size, multimask=multimask)
+    network = build_kdsam(encoder, image_size=image_size, prompt_map=prompt_map, multimask=multimask)
     network.settings = settings
+    network.has_imagenet_weights = imagenet_weights is not None
     return network
 
 
-def _build_resnet_encoder(backbone: str, neck: NeckName, imagenet_weights: str | Path | None) -> ResNetEncoder:
+def _build_resnet_encoder(
+    backbone: str, neck: NeckName, imagenet_weights: str | Path | None, fine_features: bool
+) -> ResNetEncoder:
     if backbone not in BACKBONES:
         raise ValueError(
             f"Expected `backbone` to be one of {', '.join(BACKBONES)}, or {PREFIX}NAME for a model of timm, "
@@ -128,7 +138,9 @@ def _build_resnet_encoder(backbone: str, neck: NeckName, imagenet_weights: str |
         if problems:
             raise ValueError(f"`imagenet_weights` {imagenet_weights} do not fit {backbone}: {problems}.")
         trunk.load_state_dict(state)
-    return ResNetEncoder(trunk, build_neck(neck, BACKBONES[backbone]))
+    channels = BACKBONES[backbone]
+    fine = FineFeatures(channels[:2]) if fine_features else None
+    return ResNetEncoder(trunk, build_neck(neck, channels[2:]), fine)
 
 
 def build_teacher(

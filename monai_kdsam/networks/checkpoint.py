@@ -79,11 +79,20 @@ def load_weights(
             others, or what is wrong with the files.
     """
     if path is None:
-        logger.warning("%s starts from random weights: no checkpoint was given.", type(network).__name__)
+        if not getattr(network, "has_imagenet_weights", False):
+            logger.warning(
+                "%s starts from RANDOM weights: neither a checkpoint nor `imagenet_weights` were given. ImageNet's are "
+                "worth many epochs: `python -m monai_kdsam download --help` names them.",
+                type(network).__name__,
+            )
+        else:
+            logger.info("%s starts from ImageNet's weights in its trunk.", type(network).__name__)
         return network
     _check_settings(Path(path), _settings(network, settings), may_differ)
     own = network.state_dict()
     state = fit_positions(_without(to_sam_layout(read_state_dict(path)), leave_out, path), own)
+    # They begin at zero: without them in the file the network computes what it was trained to compute.
+    state = {name: value for name, value in own.items() if name.startswith("image_encoder.fine.")} | state
     problems = mismatches(state, own)
     if problems:
         raise ValueError(

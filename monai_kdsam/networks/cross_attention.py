@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["attend_to_image", "attend_to_projected", "image_attends", "projected_image_attends", "separate_heads"]
+__all__ = ["attend_to_image", "image_attends"]
 
 Attention = Any  # of `sam.py`, which imports this file
 
@@ -24,7 +23,7 @@ def attend_to_image(attention: Attention, tokens: Tensor, keys: Tensor, values: 
     if not _few(attention, tokens):
         return attention(tokens, keys, values)
     heads = attention.num_heads
-    queries = separate_heads(attention.q_proj(tokens), heads)
+    queries = _separate_heads(attention.q_proj(tokens), heads)
     weights = _scores(queries, attention.k_proj, keys).softmax(dim=-1)
     seen = (weights.flatten(1, 2) @ values).unflatten(1, (heads, -1))  # (B, heads, T, C)
     weight, bias = _by_head(attention.v_proj, heads)
@@ -37,29 +36,8 @@ def image_attends(
     """`image + attention(queries, keys, values, ignored)` of an image (B, HW, C) to tokens (B, T, C)."""
     if not _few(attention, keys):
         return image + attention(queries, keys, values, ignored)
-    scores = _scores(separate_heads(attention.k_proj(keys), attention.num_heads), attention.q_proj, queries)
+    scores = _scores(_separate_heads(attention.k_proj(keys), attention.num_heads), attention.q_proj, queries)
     return _add_attended(attention, image, scores, values, ignored)
-
-
-def attend_to_projected(attention: Attention, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """As `attend_to_image`, but keys and values (B, heads, HW, C / heads) are projected, and tokens (B * K, T, C)."""
-    # No token knows of another here: all prompts of an image attend to it together.
-    queries = attention.q_proj(tokens.reshape(keys.shape[0], -1, tokens.shape[2]))
-    attended = F.scaled_dot_product_attention(separate_heads(queries, attention.num_heads), keys, values)
-    return attention.out_proj(_recombine(attended)).reshape(tokens.shape)
-
-
-def projected_image_attends(
-    attention: Attention, image: Tensor, queries: Tensor, keys: Tensor, values: Tensor, ignored: Tensor
-) -> Tensor:
-    """As `image_attends`, but queries (B, heads, C / heads, HW) are projected, and tokens are (B * K, T, C)."""
-    images, count, width = image.shape[0], keys.shape[1], keys.shape[2]
-    keys = separate_heads(attention.k_proj(keys.reshape(images, -1, width)), attention.num_heads)
-    scores = (keys * keys.shape[-1] ** -0.5) @ queries  # (B, heads, K * T, HW)
-    scores = scores.unflatten(2, (-1, count)).transpose(1, 2)
-    if torch.jit.is_tracing() or images > 1:  # a single one is not copied for each prompt
-        image = image[:, None].expand(-1, scores.shape[1], -1, -1).flatten(0, 1)
-    return _add_attended(attention, image, scores.flatten(0, 1), values, ignored)
 
 
 def _few(attention: Attention, tokens: Tensor) -> bool:
@@ -78,12 +56,12 @@ def _scores(tokens: Tensor, projection: nn.Linear, image: Tensor) -> Tensor:
 
 
 def _add_attended(attention: Attention, image: Tensor, scores: Tensor, values: Tensor, ignored: Tensor) -> Tensor:
-    """`image` (B or 1, HW, C) and what it gets of the tokens' `values` (B, T, C) by scores (B, heads, T, HW)."""
+    """`image` (B, HW, C) and what it gets of the tokens' `values` (B, T, C) by scores (B, heads, T, HW)."""
     heads = attention.num_heads
     weights = scores.masked_fill(ignored[:, None, :, None], -torch.inf).softmax(dim=2)
     weight = attention.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (heads, C / heads, C)
     # Each head's weights sum to one, so what the tokens share out may contain the bias.
-    shares = separate_heads(attention.v_proj(values), heads) @ weight + attention.out_proj.bias / heads
+    shares = _separate_heads(attention.v_proj(values), heads) @ weight + attention.out_proj.bias / heads
     return torch.baddbmm(image, weights.flatten(1, 2).mT, shares.flatten(1, 2))
 
 
@@ -92,7 +70,7 @@ def _by_head(projection: nn.Linear, heads: int) -> tuple[Tensor, Tensor]:
     return projection.weight.unflatten(0, (heads, -1)), projection.bias.unflatten(0, (heads, -1))
 
 
-def separate_heads(x: Tensor, heads: int) -> Tensor:
+def _separate_heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, C) -> (B, heads, N, C / heads)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 

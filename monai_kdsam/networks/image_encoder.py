@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from monai_kdsam.networks.sam import LayerNorm2d
+from monai_kdsam.networks.upscaling import pack
 
-__all__ = ["DeconvNeck", "FPNNeck", "NeckName", "ResNetEncoder", "SamNeck", "build_neck"]
+__all__ = ["DeconvNeck", "FPNNeck", "FineFeatures", "NeckName", "ResNetEncoder", "SamNeck", "build_neck"]
 
 EMBEDDING_CHANNELS = 256
 NeckName = Literal["fpn", "sam", "deconv"]
@@ -96,12 +98,37 @@ def build_neck(name: NeckName, channels: tuple[int, int]) -> nn.Module:
     return necks[name](channels)
 
 
+class FineFeatures(nn.Module):
+    """A trunk's features at a quarter and an eighth of the image, for the edges of masks.
+
+    SAM's decoder draws a mask from an embedding at a sixteenth, so its edges are ragged. As in SAM 2 (arXiv 2408.00714,
+    section 4), 1 x 1 convolutions of the finer stages are added within the decoder's upscaling. They begin at zero: a
+    student that was trained without them is the same network with them. They travel as further channels of the
+    embedding, the pixels of a block side by side, so that one tensor is all that hosts keep of an image.
+
+    Args:
+        channels: of the stages of stride 4 and of stride 8.
+    """
+
+    def __init__(self, channels: tuple[int, int]) -> None:
+        super().__init__()
+        self.quarter = nn.Conv2d(channels[0], 32, kernel_size=1)
+        self.eighth = nn.Conv2d(channels[1], 64, kernel_size=1)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, quarter: Tensor, eighth: Tensor) -> Tensor:
+        """(B, C2, 4h, 4w) and (B, C3, 2h, 2w) -> (B, 768, h, w)."""
+        return torch.cat([pack(self.eighth(eighth), 1), pack(self.quarter(quarter), 2)], dim=1)
+
+
 class ResNetEncoder(nn.Module):
     """A ResNet trunk and a neck: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16) embedding.
 
     Args:
         trunk: a torchvision (or MONAI 2-D) ResNet; its classifier is dropped.
         neck: takes stage 4 and stage 5, see `build_neck`.
+        fine: takes the stages of stride 4 and 8; its 768 channels follow those of the embedding. None for none.
 
     Example:
         >>> import torch
@@ -111,13 +138,17 @@ class ResNetEncoder(nn.Module):
         torch.Size([1, 256, 4, 4])
     """
 
-    def __init__(self, trunk: ResNet, neck: nn.Module) -> None:
+    def __init__(self, trunk: ResNet, neck: nn.Module, fine: FineFeatures | None = None) -> None:
         super().__init__()
         self.stem = nn.Sequential(trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool)
         self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
         self.neck = neck
+        self.fine = fine
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encode (B, 3, S, S), S a multiple of 32, to (B, 256, S/16, S/16)."""
-        stage4 = self.layer3(self.layer2(self.layer1(self.stem(image))))
-        return self.neck(stage4, self.layer4(stage4))
+        """Encode (B, 3, S, S), S a multiple of 32, to (B, 256, S/16, S/16), or 1024 channels with `fine`."""
+        quarter = self.layer1(self.stem(image))
+        eighth = self.layer2(quarter)
+        stage4 = self.layer3(eighth)
+        embedding = self.neck(stage4, self.layer4(stage4))
+        return embedding if self.fine is None else torch.cat([embedding, self.fine(quarter, eighth)], dim=1)

@@ -13,21 +13,26 @@ from torch import Tensor, nn
 
 from monai_kdsam.networks.embedding_cache import EmbeddingCache
 from monai_kdsam.networks.fingerprint import Fingerprint
-from monai_kdsam.networks.projection import Projection, ProjectionCache
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder, best_mask
 from monai_kdsam.networks.scriptable import scriptable
 
 __all__ = ["KDSAM"]
 
 logger = logging.getLogger(__name__)
-PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+PARTS = {
+    "image_encoder": "image_encoder",
+    "prompt_encoder": "prompt_encoder",
+    "mask_decoder": "mask_decoder",
+    "iou_head": "mask_decoder.iou_prediction_head",
+}
 
 
 class KDSAM(nn.Module):
     """A promptable segmentation network; student and teacher alike.
 
     Args:
-        image_encoder: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16); any module of that shape.
+        image_encoder: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16); any module of that shape. With
+            `FineFeatures` there are 768 channels more.
         prompt_encoder: SAM's, for the input size S.
         mask_decoder: SAM's.
         multimask: predict SAM's three masks of an ambiguous prompt, and choose the one that the IoU head expects most
@@ -47,6 +52,8 @@ class KDSAM(nn.Module):
         torch.Size([2, 1, 64, 64])
     """
 
+    has_imagenet_weights = False  # in its trunk, which a builder has put there
+
     def __init__(
         self,
         image_encoder: nn.Module,
@@ -61,15 +68,24 @@ class KDSAM(nn.Module):
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        mask_decoder.fine_features = getattr(image_encoder, "fine", None) is not None
         self.embeddings = EmbeddingCache()
-        self.projections = ProjectionCache()
-        self._fingerprints = {part: Fingerprint() for part in PARTS}
+        self._fingerprint = Fingerprint()
         self._frozen: set[str] = set()
+        # SAM has a head for each of its masks. Those that no loss reaches keep their weights: an optimizer's decay
+        # would wear them away.
+        for index, head in enumerate(mask_decoder.output_hypernetworks_mlps):
+            head.requires_grad_((index > 0) == multimask)
 
     @property
     def image_size(self) -> int:
         """Side S of the square input, in pixels."""
         return self.prompt_encoder.input_image_size[0]
+
+    @property
+    def prompt_map(self) -> bool:
+        """Whether prompts are drawn as well as embedded as tokens, see `draw_prompts`."""
+        return self.prompt_encoder.prompt_map
 
     def encode(self, image: Tensor) -> Tensor:
         """Embed an image.
@@ -78,7 +94,7 @@ class KDSAM(nn.Module):
             image: (B, 3, S, S), normalized by SAM's mean and standard deviation, padded at the bottom and right.
 
         Returns:
-            (B, 256, S/16, S/16).
+            (B, 256, S/16, S/16), and 768 channels more of a student with fine features.
 
         Raises:
             ValueError: when the image has another shape.
@@ -101,22 +117,27 @@ class KDSAM(nn.Module):
 
         if self.training or torch.is_grad_enabled():
             return encode(image)
-        return self.embeddings.get(image, encode, self._weights("image_encoder"))
-
-    def project(self, embedding: Tensor) -> Projection:
-        """The part of `decode` that no prompt changes, of an embedding (B, 256, S/16, S/16)."""
-        return self.mask_decoder.project(embedding, *self.prompt_encoder.dense_embeddings())
+        return self.embeddings.get(image, encode, self._fingerprint(self.image_encoder))
 
     def decode(
-        self, embedding: Tensor, points: Tensor | None = None, labels: Tensor | None = None, *, multimask: bool = False
+        self,
+        embedding: Tensor,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+        has_mask: Tensor | None = None,
+        *,
+        multimask: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Predict masks from embeddings; `project` is remembered for the next prompt on them, except in training.
+        """Predict masks from embeddings.
 
         Args:
-            embedding: (B, 256, S/16, S/16).
+            embedding: (B, C, S/16, S/16), see `encode`.
             points: (B * K, N, 2) float, XY pixels of the network's input, K prompts of the first image, K of the
                 second, ...; None for no prompt.
             labels: (B * K, N): 1 foreground, 0 background, 2 box top-left, 3 box bottom-right, -1 padding.
+            mask: (B * K, 1, S/4, S/4), the logits of an earlier answer, SAM's mask prompt; None for none.
+            has_mask: (B * K,) bool, which prompts have such a mask; None for all of them.
             multimask: SAM's three masks of an ambiguous prompt instead of one.
 
         Returns:
@@ -127,35 +148,16 @@ class KDSAM(nn.Module):
         Raises:
             ValueError: when there are points without labels, or labels without points.
         """
-        return self.decode_projected(self._projection(embedding), points, labels, multimask=multimask)
-
-    def _projection(self, embedding: Tensor) -> Projection:
-        if self.training or torch.is_grad_enabled():
-            return self.project(embedding)
-        return self.projections.get(embedding, self.project, self._weights("prompt_encoder", "mask_decoder"))
-
-    def decode_projected(
-        self,
-        projection: Projection,
-        points: Tensor | None = None,
-        labels: Tensor | None = None,
-        *,
-        multimask: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """`decode` of what `project` made of the embedding."""
         _check_together(points, labels)
         if points is None or labels is None:
-            images, device = projection.image.shape[0], projection.image.device
-            points = torch.zeros(images, 1, 2, device=device)
-            labels = torch.full((images, 1), -1, device=device)
+            prompts = embedding.shape[0] if mask is None else mask.shape[0]
+            points = torch.zeros(prompts, 1, 2, device=embedding.device)
+            labels = torch.full((prompts, 1), -1, device=embedding.device)
         tokens, ignored = self.prompt_encoder(points, labels)
-        positions, _ = self.prompt_encoder.dense_embeddings()
-        masks, iou = self.mask_decoder(projection, positions, tokens, ignored, multimask or self.multimask)
+        dense = self.prompt_encoder.dense(points, labels, mask, has_mask)
+        positions = self.prompt_encoder.positions()
+        masks, iou = self.mask_decoder(embedding, positions, dense, tokens, ignored, multimask or self.multimask)
         return best_mask(masks, iou) if self.multimask and not multimask else (masks, iou)
-
-    def _weights(self, *parts: str) -> str:
-        """Checksum of the weights of these parts."""
-        return "-".join(self._fingerprints[part](self.get_submodule(part)) for part in parts)
 
     def predict(self, embedding: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """`decode` to full size: (B, K, S, S) logits for points (B, K, N, 2), K = 1 for points (B, N, 2) or None.
@@ -163,38 +165,58 @@ class KDSAM(nn.Module):
         Raises:
             ValueError: when points and labels do not fit the embedding or each other.
         """
-        return self._full_size(self._projection(embedding), points, labels)[0][:, :, 0]
+        return self._in_rows(embedding, points, labels)[0][:, :, 0]
 
-    def predict_all(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_all(
+        self,
+        embedding: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        has_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What a training sees: every mask that the network chooses from, and what it expects of each.
 
         Args:
-            embedding: (B, 256, S/16, S/16).
+            embedding: (B, C, S/16, S/16), see `encode`.
             points: (B, K, N, 2) or (B, N, 2), then K is 1.
             labels: (B, K, N) or (B, N).
+            mask: (B, K, S/4, S/4) logits of earlier answers, see `decode`.
+            has_mask: (B, K) bool.
 
         Returns:
             logits: (B, K, C, S, S), C = 3 with `multimask`, else 1.
             iou: (B, K, C).
+            small: (B, K, C, S/4, S/4), the logits as the decoder gives them, and as it takes them back as `mask`.
 
         Raises:
             ValueError: see `predict`.
         """
-        return self._full_size(self._projection(embedding), points, labels, multimask=self.multimask)
+        return self._in_rows(embedding, points, labels, mask, has_mask, multimask=self.multimask)
 
-    def _full_size(
-        self, projection: Projection, points: Tensor | None, labels: Tensor | None, *, multimask: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """`decode_projected` for K prompts of each image: (B, K, C, S, S) and (B, K, C)."""
+    def _in_rows(
+        self,
+        embedding: Tensor,
+        points: Tensor | None,
+        labels: Tensor | None,
+        mask: Tensor | None = None,
+        has_mask: Tensor | None = None,
+        *,
+        multimask: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`decode` for K prompts of each image: logits (B, K, C, S, S), iou (B, K, C), small logits."""
         prompts = 1
         if points is not None and labels is not None:
-            self._check_prompts(projection.image.shape[0], points, labels)
+            self._check_prompts(embedding.shape[0], points, labels)
             if points.ndim == 4:
                 prompts = points.shape[1]
                 points, labels = points.flatten(0, 1), labels.flatten(0, 1)
-        masks, iou = self.decode_projected(projection, points, labels, multimask=multimask)
-        masks = F.interpolate(masks.float(), size=(self.image_size,) * 2, mode="bilinear", align_corners=False)
-        return masks.unflatten(0, (-1, prompts)), iou.unflatten(0, (-1, prompts))
+        if mask is not None:
+            mask = mask.flatten(0, 1)[:, None]
+            has_mask = None if has_mask is None else has_mask.flatten()
+        small, iou = self.decode(embedding, points, labels, mask, has_mask, multimask=multimask)
+        masks = F.interpolate(small.float(), size=(self.image_size,) * 2, mode="bilinear", align_corners=False)
+        return masks.unflatten(0, (-1, prompts)), iou.unflatten(0, (-1, prompts)), small.unflatten(0, (-1, prompts))
 
     def forward(self, image: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Segment.
@@ -207,8 +229,7 @@ class KDSAM(nn.Module):
         Returns:
             (B, 1, S, S) logits, or (B, K, S, S) where the prompts have a dimension K. Foreground is above 0.
         """
-        # Not `predict`: of an embedding that nobody keeps there is nothing to remember.
-        return self._full_size(self.project(self.encode(image)), points, labels)[0][:, :, 0]
+        return self.predict(self.encode(image), points, labels)
 
     @staticmethod
     def _check_prompts(images: int, points: Tensor, labels: Tensor) -> None:
@@ -226,7 +247,7 @@ class KDSAM(nn.Module):
         being trained on it.
 
         Args:
-            parts: among image_encoder, prompt_encoder, mask_decoder.
+            parts: among image_encoder, prompt_encoder, mask_decoder, iou_head (of the mask decoder).
 
         Raises:
             ValueError: on another name.
@@ -234,7 +255,7 @@ class KDSAM(nn.Module):
         for part in parts:
             if part not in PARTS:
                 raise ValueError(f"Expected `parts` among {', '.join(PARTS)}, got {part!r}.")
-            self.get_submodule(part).requires_grad_(False)
+            self.get_submodule(PARTS[part]).requires_grad_(False)
         self._frozen |= set(parts)
         return self.train(self.training)
 
@@ -248,7 +269,7 @@ class KDSAM(nn.Module):
         """Set training mode, but for the frozen parts."""
         super().train(mode)
         for part in self._frozen:
-            self.get_submodule(part).eval()
+            self.get_submodule(PARTS[part]).eval()
         return self
 
     def __prepare_scriptable__(self) -> nn.Module:

@@ -21,14 +21,8 @@ from segment_anything.modeling.transformer import Attention as SamAttention
 from segment_anything.modeling.transformer import TwoWayAttentionBlock as SamTwoWayAttentionBlock
 from torch import Tensor, nn
 
-from monai_kdsam.networks.cross_attention import (
-    attend_to_image,
-    attend_to_projected,
-    image_attends,
-    projected_image_attends,
-    separate_heads,
-)
-from monai_kdsam.networks.projection import Projection
+from monai_kdsam.networks.cross_attention import attend_to_image, image_attends
+from monai_kdsam.networks.prompt_map import draw_prompts
 from monai_kdsam.networks.upscaling import arrange, upscale
 
 __all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "best_mask", "build_vit"]
@@ -43,8 +37,10 @@ class PromptEncoder(SamPromptEncoder):
     without a prompt. `forward` reproduces that for each row, so that padding never changes a result.
     """
 
+    prompt_map = False  # whether prompts are drawn as well, see `draw_prompts`; a property of the trained weights
+
     def forward(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed prompts.
+        """Embed prompts as tokens.
 
         Args:
             points: (B, N, 2) float, XY pixels in the frame of the network's input.
@@ -73,11 +69,34 @@ class PromptEncoder(SamPromptEncoder):
         with torch.autocast(points.device.type, enabled=False):
             return self.pe_layer._pe_encoding(points.float() / size)
 
-    def dense_embeddings(self) -> tuple[Tensor, Tensor]:
-        """The two maps that every decoding needs, each (1, 256, S/16, S/16): positions, and "no mask prompt"."""
+    def positions(self) -> Tensor:
+        """The positional encoding of the embedding's grid, (1, 256, S/16, S/16), float32."""
         with torch.autocast(self.no_mask_embed.weight.device.type, enabled=False):
-            positions = self.get_dense_pe()
-        return positions, self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(positions)
+            return self.get_dense_pe()
+
+    def dense(
+        self, points: Tensor, labels: Tensor, mask: Tensor | None = None, has_mask: Tensor | None = None
+    ) -> Tensor:
+        """What prompts add to the image: SAM's mask prompt, and with `prompt_map` all of them, drawn.
+
+        Args:
+            points: (B, N, 2), labels: (B, N), see `forward`.
+            labels: see `points`.
+            mask: (B, 1, S/4, S/4) logits of an earlier answer; None for none.
+            has_mask: (B,) bool, which rows have one; None for all.
+
+        Returns:
+            (B, 256, S/16, S/16), or (1, 256, S/16, S/16) where it is the same for all rows.
+        """
+        if mask is not None and has_mask is not None:
+            mask = torch.where(has_mask[:, None, None, None], mask, 0.0)
+        if self.prompt_map:
+            return self.mask_downscaling(draw_prompts(points, labels, self.input_image_size[0], mask))
+        none = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(-1, -1, *self.image_embedding_size)
+        if mask is None:
+            return none
+        embedded = self.mask_downscaling(mask)
+        return embedded if has_mask is None else torch.where(has_mask[:, None, None, None], embedded, none)
 
 
 class Attention(SamAttention):
@@ -100,35 +119,16 @@ class TwoWayAttentionBlock(SamTwoWayAttentionBlock):
         self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, ignored: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Update tokens `queries` (B, N, C) and image `keys` (B, HW, C)."""
-        q, k = queries + query_pe, keys + key_pe
-        queries = self.norm1(queries + self.self_attn(q, q, queries, ignored))
+        if self.skip_first_layer_pe:
+            queries = self.self_attn(queries, queries, queries, ignored)
+        else:
+            q = queries + query_pe
+            queries = queries + self.self_attn(q, q, queries, ignored)
+        queries, k = self.norm1(queries), keys + key_pe
         queries = self.norm2(queries + attend_to_image(self.cross_attn_token_to_image, queries + query_pe, k, keys))
         queries = self.norm3(queries + self.mlp(queries))
         keys = image_attends(self.cross_attn_image_to_token, keys, k, queries + query_pe, queries, ignored)
         return queries, self.norm4(keys)
-
-
-class FirstBlock(SamTwoWayAttentionBlock):
-    """SAM's first block. No prompt has changed the image yet, so what it projects of the image serves all prompts."""
-
-    def project(self, image: Tensor, key_pe: Tensor) -> Projection:
-        """Project image tokens (B, HW, C)."""
-        to_image, to_tokens, placed = self.cross_attn_token_to_image, self.cross_attn_image_to_token, image + key_pe
-        projected = to_image.k_proj(placed), to_image.v_proj(image), to_tokens.q_proj(placed)
-        keys, values, queries = (separate_heads(x, to_image.num_heads) for x in projected)
-        return Projection(image, keys, values, queries.mT)
-
-    def forward(self, tokens: Tensor, projection: Projection, ignored: Tensor) -> tuple[Tensor, Tensor]:
-        """Update tokens (B * K, N, C), K prompts for each image; returns the image for each of them, (B * K, HW, C)."""
-        image, keys, values, image_queries = projection
-        queries = self.norm1(self.self_attn(tokens, tokens, tokens, ignored))
-        attended = attend_to_projected(self.cross_attn_token_to_image, queries + tokens, keys, values)
-        queries = self.norm2(queries + attended)
-        queries = self.norm3(queries + self.mlp(queries))
-        image = projected_image_attends(
-            self.cross_attn_image_to_token, image, image_queries, queries + tokens, queries, ignored
-        )
-        return queries, self.norm4(image)
 
 
 class TwoWayTransformer(SamTwoWayTransformer):
@@ -140,18 +140,17 @@ class TwoWayTransformer(SamTwoWayTransformer):
         # description of the architecture.
         for module in self.modules():
             if type(module) is SamTwoWayAttentionBlock:
-                module.__class__ = FirstBlock if module.skip_first_layer_pe else TwoWayAttentionBlock
+                module.__class__ = TwoWayAttentionBlock
             elif type(module) is SamAttention:
                 module.__class__ = Attention
 
-    def forward(self, projection: Projection, key_pe: Tensor, tokens: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend B images and tokens (B * K, N, C) to each other.
+    def forward(self, image: Tensor, key_pe: Tensor, tokens: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend images (B, HW, C) and tokens (B, N, C) to each other.
 
-        Returns tokens (B * K, N, C) and image (B * K, HW, C). `key_pe` is a single row (1, HW, C).
+        Returns both, in the order tokens, image. `key_pe` is a single row (1, HW, C).
         """
-        first, *others = self.layers
-        queries, keys = first(tokens, projection, ignored)
-        for layer in others:
+        queries, keys = tokens, image
+        for layer in self.layers:
             queries, keys = layer(queries, keys, tokens, key_pe, ignored)
         attended = attend_to_image(self.final_attn_token_to_image, queries + tokens, keys + key_pe, keys)
         return self.norm_final_attn(queries + attended), keys
@@ -160,25 +159,24 @@ class TwoWayTransformer(SamTwoWayTransformer):
 class MaskDecoder(SamMaskDecoder):
     """SAM's mask decoder for images with equally many prompts each (SAM's own takes one image and many prompts)."""
 
-    def project(self, embedding: Tensor, positions: Tensor, no_mask: Tensor) -> Projection:
-        """Compute once what all prompts on an image share.
-
-        Args:
-            embedding: (B, 256, h, w), the image encoder's output.
-            positions: (1, 256, h, w), the positional encoding of the grid.
-            no_mask: (1, 256, h, w), the dense prompt.
-        """
-        return self.transformer.layers[0].project((embedding + no_mask).flatten(2).mT, positions.flatten(2).mT)
+    fine_features = False  # whether the embedding has 768 channels more, see `FineFeatures`
 
     def forward(
-        self, projection: Projection, positions: Tensor, tokens: Tensor, ignored: Tensor, multimask: bool = False
+        self,
+        embedding: Tensor,
+        positions: Tensor,
+        dense: Tensor,
+        tokens: Tensor,
+        ignored: Tensor,
+        multimask: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Predict the masks of every prompt.
 
         Args:
-            projection: of B images.
+            embedding: (B, 256 + F, h, w), the image encoder's output; F is 0, or 768 with `fine_features`.
             positions: (1, 256, h, w), the positional encoding of the grid.
-            tokens: (B * K, N, 256), the sparse prompts: K of the first image, K of the second, ...
+            dense: (B * K, 256, h, w), the dense prompts: K of the first image, K of the second, ...; or one for all.
+            tokens: (B * K, N, 256), the sparse prompts.
             ignored: (B * K, N) bool, the padding among them.
             multimask: SAM's three masks of an ambiguous prompt instead of its single one.
 
@@ -186,18 +184,20 @@ class MaskDecoder(SamMaskDecoder):
             masks: (B * K, 1 or 3, 4h, 4w) logits.
             iou: (B * K, 1 or 3), the predicted IoU of each mask.
         """
+        prompts = tokens.shape[0] // embedding.shape[0]
+        embedding = embedding[:, None].expand(-1, prompts, -1, -1, -1).flatten(0, 1)
+        image = embedding[:, : self.transformer_dim]
+        fine = embedding[:, self.transformer_dim :].flatten(2).mT if self.fine_features else None
         output = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(tokens.shape[0], -1, -1)
         tokens = torch.cat([output, tokens], dim=1)
         ignored = F.pad(ignored, (output.shape[1], 0), value=False)
         # `positions` stay one row for all: a constant that exporters transform in advance.
-        tokens, image = self.transformer(projection, positions.flatten(2).mT, tokens, ignored)
+        tokens, image = self.transformer((image + dense).flatten(2).mT, positions.flatten(2).mT, tokens, ignored)
 
         chosen = range(1, self.num_mask_tokens) if multimask else range(1)
-        # In training all take part: processes that learn together wait for the gradient of each parameter.
-        computed = range(self.num_mask_tokens) if torch.is_grad_enabled() else chosen
-        weights = torch.stack([self.output_hypernetworks_mlps[index](tokens[:, 1 + index]) for index in computed], 1)
-        weights = weights[:, chosen.start - computed.start : chosen.stop - computed.start]
-        masks = arrange(weights @ upscale(self.output_upscaling, image).mT, *positions.shape[2:])
+        weights = torch.stack([self.output_hypernetworks_mlps[index](tokens[:, 1 + index]) for index in chosen], 1)
+        upscaled = upscale(self.output_upscaling, image, fine)
+        masks = arrange(weights @ upscaled.mT, *positions.shape[2:])
         return masks, self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
 
 
@@ -207,15 +207,17 @@ def best_mask(masks: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
     return masks.gather(1, index[..., None, None].expand(-1, -1, *masks.shape[2:])), expected
 
 
-def build_prompt_encoder(image_size: int) -> PromptEncoder:
+def build_prompt_encoder(image_size: int, *, prompt_map: bool = False) -> PromptEncoder:
     """SAM's prompt encoder for square inputs of `image_size` pixels."""
     grid = image_size // 16
-    return PromptEncoder(
+    encoder = PromptEncoder(
         embed_dim=256,
         image_embedding_size=(grid, grid),
         input_image_size=(image_size, image_size),
         mask_in_chans=16,
     )
+    encoder.prompt_map = prompt_map
+    return encoder
 
 
 def build_mask_decoder() -> MaskDecoder:

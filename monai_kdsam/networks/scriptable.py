@@ -31,7 +31,7 @@ def scriptable(network: KDSAM) -> nn.Module:
 
 
 class _SingleMask(nn.Module):
-    """`KDSAM.decode` as a module of its own, for tracing."""
+    """`KDSAM.decode` as a module of its own, without the encoder, for tracing."""
 
     def __init__(self, network: KDSAM) -> None:
         super().__init__()
@@ -39,10 +39,9 @@ class _SingleMask(nn.Module):
         self.prompt_encoder, self.mask_decoder = network.prompt_encoder, network.mask_decoder
 
     def forward(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-        positions, no_mask = self.prompt_encoder.dense_embeddings()
-        projection = self.mask_decoder.project(embedding, positions, no_mask)
         tokens, ignored = self.prompt_encoder(points, labels)
-        masks, iou = self.mask_decoder(projection, positions, tokens, ignored, self.multimask)
+        dense, positions = self.prompt_encoder.dense(points, labels), self.prompt_encoder.positions()
+        masks, iou = self.mask_decoder(embedding, positions, dense, tokens, ignored, self.multimask)
         return best_mask(masks, iou)[0] if self.multimask else masks
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from monai_kdsam.networks.checkpoint import mismatches
-from monai_kdsam.networks.image_encoder import NeckName, build_neck
+from monai_kdsam.networks.image_encoder import FineFeatures, NeckName, build_neck
+from monai_kdsam.networks.imagenet import fold_normalization, to_timm_names
 from monai_kdsam.weights import read_state_dict
 
 __all__ = ["PREFIX", "TimmEncoder", "build_timm_encoder", "fused"]
@@ -26,27 +27,37 @@ class TimmEncoder(nn.Module):
     """A trunk of timm and a neck: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16) embedding.
 
     Args:
-        trunk: made with `features_only=True`, with the stages of stride 16 and 32, or of stride 16 alone.
+        trunk: made with `features_only=True`, with the stages of stride 16 and 32, or of stride 16 alone; before them
+            those of stride 4 and 8 where there is `fine`.
         neck: takes both of them, see `build_neck`; of a single stage it gets twice the same.
+        fine: takes the first two; its 768 channels follow those of the embedding. None for none.
     """
 
-    def __init__(self, trunk: nn.Module, neck: nn.Module) -> None:
+    def __init__(self, trunk: nn.Module, neck: nn.Module, fine: FineFeatures | None = None) -> None:
         super().__init__()
         self.trunk = trunk
         self.neck = neck
+        self.fine = fine
         # Swin and its kin give (B, h, w, C).
         self.channels_last = getattr(trunk, "output_fmt", None) == "NHWC"
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encode (B, 3, S, S), S a multiple of 32, to (B, 256, S/16, S/16)."""
+        """Encode (B, 3, S, S), S a multiple of 32, to (B, 256, S/16, S/16), or 1024 channels with `fine`."""
         stages = self.trunk(image)
         if self.channels_last:
             stages = [stage.permute(0, 3, 1, 2) for stage in stages]
-        return self.neck(stages[0], stages[-1])
+        if self.fine is None:
+            return self.neck(stages[0], stages[-1])
+        return torch.cat([self.neck(stages[2], stages[-1]), self.fine(stages[0], stages[1])], dim=1)
 
 
 def build_timm_encoder(
-    name: str, *, neck: NeckName = "fpn", image_size: int = 1024, imagenet_weights: str | Path | None = None
+    name: str,
+    *,
+    neck: NeckName = "fpn",
+    image_size: int = 1024,
+    imagenet_weights: str | Path | None = None,
+    fine_features: bool = False,
 ) -> TimmEncoder:
     """An encoder by the name of timm's model. Nothing is downloaded.
 
@@ -55,6 +66,7 @@ def build_timm_encoder(
         neck: fpn, sam or deconv; for a trunk that ends at stride 16 (a plain ViT) only sam, which doubles nothing then.
         image_size: side of the square input in pixels, for models that must know it.
         imagenet_weights: a checkpoint of the whole model in timm's layout, .pth or .safetensors.
+        fine_features: see `FineFeatures`.
 
     Raises:
         ValueError: when timm is missing or lacks the model, the model has no stage of stride 16 or none that the neck
@@ -69,7 +81,7 @@ def build_timm_encoder(
     try:
         settings = {"pretrained": False} | ({"img_size": image_size} if _needs_size(timm, name) else {})
         stages = timm.create_model(name, features_only=True, **settings).feature_info
-        indices, channels = _select(name, stages, neck)
+        indices, channels = _select(name, stages, neck, fine_features)
         trunk = timm.create_model(name, features_only=True, out_indices=indices, **settings)
         if "img_size" in settings:  # which some accept and pass over
             _try_size(trunk, image_size)
@@ -77,7 +89,8 @@ def build_timm_encoder(
         raise ValueError(f"timm's {name} cannot be built for {image_size} pixels: {error}") from error
     if imagenet_weights is not None:
         _load_imagenet(trunk, timm.create_model(name, **settings), imagenet_weights, name)
-    return TimmEncoder(trunk, build_neck(neck, channels))
+    fine = FineFeatures((channels[0], channels[1])) if fine_features else None
+    return TimmEncoder(trunk, build_neck(neck, (channels[2 * fine_features], channels[-1])), fine)
 
 
 def _import_timm() -> Any:
@@ -101,24 +114,28 @@ def _try_size(trunk: nn.Module, size: int) -> None:
     copy.deepcopy(trunk).to("meta").eval()(torch.empty(1, 3, size, size, device="meta"))
 
 
-def _select(name: str, stages: Any, neck: str) -> tuple[list[int], tuple[int, int]]:
-    """Numbers and channels of the stages that the neck takes: the last of stride 16 and of stride 32."""
+def _select(name: str, stages: Any, neck: str, fine_features: bool) -> tuple[list[int], list[int]]:
+    """Numbers and channels of the stages that are taken: the last of stride 16 and of 32, with fine ones 4 and 8."""
     found = {
         stride: (index, width)
         for stride, index, width in zip(stages.reduction(), stages.out_indices, stages.channels(), strict=True)
     }
-    if 16 not in found:
-        strides = ", ".join(str(stride) for stride in found)
-        raise ValueError(f"timm's {name} has no stage of stride 16, which the embedding needs; its strides: {strides}.")
-    if 32 not in found and neck != "sam":
-        raise ValueError(f"timm's {name} has no stage of stride 32 for the neck {neck} to double: choose the neck sam.")
-    chosen = [found[stride] for stride in (16, 32) if stride in found]
-    return [index for index, _ in chosen], (chosen[0][1], chosen[-1][1])
+    needed = {
+        16: ", which the embedding needs",
+        **({} if neck == "sam" else {32: f" for the neck {neck} to double: choose the neck sam"}),
+        **({4: ", which `fine_features` need", 8: ", which `fine_features` need"} if fine_features else {}),
+    }
+    for stride, reason in needed.items():
+        if stride not in found:
+            strides = ", ".join(str(stride) for stride in found)
+            raise ValueError(f"timm's {name} has no stage of stride {stride}{reason}; its strides: {strides}.")
+    chosen = [found[stride] for stride in ((4, 8) if fine_features else ()) + (16, 32) if stride in found]
+    return [index for index, _ in chosen], [width for _, width in chosen]
 
 
 def _load_imagenet(trunk: nn.Module, whole: nn.Module, path: str | Path, name: str) -> None:
     """Load what a trunk needs of a checkpoint of the whole model; all that the whole model has not is an error."""
-    state = read_state_dict(path)
+    state = to_timm_names(read_state_dict(path), whole)
     # How timm fits the files of a model's authors, and tables of positions of another image size.
     fit = getattr(importlib.import_module(type(whole).__module__), "checkpoint_filter_fn", None)
     try:
@@ -126,6 +143,9 @@ def _load_imagenet(trunk: nn.Module, whole: nn.Module, path: str | Path, name: s
             state = fit(state, whole)
     except (KeyError, RuntimeError, IndexError, AttributeError, ValueError) as error:
         raise ValueError(f"`imagenet_weights` {path} do not fit timm's {name}: {error!r}") from error
+    cfg: Any = whole.pretrained_cfg
+    if f"{cfg['first_conv']}.weight" in state:
+        state = fold_normalization(state, whole, cfg["first_conv"], cfg["mean"], cfg["std"])
     # A trunk that gives its stages calls `stages.3` `stages_3`, or puts all under `model`.
     own = {_plain(key.removeprefix("model.")): key for key in trunk.state_dict()}
     known = {_plain(key) for key in whole.state_dict()}

@@ -14,8 +14,8 @@ __all__ = ["FORMATS", "MANIFEST", "PARTS", "Manifest"]
 
 MANIFEST = "kdsam.json"
 FORMATS = ("onnx", "openvino", "torchscript")
-PARTS = ("encoder", "projector", "decoder", "model")
-LAYOUT = 2  # of the files, their inputs and their outputs; raised when an older runtime could not use them
+PARTS = ("encoder", "decoder", "model")
+LAYOUT = 3  # of the files, their inputs and their outputs; raised when an older runtime could not use them
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Manifest:
         image_size: side S of the models' square input in pixels.
         pixel_mean: of each channel, subtracted from values in [0, 255].
         pixel_std: of each channel; the difference is divided by it.
-        files: part to file name: encoder (image -> embedding), projector (embedding -> what all prompts on it share),
-            decoder (that, points, labels -> masks, iou) and model (image -> pred).
+        files: part to file name: encoder (image -> embedding), decoder (embedding, points, labels -> masks,
+            iou) and model (image -> pred).
         sha256: of every file in the folder, by name.
         weights_sha256: of the checkpoint that was exported.
         versions: of the packages that took part.

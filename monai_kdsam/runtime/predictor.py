@@ -28,7 +28,7 @@ class EncodedImage:
     height: int
     width: int
     scale: NDArray[np.float64]  # (2,), x and y, from the picture to the models' input
-    projection: list[NDArray[np.float32]]  # the decoder's first inputs
+    embedding: NDArray[np.float32]  # (1, C, S / 16, S / 16)
     rows: NDArray[np.float32]  # (height, S / 4), from the decoder's masks to the picture
     columns: NDArray[np.float32]  # (width, S / 4)
 
@@ -57,7 +57,6 @@ class Predictor:
         self.manifest = Manifest.read(folder)
         files, form, half = self.manifest.files, self.manifest.format, self.manifest.precision == "fp16"
         self._encoder = open_part(folder / files["encoder"], form, threads=threads, device=device, half=half)
-        self._projector = open_part(folder / files["projector"], form, threads=threads)
         self._decoder = open_part(folder / files["decoder"], form, threads=threads)
         self._image: EncodedImage | None = None
 
@@ -93,14 +92,14 @@ class Predictor:
         height, width = pixels.shape[:2]
         size = self.manifest.image_size
         inner = fit_longest(height, width, size)
-        projection = self._projector(*self._encoder(self.prepare(pixels)[None]))
+        (embedding,) = self._encoder(self.prepare(pixels)[None])
         rows, columns = (
             # The network's own doubling to full size, cut to what is not padding, then back to the picture.
             resampling_matrix(cut, full) @ resampling_matrix(size // 4, size)[:cut]
             for cut, full in zip(inner, (height, width), strict=True)
         )
         scale = np.array([inner[1] / width, inner[0] / height])
-        return EncodedImage(self.manifest, height, width, scale, projection, rows, columns)
+        return EncodedImage(self.manifest, height, width, scale, embedding, rows, columns)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The models' input (3, S, S) of an RGB picture (H, W, 3): resized, normalized, padded at the end."""
@@ -148,7 +147,7 @@ class Predictor:
             raise ValueError("Expected `image` to be encoded by this export, got one that another export encoded.")
         xy, kinds, single = _prompts(points, labels, box, image.width, image.height)
         xy = ((xy + 0.5) * image.scale - 0.5).astype(np.float32)  # pixel centers lie at halves
-        logits, iou = self._decoder(*image.projection, xy, kinds)
+        logits, iou = self._decoder(image.embedding, xy, kinds)
         if not np.isfinite(logits).all():
             raise ValueError(
                 "The exported models' output is not finite, so there is no mask: their weights hold NaN or infinity, "

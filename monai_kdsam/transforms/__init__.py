@@ -12,6 +12,7 @@ from monai_kdsam.transforms.prompts import (
     jitter_box,
     simulate_prompts,
 )
+from monai_kdsam.transforms.structures import RandCropAroundMaskd, RandRegiond
 from monai_kdsam.transforms.variants import RandVariantd
 from monai_kdsam.transforms.volume_prompts import VolumePromptsd
 from monai_kdsam.transforms.volumes import GrayValuesd, SlicesLastd
@@ -21,7 +22,9 @@ __all__ = [
     "FixedPromptd",
     "GrayValuesd",
     "HostPromptsd",
+    "RandCropAroundMaskd",
     "RandPromptd",
+    "RandRegiond",
     "RandVariantd",
     "ResizeLongestSide",
     "ResizeLongestSided",

@@ -63,8 +63,10 @@ class _Promptd(MapTransform):
         if mask.ndim != 3 or mask.shape[0] != 1:
             raise ValueError(f"Expected `{key!s}` of shape (1, H, W), got {tuple(mask.shape)}.")
         foreground = np.asarray(mask[0]) > 0.5
-        points, labels, targets = simulate_prompts(foreground, self.kinds, rng=rng, **self.settings)
         result = dict(data)
+        region = result.pop("region", None)
+        region = None if region is None else np.asarray(region[0]) > 0.5
+        points, labels, targets = simulate_prompts(foreground, self.kinds, rng=rng, region=region, **self.settings)
         result[key] = convert_to_tensor(targets, dtype=torch.float32)
         result["points"], result["labels"] = torch.from_numpy(points), torch.from_numpy(labels)
         return result
@@ -75,7 +77,7 @@ class RandPromptd(Randomizable, _Promptd):
 
     Replaces the mask (1, H, W) under the key by targets (K, H, W) and adds `points` (K, N, 2), XY pixels, and `labels`
     (K, N); arguments and kinds are those of `simulate_prompts`. MONAI has guidance for DeepGrow and DeepEdit (one click
-    a time as image channels), but no boxes or point lists.
+    a time as image channels), but no boxes or point lists. An item's `region`, see `RandRegiond`, is what they ask for.
 
     Raises:
         ValueError: on an unknown kind or setting, or a mask of another shape.

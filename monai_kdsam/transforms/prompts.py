@@ -109,6 +109,7 @@ def simulate_prompts(
     max_clicks: int = 3,
     max_background_clicks: int = 2,
     target: Literal["union", "component"] = "union",
+    region: Mask | None = None,
 ) -> tuple[Points, NDArray[np.int64], Mask]:
     """Simulate one prompt of each kind for a reference mask.
 
@@ -127,6 +128,7 @@ def simulate_prompts(
         max_background_clicks: most background clicks of `clicks`.
         target: with several lesions, a prompt means their `union`, or a random connected `component`; without a
             prompt the target is the union always.
+        region: (H, W) bool, asked for instead of the mask by all prompts but `none`; not empty. None asks for the mask.
 
     Returns:
         points: (K, N, 2) float32, N = 2 + max_clicks + max_background_clicks, and never less than 2.
@@ -136,7 +138,7 @@ def simulate_prompts(
     length = 2 + max_clicks + max_background_clicks
     points = np.zeros((len(kinds), length, 2), dtype=np.float32)
     labels = np.full((len(kinds), length), -1, dtype=np.int64)
-    asked = one_component(mask, rng) if target == "component" else mask
+    asked = region if region is not None else one_component(mask, rng) if target == "component" else mask
     targets = np.stack([mask if kind == "none" else asked for kind in kinds])
     for row, kind in enumerate(kinds):
         prompt: list[tuple[Points, int]] = []

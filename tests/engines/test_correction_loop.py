@@ -130,10 +130,51 @@ def test_the_teacher_stays_frozen(network):
     assert not any(p.requires_grad for p in loop.teacher.image_encoder.parameters())
 
 
-@pytest.mark.parametrize(("name", "value"), [("rounds", -1), ("draws", 0)])
+@torch.no_grad()
+def test_corrections_see_the_last_answer_as_a_mask_prompt_and_may_be_of_some_prompts_only(network, batch):
+    seen, predict_all = [], network.predict_all
+    network.predict_all = lambda *prompt: seen.append(prompt) or predict_all(*prompt)
+    answer = CorrectionLoop(network, rounds=2, corrected=1, mask_share=1.0)(**batch)
+    assert answer["logits"].shape == answer["reference"].shape == (2, 3 + 1 + 1, SIZE, SIZE)
+    first, second, third = seen
+    assert len(first) == 3
+    assert second[4].all()
+    assert second[3].shape == (2, 1, SIZE // 4, SIZE // 4)
+    small = predict_all(*first)[2][:, :, 0]  # one of the three first answers of each image
+    assert all(any(torch.equal(second[3][row, 0], small[row, k]) for k in range(3)) for row in range(2))
+    assert torch.equal(third[3], predict_all(*second)[2][:, :, 0])
+    seen.clear()
+    CorrectionLoop(network, rounds=1)(**batch)
+    assert [len(prompt) for prompt in seen] == [3, 3], "without a share no mask is given on"
+
+
+@torch.no_grad()
+def test_what_a_network_makes_of_padding_is_no_part_of_the_iou_that_it_learns_to_expect(network, batch):
+    valid = torch.zeros(2, 1, SIZE, SIZE)
+    valid[..., :40] = 1
+    predict_all = network.predict_all
+
+    def with_foreground_on_padding(*prompt):
+        logits, iou, small = predict_all(*prompt)
+        return logits.masked_fill(valid[:, None] == 0, 9.0), iou, small
+
+    before = CorrectionLoop(network, expect_iou=True)(**batch, valid=valid)
+    network.predict_all = with_foreground_on_padding
+    after = CorrectionLoop(network, expect_iou=True)(**batch, valid=valid)
+    assert torch.equal(before["real_iou"], after["real_iou"])
+    assert torch.equal(after["valid"], valid)
+
+
+@pytest.mark.parametrize(("name", "value"), [("rounds", -1), ("draws", 0), ("corrected", 0)])
 def test_impossible_numbers_are_refused(network, name, value):
     with pytest.raises(ValueError, match=f"Expected `{name}` to be at least"):
         CorrectionLoop(network, **{name: value})
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_an_impossible_share_is_refused(network, share):
+    with pytest.raises(ValueError, match="Expected `mask_share` to be between 0 and 1"):
+        CorrectionLoop(network, mask_share=share)
 
 
 def test_two_empty_masks_overlap_fully():

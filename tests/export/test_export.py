@@ -125,9 +125,9 @@ def test_the_manifest_tells_what_was_measured(choice, exported):
 @pytest.mark.parametrize("choice", CHOICES, ids="-".join)
 def test_numbers_of_images_prompts_and_points_are_free(choice, exported, bundle):
     folder, _ = exported[choice]
-    encoder, projector, decoder, model = (
+    encoder, decoder, model = (
         open_part(folder / Predictor(folder).manifest.files[part], choice[0])
-        for part in ("encoder", "projector", "decoder", "model")
+        for part in ("encoder", "decoder", "model")
     )
     network = BundlePredictor(bundle).network
     rng = np.random.default_rng(0)
@@ -138,19 +138,17 @@ def test_numbers_of_images_prompts_and_points_are_free(choice, exported, bundle)
         (embedding,) = encoder(image)
         assert embedding.shape == (images, 256, 8, 8)
         assert model(image)[0].shape == (images, 1, 128, 128)
-        shared = projector(embedding)
-        assert all(len(part) == images for part in shared)
-        masks, quality = decoder(*(part[-1:] for part in shared), points, labels)
+        masks, quality = decoder(embedding[-1:], points, labels)
         with torch.no_grad():
             expected = network.decode(*map(torch.from_numpy, (embedding[-1:], points, labels)))
         assert np.allclose(masks, expected[0], atol=1e-3 * expected[0].abs().max().item())
         assert np.allclose(quality, expected[1], atol=1e-3)
 
 
-def random_prompts():
+def random_prompts(channels=256):
     """A random embedding, and nine prompts of three points."""
     rng = np.random.default_rng(0)
-    embedding = rng.standard_normal((1, 256, 4, 4)).astype(np.float32)
+    embedding = rng.standard_normal((1, channels, 4, 4)).astype(np.float32)
     points, labels = rng.uniform(0, 64, (9, 3, 2)).astype(np.float32), rng.integers(-1, 4, (9, 3))
     return tuple(map(torch.from_numpy, (embedding, points, labels)))
 
@@ -170,14 +168,28 @@ def best_of_three(tmp_path_factory):
     return network, folder
 
 
+@pytest.fixture(scope="session")
+def drawn_and_fine(tmp_path_factory):
+    """A network whose prompts are drawn and whose masks see finer features, and its decoder in both formats."""
+    torch.manual_seed(0)
+    network = build_student("resnet18", image_size=64, prompt_map=True, fine_features=True).eval()
+    folder = tmp_path_factory.mktemp("drawn")
+    graphs = to_onnx.to_graphs(network)
+    write_openvino(to_models(graphs, folder), folder, half=False)
+    to_onnx.write_onnx(graphs, folder)
+    return network, folder
+
+
 @pytest.mark.parametrize(("form", "file"), [("onnx", "decoder.onnx"), ("openvino", "decoder.xml")])
-def test_the_best_of_three_masks_is_the_exported_one(best_of_three, form, file):
-    network, folder = best_of_three
-    embedding, points, labels = random_prompts()
+@pytest.mark.parametrize(("kind", "channels"), [("best_of_three", 256), ("drawn_and_fine", 1024)])
+def test_the_exported_decoder_is_the_networks_of_several_masks_and_of_drawn_prompts(
+    request, kind, channels, form, file
+):
+    network, folder = request.getfixturevalue(kind)
+    embedding, points, labels = random_prompts(channels)
     with torch.no_grad():
         expected = network.decode(embedding, points, labels)
-        projection = network.project(embedding)
-    found = open_part(folder / file, form)(*(part.contiguous().numpy() for part in (*projection, points, labels)))
+    found = open_part(folder / file, form)(*(part.numpy() for part in (embedding, points, labels)))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape
         assert np.allclose(ours, theirs, atol=1e-3 * theirs.abs().max().item())

@@ -176,39 +176,60 @@ def test_points_without_labels_are_no_prompt_that_is_passed_over(networks, given
             decode(embedding, **prompt)
 
 
-def test_every_parameter_of_the_decoder_gets_a_gradient():
-    """Those of the other masks and of biases that change nothing too: processes that learn together wait for each."""
-    network = build_student("resnet18", image_size=64)
-    masks, iou = network.decode(torch.rand(2, 256, 4, 4))
+@pytest.mark.parametrize("multimask", [False, True])
+def test_every_parameter_that_learns_gets_a_gradient_and_the_heads_of_other_masks_do_not_learn(multimask):
+    network = build_student("resnet18", image_size=64, multimask=multimask)
+    heads = network.mask_decoder.output_hypernetworks_mlps
+    masks, iou, _ = network.predict_all(torch.rand(2, 256, 4, 4), torch.rand(2, 1, 2) * 64, torch.ones(2, 1))
     (masks.mean() + iou.mean()).backward()
-    assert [name for name, parameter in network.mask_decoder.named_parameters() if parameter.grad is None] == []
+    learning = [parameter for parameter in network.mask_decoder.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in learning)
+    assert [next(head.parameters()).requires_grad for head in heads] == [not multimask, *[multimask] * 3]
 
 
-def test_what_prompts_share_is_projected_once_for_an_embedding_and_the_weights(networks, monkeypatch):
-    network = copy.deepcopy(networks[0])
-    embedding, other = torch.rand(2, 1, 256, SIZE // 16, SIZE // 16)
-    points, labels = as_rows([(CLICKS, [1, 0, 1])])
-    project, calls = network.project, []
-    monkeypatch.setattr(network, "project", lambda embedding: calls.append(1) or project(embedding))
-
-    def agrees(embedding):
-        torch.testing.assert_close(
-            network.decode(embedding, points, labels)[0],
-            network.decode_projected(project(embedding), points, labels)[0],
-        )
-        return len(calls)
-
+def mixed_prompts(network, predictor, given, has_mask):
+    """Our logits and SAM's for the four kinds of prompts, each with the mask prompt or without."""
+    picture = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+    predictor.set_image(picture)
+    rows = list(PROMPTS.values())
+    points, labels = as_rows([ours for _, ours in rows])
     with torch.no_grad():
-        assert [agrees(embedding), agrees(embedding), agrees(other), agrees(embedding)] == [1, 1, 2, 2]
-        embedding.mul_(2)  # other content in the same place
-        assert agrees(embedding) == 3
-        network.mask_decoder.transformer.layers[0].cross_attn_token_to_image.k_proj.weight.mul_(2)  # it learned
-        assert agrees(embedding) == 4
-        network.prompt_encoder.no_mask_embed.weight.add_(1)
-        assert agrees(embedding) == 5
-    network.decode(embedding, points, labels)[0].mean().backward()
-    assert len(calls) == 6, "with gradients nothing is remembered"
-    assert network.projections.nbytes <= network.projections.max_bytes
+        masks, iou = network.decode(predictor.features, points, labels, torch.from_numpy(given), has_mask)
+    expected = [
+        predictor.predict(
+            **theirs, mask_input=mask if row_has_mask else None, multimask_output=False, return_logits=True
+        )
+        for (theirs, _), mask, row_has_mask in zip(rows, given, has_mask, strict=True)
+    ]
+    return masks.numpy(), iou.numpy(), expected
+
+
+def test_mask_prompts_equal_sams_in_rows_with_and_without(networks):
+    network, predictor = networks
+    given = np.random.default_rng(1).normal(0, 8, (len(PROMPTS), 1, SIZE // 4, SIZE // 4)).astype(np.float32)
+    has_mask = torch.tensor([True, False, True, True, False])
+    masks, iou, expected = mixed_prompts(network, predictor, given, has_mask)
+    for row, (_, scores, low) in enumerate(expected):
+        np.testing.assert_allclose(masks[row], low, atol=1e-4)
+        np.testing.assert_allclose(iou[row], scores, atol=1e-4)
+    without, _, _ = mixed_prompts(network, predictor, given, torch.zeros(len(PROMPTS), dtype=torch.bool))
+    assert np.abs(without - masks).max(axis=(1, 2, 3)).tolist() == pytest.approx([1, 0, 1, 1, 0], abs=1), "no effect"
+    assert [np.allclose(a, b, atol=1e-5) for a, b in zip(without, masks, strict=True)] == (~has_mask).tolist()
+
+
+def test_with_a_map_the_box_reaches_every_position_and_a_mask_without_a_prompt_counts_too():
+    torch.manual_seed(0)
+    network = build_student("resnet18", image_size=64, prompt_map=True).eval()
+    assert network.state_dict().keys() == build_student("resnet18", image_size=64).state_dict().keys()
+    embedding = torch.rand(1, 256, 4, 4)
+    (points, labels), last = as_rows([(BOX / 2, [2, 3]), (np.zeros((0, 2)), [])]), torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        drawn, none = network.prompt_encoder.dense(points, labels)
+        assert (drawn - none).abs().amax(dim=0).min() > 1e-4
+        plain, shown = network.decode(embedding, points, labels)[0], network.decode(embedding, points, labels, last)[0]
+        assert (plain - shown).abs().amax(dim=(1, 2, 3)).min() > 1e-6
+        only_first = network.decode(embedding, points, labels, last, torch.tensor([True, False]))[0]
+    torch.testing.assert_close(only_first, torch.stack([shown[0], plain[1]]))
 
 
 def test_gradients_reach_the_encoder_through_the_decoder():

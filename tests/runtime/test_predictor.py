@@ -21,7 +21,7 @@ from monai_kdsam.runtime.manifest import Manifest
 from monai_kdsam.runtime.sessions import open_part
 
 SIZE = 64
-PARTS = ("encoder", "projector", "decoder")
+PARTS = ("encoder", "decoder")
 
 
 class Encoder(nn.Module):
@@ -31,18 +31,11 @@ class Encoder(nn.Module):
         return nn.functional.avg_pool2d(image.mean(dim=1, keepdim=True), 4)
 
 
-class Projector(nn.Module):
-    """What all prompts share: here two maps, to which the decoder adds nothing of the image."""
-
-    def forward(self, embedding):
-        return embedding, torch.full_like(embedding, -0.5)
-
-
 class Decoder(nn.Module):
     """Bright where the image is; the "IoU" gives away where the first point lies."""
 
-    def forward(self, embedding, offset, points, labels):
-        masks = (embedding + offset).expand(points.shape[0], -1, -1, -1)
+    def forward(self, embedding, points, labels):
+        masks = (embedding - 0.5).expand(points.shape[0], -1, -1, -1)
         return masks, points[:, :1].sum(dim=2) + 0 * labels[:, :1]
 
 
@@ -52,9 +45,7 @@ def folder(tmp_path):
     embedding = Encoder()(example)
     points, labels = torch.zeros(2, 3, 2), torch.zeros(2, 3, dtype=torch.int64)
     torch.jit.trace(Encoder(), example).save(str(tmp_path / "encoder.ts"))
-    torch.jit.trace(Projector(), embedding).save(str(tmp_path / "projector.ts"))
-    shared = Projector()(embedding[:1])
-    torch.jit.trace(Decoder(), (*shared, points, labels)).save(str(tmp_path / "decoder.ts"))
+    torch.jit.trace(Decoder(), (embedding[:1], points, labels)).save(str(tmp_path / "decoder.ts"))
     Manifest(
         format="torchscript",
         precision="fp32",
@@ -177,7 +168,7 @@ def change(folder, **values):
 
 def test_files_of_another_version_are_refused(folder):
     change(folder, layout=7)
-    with pytest.raises(ValueError, match=r"Expected exported files of layout 2, got 7 .* written by monai_kdsam 9.9"):
+    with pytest.raises(ValueError, match=r"Expected exported files of layout 3, got 7 .* written by monai_kdsam 9.9"):
         Predictor(folder)
 
 
@@ -191,7 +182,7 @@ def test_files_that_do_not_belong_together_are_refused(folder):
     (folder / "encoder.ts").unlink()
     with pytest.raises(FileNotFoundError, match=r"Expected encoder.ts beside kdsam.json"):
         Predictor(folder)
-    (folder / "kdsam.json").write_text('{"layout": 2}')
+    (folder / "kdsam.json").write_text('{"layout": 3}')
     with pytest.raises(ValueError, match=r"is damaged: it has no files, format"):
         Predictor(folder)
     (folder / "kdsam.json").write_text("{")
