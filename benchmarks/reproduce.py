@@ -72,7 +72,7 @@ def reproduce(
         common["checkpoint"] = "@sam_checkpoint"
     for phase, overlay in phases:
         configs = [bundle_path() / "configs" / f"{config}.json" for config in dict.fromkeys(("train", phase))]
-        behind = (f"teachers/{size}", overlay, f"reproductions/{name}")
+        behind = (overlay, f"teachers/{size}", f"reproductions/{name}")
         files = [*configs, *(config_path(f"{config}.yaml") for config in behind), *overlays]
         monai.bundle.run(config_file=[str(file) for file in files], **common | dict(settings))
     with open(folder / "summary.csv", newline="", encoding="utf-8") as file:

@@ -23,7 +23,7 @@ from typing import Any
 import ignite.distributed as idist
 import monai
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_kdsam
 from monai_kdsam.files import check_writable, write_text
@@ -226,9 +226,16 @@ def _typed_settings() -> Mapping[str, Any]:
 
 
 def config_checksum(*sections: str) -> str:
-    """Checksum of what sections of the running config say, for those who keep results that depend on them."""
-    workflow = _running_workflow()
-    config: Any = {} if workflow is None else workflow.parser.config
+    """Checksum of what sections of the config say whose expression calls this, for results that depend on them.
+
+    Raises:
+        RuntimeError: when no config is being evaluated: a checksum of nothing would accept whatever was kept.
+    """
+    callers = (frame.f_locals.get("self") for frame in _calling_frames())
+    parser = next((caller for caller in callers if isinstance(caller, ConfigParser)), None)
+    if parser is None:
+        raise RuntimeError("Expected `config_checksum` to be called by an expression of a config, got no config.")
+    config: Any = parser.config
     chosen = {name: config.get(name) for name in sections}
     return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16).hexdigest()
 

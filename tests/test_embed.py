@@ -9,7 +9,9 @@ import re
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
+from monai_kdsam.bundles import bundle_path, config_checksum
 from monai_kdsam.data import EmbeddingWriter
 from monai_kdsam.data.embeddings import read_header
 from monai_kdsam.data.phantoms import write_phantoms
@@ -149,3 +151,23 @@ def test_verify_redoes_what_is_damaged(trained, caplog):
     assert victim.name in caplog.text
     assert len(shards(trained)) == -(-4 * images(trained) // 8)
     trained.run(*DISTILL, cached_embeddings=True)
+
+
+@pytest.mark.parametrize(("augment", "count"), [(True, 3), (False, 1)])
+def test_without_augmentation_there_are_no_equal_variants_and_outside_of_a_run_the_preprocessing_counts(augment, count):
+    parser = ConfigParser()
+    parser.read_config([str(bundle_path() / "configs" / name) for name in ("train.json", "distill.json")])
+    parser.update({"augment": augment, "embedding_variants": 3, "embedding_store#made_from#teacher": "weights"})
+    parser.update({"embedding_dir": "nowhere"})
+    store = parser.get_parsed_content("embedding_store#variants"), parser.get_parsed_content("variant#0#variants")
+    assert store == (count, count)
+    checksum = "embedding_store#made_from#preprocessing"
+    before = parser.get_parsed_content(checksum)
+    parser["to_network_frame"][0]["axcodes"] = "LP"
+    parser.parse(reset=True)
+    assert parser.get_parsed_content(checksum) != before
+
+
+def test_a_checksum_of_no_config_is_refused():
+    with pytest.raises(RuntimeError, match="called by an expression of a config"):
+        config_checksum("load")

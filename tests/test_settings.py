@@ -148,7 +148,7 @@ def test_overlays_are_for_several_phases_and_what_one_ignores_is_logged(caplog) 
     with caplog.at_level(logging.INFO, logger="monai_kdsam"):
         check("train", "recipes/paper.yaml", "offline.yaml")
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith("Settings of overlays that the phase train does not use: teacher, vgg_layer, sam_checkpoint")
+    assert line.startswith("Settings of overlays that the phase train does not use: teacher, sam_checkpoint, vgg_layer")
     assert "dice_weight" not in line
 
 

@@ -193,8 +193,14 @@ def _decode_nifti(file: Path) -> Picture:
     pixels = pixels.reshape(*pixels.shape[:2], *(n for n in pixels.shape[2:] if n > 1))
     in_space = nifti_affine(file)
     width, height = np.linalg.norm(in_space[:3, :2], axis=0).tolist()
+    # The plane of a tilted slice is laid flat, each axis as long as it is in space.
+    in_plane = in_space[:2, :2] * [width, height] / np.linalg.norm(in_space[:2, :2], axis=0).clip(min=1e-9)
     affine = np.eye(3)
-    affine[:2, :2], affine[:2, 2] = in_space[:2, :2], in_space[:2, 3]
-    if abs(np.linalg.det(affine)) < 1e-6 * width * height:  # a sagittal or coronal slice has no x or y in its plane
-        affine = no_geometry((width, height))
-    return Picture(np.swapaxes(pixels, 0, 1), affine=affine)
+    affine[:2, :2], affine[:2, 2] = in_plane, in_space[:2, 3]
+    if not {"R", "L"} & set(axes := nibabel.aff2axcodes(in_space)[:2]) or not {"A", "P"} & set(axes):
+        affine = no_geometry((width, height))  # a sagittal or coronal slice has no x or no y in its plane
+    # A header always has a spacing; one that nobody has set is 1, without a unit or a place in space.
+    header = image.header
+    is_said = header["sform_code"] > 0 or header["qform_code"] > 0 or header.get_xyzt_units()[0] != "unknown"
+    spacing = (width, height) if is_said or (width, height) != (1, 1) else None
+    return Picture(np.swapaxes(pixels, 0, 1), affine=affine, spacing=spacing)

@@ -27,6 +27,7 @@ PIXEL_DATA = 0x7FE00010
 CHUNK = 2**20
 VOLUME = 8  # pictures' worth of pixels
 PADDING = "0028|0120", "0028|0121"
+SPACING_TAGS = {"0028|0030", "0018|1164", "0018|2010"}  # of pixels, at the imager, as scanned
 EXACT_FUNCTIONS = ("LINEAR_EXACT", "SIGMOID")
 
 
@@ -128,9 +129,9 @@ def decode_dicom(file: Path, frame: int) -> Picture:
     """Decode one frame of a DICOM file: rescaled values, the spacing and the first display window of the file."""
     reader = open_dicom(file)
     header = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
-    spacing = reader.GetSpacing()[:2]
-    if "0028|0030" not in header and tuple(spacing) == (1.0, 1.0):
-        spacing = _ultrasound_spacing(file, header)
+    spacing: tuple[float, float] | None = tuple(reader.GetSpacing()[:2])
+    if spacing == (1.0, 1.0) and not SPACING_TAGS & set(header):
+        spacing = _spacing_in_sequences(file)
     inverted = header.get("0028|0004") == "MONOCHROME1"
     if math.prod(reader.GetSize()[2:]) > 1:
         status = file.stat()
@@ -138,7 +139,8 @@ def decode_dicom(file: Path, frame: int) -> Picture:
     else:
         pixels = _decode_frames(file, inverted)[0]
     window = _window(header) or _window_without_padding(pixels, padding_range(header))
-    return Picture(pixels, affine=no_geometry(spacing), window=window, inverted=inverted)
+    affine = no_geometry(spacing or (1.0, 1.0))
+    return Picture(pixels, affine=affine, spacing=spacing, window=window, inverted=inverted)
 
 
 def _decode_frames(file: Path, inverted: bool) -> np.ndarray:
@@ -194,16 +196,21 @@ def _window(header: dict[str, str]) -> tuple[float, float] | None:
     return center - width / 2, center + width / 2
 
 
-def _ultrasound_spacing(file: Path, header: dict[str, str]) -> tuple[float, float]:
-    """Spacing in mm of the calibrated 2-D region, where all such regions agree; else (1, 1)."""
-    if header.get("0008|0060") != "US":
-        return 1.0, 1.0
-    # SimpleITK does not show sequences.
-    data = dcmread(file, stop_before_pixels=True, specific_tags=["SequenceOfUltrasoundRegions"], force=True)
+def _spacing_in_sequences(file: Path) -> tuple[float, float] | None:
+    """Spacing in mm, 1 among them, that only sequences tell, which SimpleITK does not show; None where they do not.
+
+    It is that of the pixel measures that frames share, or of the calibrated 2-D regions of ultrasound, where all agree.
+    """
+    tags = ["SequenceOfUltrasoundRegions", "SharedFunctionalGroupsSequence"]
+    data = dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True)
     tissue_in_cm = {"RegionSpatialFormat": 1, "PhysicalUnitsXDirection": 3, "PhysicalUnitsYDirection": 3}
     spacings = {
         (abs(10 * region.PhysicalDeltaX), abs(10 * region.PhysicalDeltaY))
         for region in data.get("SequenceOfUltrasoundRegions") or []
         if all(region.get(name) == value for name, value in tissue_in_cm.items())
     }
-    return spacings.pop() if len(spacings) == 1 else (1.0, 1.0)
+    for group in data.get("SharedFunctionalGroupsSequence") or []:
+        for measures in group.get("PixelMeasuresSequence") or []:
+            if len(measures.get("PixelSpacing") or []) == 2:
+                spacings.add((float(measures.PixelSpacing[1]), float(measures.PixelSpacing[0])))
+    return spacings.pop() if len(spacings) == 1 else None

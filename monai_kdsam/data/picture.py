@@ -30,6 +30,7 @@ class Picture:
         window: the file's own display range (low, high), in the units of `pixels`.
         inverted: low values are bright (DICOM MONOCHROME1).
         orientation: EXIF's, how viewers turn the picture; not applied here. 1 is as it is.
+        spacing: (x, y) of a pixel in mm, where the file says it; None where it does not, and the affine has 1 mm.
     """
 
     pixels: np.ndarray
@@ -37,6 +38,7 @@ class Picture:
     window: tuple[float, float] | None = None
     inverted: bool = False
     orientation: int = 1
+    spacing: tuple[float, float] | None = None
 
 
 def to_rgb(picture: Picture) -> np.ndarray:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from monai_kdsam.data import Image2DReader
 from monai_kdsam.data.datasets import SPLITS, Item, read_dataset, read_head_circumferences
 from monai_kdsam.data.decoding import PICTURE_SUFFIXES, decode, split_frame, suffix_of
-from monai_kdsam.data.picture import no_geometry
 from monai_kdsam.data.split_file import check_files, with_absolute_paths
 from monai_kdsam.transforms.masks import clean_mask
 
@@ -109,8 +108,8 @@ def load_reference(item: Item) -> NDArray[np.bool_]:
 def with_units(items: list[Item]) -> tuple[list[Item], dict[str, str]]:
     """Give every item its `spacing` ([x, y]), and every set its unit.
 
-    The spacing is the item's own, else that of its NIfTI or DICOM file. A set is measured in "mm" if the spacing of all
-    its images is known, else all of it in "px".
+    The spacing is the item's own, else what its NIfTI or DICOM file says, which may be 1 mm. A set is measured in
+    "mm" if the spacing of all its images is known, else all of it in "px".
 
     Returns:
         The items, and the unit by name of the set.
@@ -143,8 +142,4 @@ def with_units(items: list[Item]) -> tuple[list[Item], dict[str, str]]:
 def _file_spacing(item: Item) -> tuple[float, float] | None:
     if suffix_of(split_frame(item["image"])[0]) in PICTURE_SUFFIXES:
         return None
-    affine = decode(item["image"]).affine
-    if np.array_equal(affine, no_geometry()):
-        return None
-    x, y = np.linalg.norm(affine[:2, :2], axis=0)
-    return float(x), float(y)
+    return decode(item["image"]).spacing

@@ -65,7 +65,9 @@ def mask_scores(mask: Mask, reference: Mask, *, spacing: tuple[float, float], to
         # MONAI calls its own function with an argument that it has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
         hd95 = compute_hausdorff_distance(predicted, expected, include_background=True, percentile=95, spacing=steps)
-        surface = compute_surface_dice(predicted, expected, [tolerance], include_background=True, spacing=steps)
+        surface = compute_surface_dice(
+            predicted, expected, [tolerance], include_background=True, spacing=steps, use_subvoxels=True
+        )
     return overlap._replace(hd95=float(hd95), surface_dice=float(surface))
 
 

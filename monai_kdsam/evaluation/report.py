@@ -20,6 +20,7 @@ from monai_kdsam.evaluation.command_model import CommandModel
 from monai_kdsam.evaluation.items import SplitName, read_split, with_units
 from monai_kdsam.evaluation.models import BundleModel, EllipseModel, Model
 from monai_kdsam.evaluation.scoring import Tolerances, cases_csv, score_images
+from monai_kdsam.evaluation.statistics import few_subjects_note
 from monai_kdsam.evaluation.summary import summarize
 from monai_kdsam.files import check_writable, write_texts
 
@@ -94,6 +95,8 @@ def write_report(
             "tolerance_diagonal_share": tolerances.diagonal_share,
             **summarize(scores, names, seed=seed),
         }
+        if note := few_subjects_note({name: row["subjects"] for name, row in summary["sets"].items()}):
+            logger.warning(note)
         pictures = {}
         for source in units:
             if cases := notable_cases(scores, names[0], source):

@@ -31,6 +31,7 @@ from monai_kdsam.evaluation.plots import (
 )
 from monai_kdsam.evaluation.prompts import PROMPT_TITLES
 from monai_kdsam.evaluation.scoring import CLICKS, REFERENCE, Score
+from monai_kdsam.evaluation.statistics import few_subjects_note
 from monai_kdsam.evaluation.summary import GOALS, MEAN_OF_SETS, METRICS
 
 __all__ = ["render_page"]
@@ -120,6 +121,8 @@ def _sets(summary: dict[str, Any]) -> str:
         for name, row in summary["sets"].items()
     ]
     text = render_table(["set", "images", "subjects", "empty references", "unit of distances"], rows)
+    if note := few_subjects_note({name: row["subjects"] for name, row in summary["sets"].items()}):
+        text += render_note(note)
     alarms = [(row["model"], row["images"], row["with_foreground"]) for row in summary["empty_references"]]
     if alarms:
         text += render_note(

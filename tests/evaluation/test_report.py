@@ -116,6 +116,10 @@ def test_head_circumference_is_measured_where_it_is_known(report):
     assert all(row["images"] + row["no_head_found"] == 1 for row in rows)
 
 
+def test_the_page_says_that_intervals_of_few_subjects_are_too_narrow(report):
+    assert "Fewer than 20 subjects: datalist (3)." in (report / "report.html").read_text()
+
+
 def test_images_without_anything_to_find_are_counted_apart(report):
     summary = json.loads((report / "summary.json").read_text())
     assert [(row["model"], row["images"]) for row in summary["empty_references"]] == [(model, 1) for model in MODELS]

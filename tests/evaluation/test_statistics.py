@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
-from monai_kdsam.evaluation.statistics import estimate, estimate_mean_of_sets, holm, signed_rank_test
+from monai_kdsam.evaluation.statistics import estimate, estimate_mean_of_sets, few_subjects_note, holm, signed_rank_test
 
 
 def names(count):
@@ -36,6 +37,20 @@ def test_frames_of_one_subject_are_not_more_subjects():
     assert (repeated.low, repeated.high) == pytest.approx((alone.low, alone.high))
     independent = estimate(np.repeat(values, 4), names(120))
     assert independent.high - independent.low < 0.6 * (alone.high - alone.low)
+
+
+def test_the_interval_is_scipys_of_the_means_of_subjects_of_equal_size():
+    values = np.random.default_rng(4).gamma(1, 1, 25)
+    found = estimate(np.repeat(values, 3), np.repeat(names(25), 3).tolist())
+    low, high = bootstrap(
+        (values,), np.mean, n_resamples=20000, method="percentile", random_state=1
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.06)
+
+
+def test_sets_of_few_subjects_are_named():
+    assert few_subjects_note({"busi": 20, "kvasir": 800}) == ""
+    assert "Fewer than 20 subjects: hc18 (19). Their 95 % intervals" in few_subjects_note({"hc18": 19, "busi": 20})
 
 
 def test_one_subject_has_no_interval():
