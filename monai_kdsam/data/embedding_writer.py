@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from monai_kdsam.data.embeddings import FORMAT, EmbeddingStore, Precision, crc32_of
+from monai_kdsam.data.embeddings import FORMAT, EmbeddingStore, Precision, crc32_of, header_crc32
 from monai_kdsam.files import remove_leftovers, replacing
 
 __all__ = ["EmbeddingWriter"]
@@ -75,7 +75,7 @@ class EmbeddingWriter:
         self.pending[name] = stored
         if scale is not None:
             self.pending[f"{name}.scale"] = scale
-        self.entries[name] = {"key": key, "image": image, "crc32": crc32_of(stored, scale)}
+        self.entries[name] = {"key": key, "image": image, "crc32": crc32_of(key, stored, scale)}
         if len(self.entries) >= self.size or self.clock() - self.last >= self.seconds:
             self.flush()
 
@@ -104,7 +104,8 @@ class EmbeddingWriter:
         # Named by its content: no two runs or processes can want one name for different content.
         named = hashlib.blake2b(",".join(e["key"] for e in self.entries.values()).encode(), digest_size=8).hexdigest()
         path = self.store.folder / f"r{self.rank}-{named}.safetensors"
-        header = {"format": FORMAT, "made_from": self.store.made_from, "entries": self.entries}
+        header: dict[str, Any] = {"format": FORMAT, "made_from": self.store.made_from, "entries": self.entries}
+        header["crc32"] = header_crc32(header)
         with replacing(
             path, "Free disk space and run the phase `embed` again; it goes on after the last shard."
         ) as part:

@@ -3,7 +3,8 @@
 
 A cache is a folder of safetensors files ("shards"). Each shard says in its header what its embeddings were made from,
 and of which images, so there is no index beside them that could disagree with them. A shard appears under its name when
-it is whole; a checksum of each embedding tells damage later on.
+it is whole; checksums tell damage later on: one of the header, and one of each embedding with its key, type and shape,
+which safetensors keeps in a table that nothing else covers.
 """
 
 from __future__ import annotations
@@ -27,11 +28,19 @@ from monai_kdsam.data.datasets import Item
 from monai_kdsam.data.decoding import split_frame
 from monai_kdsam.files import file_sha256
 
-__all__ = ["EmbeddingStore", "LoadEmbeddingd", "crc32_of", "embedding_key", "image_checksum", "read_header"]
+__all__ = [
+    "EmbeddingStore",
+    "LoadEmbeddingd",
+    "crc32_of",
+    "embedding_key",
+    "header_crc32",
+    "image_checksum",
+    "read_header",
+]
 
 logger = logging.getLogger(__name__)
 Precision = Literal["float32", "float16", "int8"]
-FORMAT = 1
+FORMAT = 2
 REDO = "Run the phase `embed` with `--verify True`, which names what is damaged and makes it anew."
 
 
@@ -142,7 +151,7 @@ class EmbeddingStore:
             raise ValueError(
                 f"Cannot read the embedding of {place.image} from {place.shard}: {error}. {REDO}"
             ) from error
-        if crc32_of(stored, scale) != place.crc32:
+        if crc32_of(key, stored, scale) != place.crc32:
             raise ValueError(f"The embedding of {place.image} in {place.shard} is damaged. {REDO}")
         return stored.float() if scale is None else stored.float() * scale
 
@@ -223,7 +232,7 @@ def _opened(shard: Path, inode: int) -> Any:
 
 
 def read_header(shard: Path) -> dict[str, Any]:
-    """What a shard says of itself: `made_from`, and `entries`, name -> key, image and crc32.
+    """What a shard says of itself: `made_from`, and `entries`, name -> key, image and crc32; `crc32` of both.
 
     Raises:
         ValueError: when it is not whole, or of another version.
@@ -235,7 +244,15 @@ def read_header(shard: Path) -> dict[str, Any]:
         raise ValueError(f"{shard} is no whole shard of embeddings ({error}).") from error
     if header.get("format") != FORMAT:
         raise ValueError(f"{shard} has format {header.get('format')}, and this version reads {FORMAT}.")
+    if header.get("crc32") != header_crc32(header):
+        raise ValueError(f"{shard} is no whole shard of embeddings (its header is damaged).")
     return header
+
+
+def header_crc32(header: Mapping[str, Any]) -> int:
+    """Checksum of what a shard says of itself."""
+    said = {key: value for key, value in header.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(said, sort_keys=True).encode())
 
 
 def _with_checksums(items: Sequence[Item]) -> list[Item]:
@@ -244,10 +261,11 @@ def _with_checksums(items: Sequence[Item]) -> list[Item]:
     return [{**item, "checksum": checksum} for item, checksum in zip(items, checksums, strict=True)]
 
 
-def crc32_of(*tensors: Tensor | None) -> int:
-    """Checksum of tensors one after the other."""
-    checksum = 0
+def crc32_of(key: str, *tensors: Tensor | None) -> int:
+    """Checksum of a key, and of the type, shape and content of tensors one after the other."""
+    checksum = zlib.crc32(key.encode())
     for tensor in tensors:
         if tensor is not None:
+            checksum = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
             checksum = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, checksum)
     return checksum

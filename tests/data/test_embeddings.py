@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_kdsam.data import EmbeddingStore, EmbeddingWriter, LoadEmbeddingd
+from monai_kdsam.data import EmbeddingStore, EmbeddingWriter, LoadEmbeddingd, embeddings
 from monai_kdsam.data.embeddings import embedding_key, image_checksum
 from monai_kdsam.files import LEFTOVER_AGE
 
@@ -149,6 +149,45 @@ def test_a_flipped_bit_is_found_when_it_is_read(tmp_path) -> None:
     damage(next(tmp_path.iterdir()), "flipped")
     with pytest.raises(ValueError, match=r"The embedding of 0\.png in .* is damaged.*--verify True"):
         EmbeddingStore(tmp_path, MADE_FROM).read("c0/0")
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_no_changed_byte_of_a_header_gives_another_value_or_an_error_of_another_kind(tmp_path, precision) -> None:
+    right = filled(tmp_path, count=2, precision=precision)
+    expected = {key: right.read(key) for key in right}
+    (shard,) = tmp_path.iterdir()
+    whole = shard.read_bytes()
+    length = 8 + int.from_bytes(whole[:8], "little")
+    for position in range(length):
+        shard.write_bytes(whole[:position] + bytes([whole[position] ^ (1 + position % 255)]) + whole[position + 1 :])
+        embeddings._opened.cache_clear()
+        store = EmbeddingStore(tmp_path, MADE_FROM, precision=precision)
+        for key in store:
+            try:
+                found = store.read(key)
+            except ValueError as error:
+                assert "--verify True" in str(error)  # noqa: PT017 - it may be read rightly as well
+            else:
+                assert torch.equal(found, expected[key]), position
+
+
+def test_the_embedding_of_another_key_is_found(tmp_path) -> None:
+    """As a name in the table of tensors that became another one's."""
+    filled(tmp_path, count=2)
+    (shard,) = tmp_path.iterdir()
+    content = shard.read_bytes()
+    shard.write_bytes(
+        content.replace(b'"0":{"dtype"', b'"x":{"dtype"')
+        .replace(b'"1":{"dtype"', b'"0":{"dtype"')
+        .replace(b'"x":{"dtype"', b'"1":{"dtype"')
+    )
+    assert shard.read_bytes() != content
+    embeddings._opened.cache_clear()
+    store = EmbeddingStore(tmp_path, MADE_FROM)
+    for key in store:
+        with pytest.raises(ValueError, match="is damaged"):
+            store.read(key)
+    assert store.verify() != []
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
