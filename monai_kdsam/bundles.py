@@ -7,6 +7,7 @@ import difflib
 import dis
 import errno
 import hashlib
+import importlib
 import inspect
 import json
 import logging
@@ -40,6 +41,8 @@ __all__ = [
     "copy_bundle",
     "copy_bundles",
     "find_mistake",
+    "make_importable",
+    "own_modules",
     "parse_value",
     "run_folder",
 ]
@@ -48,6 +51,7 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 BUNDLES = ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d")
 
 logger = logging.getLogger(__name__)
+_IMPORTABLE: set[Path] = set()  # folders of bundles whose modules may have been imported
 
 
 def _data_folder(name: str) -> Path:
@@ -131,6 +135,30 @@ def copy_bundles(
     ]
 
 
+def own_modules(bundle: str | Path) -> list[Path]:
+    """Python files and packages beside a bundle's `configs`, which its configs may name."""
+    return sorted([*Path(bundle).glob("*.py"), *(file.parent for file in Path(bundle).glob("*/__init__.py"))])
+
+
+def make_importable(bundle: str | Path) -> None:
+    """Let a bundle's configs name modules of its folder.
+
+    `python -m monai.bundle run` does so, but only after it has built what `initialize` names. A module of the same name
+    that came from another bundle before is forgotten.
+    """
+    folder = Path(bundle).resolve()
+    for path in own_modules(folder):
+        file = Path(getattr(sys.modules.get(path.stem), "__file__", None) or path).resolve()
+        if not file.is_relative_to(folder) and any(file.is_relative_to(other) for other in _IMPORTABLE):
+            for name in [name for name in sys.modules if name.partition(".")[0] == path.stem]:
+                del sys.modules[name]
+    _IMPORTABLE.add(folder)
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    sys.path.insert(1, str(folder))
+    importlib.invalidate_caches()
+
+
 def parse_value(text: str) -> Any:
     """A setting as it is typed: JSON, Python's True, False and None, or else text.
 
@@ -180,6 +208,7 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
     if _is_command():
         sys.excepthook = report_error
     check_launch()
+    make_importable(bundle_root)
     workflow = _running_workflow()
     config: Any = None if workflow is None else workflow.parser.config
     if workflow is not None:

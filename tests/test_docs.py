@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,10 +16,14 @@ import monai.bundle
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from monai_kdsam.__main__ import main
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.download import WEIGHTS
+from monai_kdsam.export import export_bundle
+from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.networks import build_kdsam, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,7 +76,7 @@ def test_the_python_of_the_readme_runs(trained, monkeypatch):
     monkeypatch.chdir(trained.folder)
     (trained.folder / "image.png").write_bytes(next((trained.folder / "phantoms" / "images").iterdir()).read_bytes())
     predictor, network = blocks(README, "python")
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"array": np.zeros((24, 32), np.uint8)}
     small = predictor.replace("[40, 30, 210, 180]", "[4, 3, 21, 18]").replace("[[120, 90]]", "[[12, 9]]")
     exec(small, names)
     assert set(np.unique(names["mask"])) <= {0, 1}
@@ -95,7 +102,7 @@ def examples(trained, monkeypatch):
     for block in blocks(EXTENDING, "yaml"):
         name = re.match(r"# (\w+\.yaml)", block)[1]
         (trained.folder / "configs" / name).write_text(block)
-    monkeypatch.syspath_prepend(str(trained.bundle))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the bundle's run adds the bundle to it
     monkeypatch.delitem(sys.modules, "my_parts", raising=False)
     return trained
 
@@ -104,6 +111,27 @@ def test_own_student(examples):
     examples.run("train.json", "distill.json", "own_student.yaml")
     state = torch.load(examples.models / "distilled.pt", weights_only=True)
     assert state["image_encoder.0.weight"].shape == (64, 3, 7, 7)
+
+
+def test_own_student_in_predictor_report_and_export_each_with_its_bundle_s_own_module(examples, tmp_path, monkeypatch):
+    """Two bundles with different modules of the same name."""
+    pictures = examples.folder / "phantoms" / "images"
+    first = next(pictures.iterdir())
+    for name, channels in (("one", 8), ("two", 16)):
+        bundle = shutil.copytree(examples.bundle, tmp_path / name)
+        overlay = yaml.safe_load((examples.folder / "configs" / "own_student.yaml").read_text())
+        inference = json.loads((bundle / "configs" / "inference.json").read_text())
+        (bundle / "configs" / "inference.json").write_text(json.dumps(inference | overlay))
+        parts = (examples.bundle / "my_parts.py").read_text().replace("64", str(channels))
+        (bundle / "my_parts.py").write_text(parts)
+        spec = importlib.util.spec_from_file_location("elsewhere", bundle / "my_parts.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        save_weights(build_kdsam(module.PlainEncoder(), image_size=64), bundle / "models" / "model.pt")
+    assert BundlePredictor(tmp_path / "one")(first).shape == BundlePredictor(tmp_path / "two")(first).shape
+    assert BundlePredictor(tmp_path / "one").network.image_encoder[0].out_channels == 8
+    folder, _ = export_bundle(tmp_path / "one", "torchscript", images=pictures)
+    assert (folder / "encoder.ts").is_file()
 
 
 def test_a_trunk_of_timm(examples):

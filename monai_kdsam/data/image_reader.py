@@ -13,9 +13,9 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from monai_kdsam.data.decoding import count_frames, decode, frame_path, is_supported, split_frame
-from monai_kdsam.data.picture import to_rgb
+from monai_kdsam.data.picture import no_geometry, to_rgb
 
-__all__ = ["Image2DReader", "list_images"]
+__all__ = ["Image2DReader", "PixelsReader", "list_images"]
 
 
 class Image2DReader(ImageReader):
@@ -88,14 +88,35 @@ class Image2DReader(ImageReader):
         if len(shapes) > 1:
             raise ValueError(f"Expected mask files of one size, got (H, W) {sorted(shapes)} in {', '.join(paths)}.")
         rows_first = np.stack([picture.pixels for picture in pictures], axis=-1) if self.mask else to_rgb(pictures[0])
-        array = np.swapaxes(rows_first, 0, 1)
-        return array, {
-            MetaKeys.AFFINE: pictures[0].affine.copy(),
-            MetaKeys.ORIGINAL_AFFINE: pictures[0].affine.copy(),
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:2]),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: -1,
-        }
+        return _with_metadata(rows_first, pictures[0].affine)
+
+
+class PixelsReader(Image2DReader):
+    """Gives LoadImage a picture that is in memory already, in place of a file.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+    """
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        super().__init__()
+        self.pixels = pixels
+
+    def get_data(self, img: Sequence[PathLike] | PathLike) -> tuple[np.ndarray, dict]:
+        """The picture, without a geometry."""
+        return _with_metadata(self.pixels, no_geometry())
+
+
+def _with_metadata(rows_first: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, dict]:
+    """Pixels (H, W, C) as MONAI's readers give them: (W, H, C), and the metadata that its transforms need."""
+    array = np.swapaxes(rows_first, 0, 1)
+    return array, {
+        MetaKeys.AFFINE: affine.copy(),
+        MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+        MetaKeys.SPACE: SpaceKeys.RAS,
+        MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:2]),
+        MetaKeys.ORIGINAL_CHANNEL_DIM: -1,
+    }
 
 
 def list_images(folder: str | Path) -> list[dict[str, str]]:

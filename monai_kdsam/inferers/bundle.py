@@ -6,17 +6,38 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Compose, SaveImaged
+from monai.transforms import AsDiscreted, Compose, LoadImaged, SaveImaged
 from numpy.typing import NDArray
 
-from monai_kdsam.bundles import find_mistake
+from monai_kdsam.bundles import find_mistake, make_importable
+from monai_kdsam.data.image_reader import Image2DReader, PixelsReader
+from monai_kdsam.inferers.prompted import PromptedInferer
+from monai_kdsam.pixels import pillow_pixels
+from monai_kdsam.runtime.picture import to_rgb
 
-__all__ = ["BundlePredictor"]
+__all__ = ["BundlePredictor", "Segmentation"]
+
+Picture = str | Path | NDArray[Any] | PIL.Image.Image | torch.Tensor
+
+
+class Segmentation(NamedTuple):
+    """What the network finds in a picture.
+
+    Args:
+        mask: (H, W) of 0 and 1.
+        probability: (H, W) of foreground, within 0 and 1; the mask is where it is above a half.
+        iou: the IoU that the network expects of the mask. Only a training of the IoU head makes it worth something.
+    """
+
+    mask: NDArray[np.uint8]
+    probability: NDArray[np.float32]
+    iou: float
 
 
 @contextlib.contextmanager
@@ -40,7 +61,7 @@ class BundlePredictor:
     share one: nothing else of a call is kept.
 
     Args:
-        bundle: folder of the bundle, with `models/model.pt`.
+        bundle: folder of the bundle, with `models/model.pt`; modules beside its `configs` are importable from then on.
         overrides: of named scalars in inference.json.
 
     Raises:
@@ -53,6 +74,7 @@ class BundlePredictor:
         file = bundle / "configs" / "inference.json"
         if not file.is_file():
             raise FileNotFoundError(f"Expected a bundle with configs/inference.json at `bundle`, got {bundle}.")
+        make_importable(bundle)
         parser = ConfigParser()
         parser.read_config(str(file))
         parser.update({"bundle_root": str(bundle), **overrides})
@@ -66,17 +88,19 @@ class BundlePredictor:
 
     def __call__(
         self,
-        image: str | Path,
+        image: Picture,
         *,
         foreground: Sequence[Sequence[float]] = (),
         background: Sequence[Sequence[float]] = (),
         roi: Sequence[float] | None = None,
         propagate: bool | None = None,
     ) -> NDArray[np.uint8]:
-        """Segment one image file or volume.
+        """Segment one image, or a volume.
 
         Args:
-            image: path; one frame of a multi-frame DICOM is `cine#frame3.dcm`, a DICOM series is its folder.
+            image: path of a file; one frame of a multi-frame DICOM is `cine#frame3.dcm`, a DICOM series is its folder.
+                Pictures may be in memory as well: an array (H, W) or (H, W, 3) of RGB, a PIL image, a tensor (H, W) or
+                (3, H, W). What is not 8-bit is mapped from its 0.5 to 99.5 percentiles.
             foreground: clicks [x, y] on the structure, in pixels of the file; [i, j, k] in voxels of a volume.
             background: clicks beside it.
             roi: box [x1, y1, x2, y2] around it; [i1, i2, j1, j2, k1, k2] in a volume. Without any prompt the network
@@ -87,13 +111,67 @@ class BundlePredictor:
             (H, W) mask of 0 and 1, in the file's size; (X, Y, Z) of a volume.
 
         Raises:
-            ValueError: when a prompt is not on the image, or the file is damaged.
+            FileNotFoundError: when there is no such file.
+            ValueError: when a prompt is not on the image, the file is damaged, or an array is no picture.
         """
         prompts = {"foreground": list(foreground), "background": list(background), "roi": roi, "propagate": propagate}
-        with _unwrapped():
-            data = self.preprocessing({"image": str(image), **prompts})
-        with torch.no_grad():
-            logits = self.inferer(data["image"][None].to(self.device), self.network)
-        mask = self.postprocessing({"image": data["image"], "pred": logits[0].cpu()})["pred"]
+        loaded, logits = self._infer(image, prompts)
+        mask = self.postprocessing({"image": loaded, "pred": logits})["pred"]
         array = np.asarray(mask, dtype=np.uint8)
         return array.T if array.ndim == 2 else array[0]  # MONAI's arrays of pictures are (W, H)
+
+    def predict(
+        self,
+        image: Picture,
+        *,
+        foreground: Sequence[Sequence[float]] = (),
+        background: Sequence[Sequence[float]] = (),
+        roi: Sequence[float] | None = None,
+    ) -> Segmentation:
+        """Segment one picture as a call does, and tell how sure the network is.
+
+        Raises:
+            ValueError: see the call; also of a bundle of volumes.
+        """
+        if not isinstance(self.inferer, PromptedInferer):
+            raise ValueError("Expected a bundle of pictures for `predict`; of volumes there are masks alone.")
+        loaded, logits = self._infer(
+            image, {"foreground": list(foreground), "background": list(background), "roi": roi}
+        )
+        mask = self.postprocessing({"image": loaded, "pred": logits})["pred"]
+        steps = self.postprocessing.transforms
+        first = next(number for number, step in enumerate(steps) if isinstance(step, AsDiscreted))
+        inverted = Compose(steps[:first])({"image": loaded, "pred": logits})["pred"]
+        points, labels = self.inferer.prompts_of(loaded[None].to(self.device))
+        with torch.no_grad():
+            _, iou = self.network.decode(self.network.embed(loaded.as_tensor()[None].to(self.device)), points, labels)
+        probability = torch.as_tensor(inverted).float().sigmoid()[0].numpy().T
+        return Segmentation(np.asarray(mask, dtype=np.uint8).T, probability, float(iou[0, 0]))
+
+    def _infer(self, image: Picture, prompts: dict[str, Any]) -> tuple[Any, torch.Tensor]:
+        """The preprocessed image and what the inferer makes of it."""
+        with _unwrapped():
+            loaded = self._load(image, prompts)["image"]
+            with torch.no_grad():
+                logits = self.inferer(loaded[None].to(self.device), self.network)
+        return loaded, logits[0].cpu()
+
+    def _load(self, image: Picture, prompts: dict[str, Any]) -> Any:
+        if isinstance(image, (str, Path)):
+            return self.preprocessing({"image": str(image), **prompts})
+        load, *others = self.preprocessing.transforms
+        if not isinstance(load, LoadImaged) or not any(isinstance(r, Image2DReader) for r in load._loader.readers):
+            raise ValueError(f"Expected `image` to be a path, as this bundle reads files, got {type(image).__name__}.")
+        return Compose(others)(load({"image": "array", **prompts}, reader=PixelsReader(_to_pixels(image))))
+
+
+def _to_pixels(image: NDArray[Any] | PIL.Image.Image | torch.Tensor) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB of a picture in memory."""
+    if isinstance(image, PIL.Image.Image):
+        return to_rgb(pillow_pixels(image))
+    if isinstance(image, torch.Tensor):
+        array = image.detach().cpu().numpy()
+        return to_rgb(np.moveaxis(array, 0, -1) if array.ndim == 3 else array)
+    if isinstance(image, np.ndarray):
+        return to_rgb(image)
+    raise TypeError(f"Expected `image` to be a path, an array, a PIL image or a tensor, got {type(image).__name__}.")

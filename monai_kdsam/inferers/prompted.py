@@ -60,7 +60,7 @@ class PromptedInferer(Inferer):
             ValueError: with `remember`, which is for serving, when the network's output is not finite.
         """
         if points is None and labels is None:
-            points, labels = self._from_metadata(inputs)
+            points, labels = self.prompts_of(inputs)
         if points is not None or labels is not None:
             kwargs.update(points=points, labels=labels)
         # The network sees a plain tensor: what it remembers must not carry one request's metadata to the next.
@@ -80,7 +80,8 @@ class PromptedInferer(Inferer):
         return MetaTensor(logits).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else logits
 
     @staticmethod
-    def _from_metadata(inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def prompts_of(inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """`points` (B, N, 2) and `labels` (B, N) in an image's metadata; None where it has none."""
         found = [getattr(inputs, "meta", {}).get(key) for key in ("points", "labels")]
         if found[0] is None or found[1] is None:
             return None, None

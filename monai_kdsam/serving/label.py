@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from monai_kdsam.bundles import find_mistake
+from monai_kdsam.bundles import find_mistake, own_modules
 from monai_kdsam.files import write_text
 from monai_kdsam.serving.dicomweb import check_dicomweb
 from monai_kdsam.sidecar import sidecar_path
@@ -163,7 +163,8 @@ def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
     # Of the weights only model.pt: the server would offer its clients each .pt file, a teacher's too, for this network.
     (served / "models").mkdir()
     weights = model / "models" / "model.pt"
-    parts = [model / "configs", weights, *(file for file in [sidecar_path(weights)] if file.is_file())]
+    parts = [model / "configs", weights, *own_modules(model)]
+    parts += [file for file in [sidecar_path(weights)] if file.is_file()]
     for part in parts:
         _link(part, served / part.relative_to(model))
     return app, name

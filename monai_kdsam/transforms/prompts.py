@@ -25,6 +25,9 @@ Points = NDArray[np.float32]
 def box_from_mask(mask: Mask) -> Points:
     """The smallest box around the mask: [[left, top], [right, bottom]], the outermost foreground pixels.
 
+    What is one pixel wide or high has the edges of that pixel, half a pixel from its center: hosts refuse a box without
+    an area, so that none is drawn in training and reports either.
+
     Raises:
         ValueError: when the mask is empty.
 
@@ -36,7 +39,13 @@ def box_from_mask(mask: Mask) -> Points:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
         raise ValueError("Expected a `mask` with foreground, got an empty one.")
-    return np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], dtype=np.float32)
+    return _with_area(np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], dtype=np.float32), mask.shape)
+
+
+def _with_area(box: Points, shape: tuple[int, ...]) -> Points:
+    """Half a pixel more on each side, as far as the image (H, W) goes, where two edges coincide."""
+    half = 0.5 * (box[0] == box[1])
+    return np.clip(np.stack([box[0] - half, box[1] + half]), 0, (shape[1] - 1, shape[0] - 1)).astype(np.float32)
 
 
 def jitter_box(box: Points, offsets: Sequence[float], shape: tuple[int, int]) -> Points:
@@ -48,14 +57,15 @@ def jitter_box(box: Points, offsets: Sequence[float], shape: tuple[int, int]) ->
         shape: (H, W) of the image, where the box is cut off.
 
     Returns:
-        The moved box; an edge that would pass the opposite one stays at the box's center.
+        The moved box; an edge that would pass the opposite one stays at the box's center, and where both would, half
+        a pixel from it.
     """
     left, top, right, bottom = offsets
     center = box.mean(axis=0)
     upper = np.minimum(box[0] - (left, top), center)
     lower = np.maximum(box[1] + (right, bottom), center)
     limit = (shape[1] - 1, shape[0] - 1)
-    return np.clip(np.stack([upper, lower]), 0, limit).astype(np.float32)
+    return _with_area(np.clip(np.stack([upper, lower]), 0, limit), shape)
 
 
 def center_click(mask: Mask) -> Points:

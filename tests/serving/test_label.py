@@ -91,8 +91,10 @@ def test_the_app_serves_the_bundles_own_files_and_no_teacher(server, bundle, tmp
     (bundle / "models" / "model.pt").write_text("trained on")
     (bundle / "models" / "model.json").write_text("their settings")
     assert (served / "models" / "model.pt").read_text() == "trained on"
+    (bundle / "my_parts.py").write_text("own code")
     label.prepare_app(tmp_path / "label", bundle)
     assert (served / "models" / "model.json").read_text() == "their settings"
+    assert (served / "my_parts.py").read_text() == "own code"
 
 
 def test_several_bundles_are_served_together(server, bundle, studies, tmp_path, capsys):

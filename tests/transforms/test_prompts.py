@@ -7,6 +7,7 @@ from numpy.random import RandomState
 from scipy import ndimage
 
 from monai_kdsam.transforms import box_from_mask, center_click, clicks_from_mask, jitter_box, simulate_prompts
+from monai_kdsam.transforms.host_prompts import points_from_request
 from monai_kdsam.transforms.prompts import PROMPT_KINDS, background_around, one_component
 
 SHAPE = (40, 60)
@@ -47,15 +48,25 @@ def test_the_box_of_a_full_mask_is_the_image() -> None:
     assert box_from_mask(FULL).tolist() == [[0, 0], [59, 39]]
 
 
-def test_the_box_of_one_pixel_is_that_pixel() -> None:
+@pytest.mark.parametrize(
+    ("rows", "columns", "box"),
+    [
+        (slice(7, 8), slice(31, 32), [[30.5, 6.5], [31.5, 7.5]]),
+        (slice(7, 8), slice(20, 32), [[20, 6.5], [31, 7.5]]),
+        (slice(0, 1), slice(59, 60), [[58.5, 0], [59, 0.5]]),
+    ],
+)
+def test_the_box_of_one_pixel_is_that_pixel_and_has_an_area_so_that_hosts_take_it(rows, columns, box) -> None:
     mask = EMPTY.copy()
-    mask[7, 31] = True
-    assert box_from_mask(mask).tolist() == [[31, 7], [31, 7]]
+    mask[rows, columns] = True
+    assert box_from_mask(mask).tolist() == box
+    points, _ = points_from_request({"roi": np.ravel(box).tolist()}, (60, 40))
+    assert points.tolist() == box
 
 
 @SHAPES
 def test_a_box_holds_the_whole_mask_and_each_of_its_edges_touches_it(mask) -> None:
-    (left, top), (right, bottom) = box_from_mask(mask).astype(int)
+    (left, top), (right, bottom) = np.ceil(box_from_mask(mask)).astype(int)
     assert mask[top : bottom + 1, left : right + 1].sum() == mask.sum()
     assert mask[top].any()
     assert mask[bottom].any()
@@ -95,7 +106,7 @@ def test_a_box_moved_inward_never_turns_inside_out() -> None:
 
 def test_edges_that_would_pass_each_other_meet_in_the_middle() -> None:
     box = np.array([[20, 10], [40, 30]], dtype=np.float32)
-    assert jitter_box(box, (-99, -99, -99, -99), SHAPE).tolist() == [[30, 20], [30, 20]]
+    assert jitter_box(box, (-99, -99, -99, -99), SHAPE).tolist() == [[29.5, 19.5], [30.5, 20.5]]
 
 
 def test_jitter_covers_its_range_evenly_on_every_edge() -> None:

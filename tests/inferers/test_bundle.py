@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_kdsam.bundles import copy_bundle
+from monai_kdsam.data.phantoms import make_phantom
+from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.networks import build_student
+
+PROMPTS = [{}, {"foreground": [[20, 30]], "background": [[50, 5]]}, {"roi": [10, 8, 60, 50]}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Both bundles with one random student, and a picture, 70 x 56."""
+    folder = tmp_path_factory.mktemp("pictures")
+    torch.manual_seed(0)
+    weights = build_student("resnet18", image_size=64).state_dict()
+    for name in ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d"):
+        bundle = copy_bundle(folder, name, settings={"backbone": "resnet18", "image_size": 64})
+        torch.save(weights, bundle / "models" / "model.pt")
+    Image.fromarray(make_phantom("skin_lesion", size=80, seed=1)[0][:56]).save(folder / "picture.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(folder):
+    return BundlePredictor(folder / "kdsam_deepgrow_2d")
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=["automatic", "clicks", "box"])
+def test_a_picture_in_memory_gets_the_mask_of_its_file(folder, predictor, prompt):
+    picture = Image.open(folder / "picture.png")
+    array = np.asarray(picture)
+    expected = predictor(folder / "picture.png", **prompt)
+    assert expected.shape == (56, 70)
+    for image in (array, picture, torch.from_numpy(array.copy()).movedim(-1, 0)):
+        assert np.array_equal(predictor(image, **prompt), expected)
+
+
+def test_gray_of_16_bits_is_read_as_a_file_of_it_is(folder, predictor, tmp_path):
+    gray = np.asarray(Image.open(folder / "picture.png").convert("L")).astype(np.uint16) * 200
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    expected = predictor(tmp_path / "gray.png")
+    for image in (gray, gray[..., None], torch.from_numpy(gray.astype(np.int32)), Image.open(tmp_path / "gray.png")):
+        assert np.array_equal(predictor(image), expected)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=["automatic", "clicks", "box"])
+def test_probability_and_expected_iou_are_those_of_the_network_and_the_mask_is_where_it_is_above_a_half(
+    folder, predictor, prompt
+):
+    found = predictor.predict(folder / "picture.png", **prompt)
+    assert np.array_equal(found.mask, predictor(folder / "picture.png", **prompt))
+    assert found.probability.shape == (56, 70)
+    assert ((found.probability > 0.5) == (found.mask == 1)).all()
+    image = predictor.preprocessing({"image": str(folder / "picture.png"), **prompt})["image"]
+    points, labels = image.meta["points"][None], image.meta["labels"][None]
+    with torch.no_grad():
+        embedding = predictor.network.encode(image.as_tensor()[None])
+        logits, iou = predictor.network.decode(embedding, points, labels)
+        # (S/4) to S, cut to what is not padding (64 x 51), to the picture
+        full = torch.nn.functional.interpolate(logits, size=64, mode="bilinear")[..., :51, :]
+        full = torch.nn.functional.interpolate(full, size=(56, 70), mode="bilinear").sigmoid()
+    assert found.iou == pytest.approx(iou.item(), abs=1e-5)
+    np.testing.assert_allclose(found.probability, full[0, 0].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("image", "prompt", "error", "message"),
+    [
+        (None, {"foreground": [[200, 3]]}, ValueError, "^Expected `foreground` within the image of 70 x 56 pixels"),
+        (None, {"roi": [5, 5, 5, 9]}, ValueError, "^Expected `roi` to be a box with an area"),
+        ("missing.png", {}, FileNotFoundError, r"missing\.png"),
+        (np.zeros((2, 3, 4, 5)), {}, ValueError, r"^Expected `image` of shape \(H, W\) or"),
+        (np.full((8, 8), np.nan), {}, ValueError, "^Expected `image` of finite values"),
+        ([1, 2], {}, TypeError, "^Expected `image` to be a path, an array, a PIL image or a tensor, got list"),
+    ],
+)
+def test_a_mistake_is_told_as_it_was_raised(folder, predictor, image, prompt, error, message):
+    with pytest.raises(error, match=message) as caught:
+        predictor(folder / "picture.png" if image is None else image, **prompt)
+    assert "applying transform" not in str(caught.value)
+
+
+def test_volumes_come_as_files_and_have_masks_alone(folder):
+    volumes = BundlePredictor(folder / "kdsam_deepgrow_3d")
+    with pytest.raises(ValueError, match="Expected `image` to be a path, as this bundle reads files, got ndarray"):
+        volumes(np.zeros((8, 8, 3)))
+    with pytest.raises(ValueError, match="Expected a bundle of pictures for `predict`"):
+        volumes.predict("volume.nii.gz")
