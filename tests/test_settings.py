@@ -132,7 +132,7 @@ def test_what_can_be_meant_passes(typed) -> None:
             {"mse_weight": 7},
             "train does not use the setting `mse_weight`, .* It is of distill.json.",
         ),
-        ("train", {"imagenet_weights": "/no/such/file"}, "does not use the setting `imagenet_weights`"),
+        ("train", {"vgg_weights": "/no/such/file"}, "does not use the setting `vgg_weights`"),
         ("evaluate", {"learning_rate": 0.1}, "The phase evaluate does not use the setting `learning_rate`"),
         ("evaluate", {"optimizer#lr": 0.1}, "does not use the setting `optimizer`"),
         ("embed", {"epochs": 5}, "The phase embed does not use the setting `epochs`"),
