@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_kdsam.data.decoding import is_supported, split_frame, stem_of, suffix_of
+from monai_kdsam.data.decoding import split_frame, stem_of, suffix_of, supported_files
 
 __all__ = [
     "LAYOUTS",
@@ -64,10 +64,10 @@ def read_folder(root: str | Path) -> list[Item]:
     """
     images, masks = (_existing(root, name, "images/NAME.png and masks/NAME.png") for name in ("images", "masks"))
     by_stem: dict[str, list[Path]] = {}
-    for path in _supported(masks):
+    for path in supported_files(masks):
         by_stem.setdefault(stem_of(path), []).append(path)
     items = []
-    for image in _supported(images):
+    for image in supported_files(images):
         found = by_stem.get(stem_of(image), [])
         kind = "lossy" if any(suffix_of(path) in LOSSY_SUFFIXES for path in found) else "binary"
         items.append(_item(image, found, "folder", stem_of(image), kind))
@@ -76,8 +76,10 @@ def read_folder(root: str | Path) -> list[Item]:
     unlabeled = Path(root) / UNLABELED
     if unlabeled.is_dir():
         # Subjects of their own: an unlabeled 0001.png is another image than the labeled one of this name.
-        items += [_unlabeled(image, "folder", f"{UNLABELED}/{stem_of(image)}") for image in _supported(unlabeled)]
-    return _checked(items, root)
+        items += [_unlabeled(image, "folder", f"{UNLABELED}/{stem_of(image)}") for image in supported_files(unlabeled)]
+    claimed = {path for item in items for path in _paths(item.get("label", ()))}
+    spare = [path.name for path in sorted(masks.iterdir()) if path.is_file() and str(path.absolute()) not in claimed]
+    return _checked(items, root, spare)
 
 
 def read_isic2017(root: str | Path) -> list[Item]:
@@ -236,15 +238,18 @@ def _unlabeled(image: Path, source: str, subject: str) -> Item:
     return {"image": str(image.absolute()), "source": source, "subject": subject}
 
 
-def _checked(items: list[Item], root: str | Path) -> list[Item]:
+def _checked(items: list[Item], root: str | Path, spare: Sequence[str] = ()) -> list[Item]:
     labeled = [item for item in items if "label" in item]
+    hint = ""
+    if spare:
+        hint = f" Of no image are in masks/: {_some([*spare], 5)} A mask has its image's name and a known format."
     if not labeled:
         raise ValueError(f"No image in {root} has a mask. Expected at least one; check that the download is complete.")
     bare = [item["image"] for item in labeled if not item["label"]]
     if bare:
         raise ValueError(
             f"{len(bare)} images have no mask. Add the masks or remove the images; in the layouts folder and datalist "
-            f"the images may move to `{UNLABELED}`: {_some(bare)}"
+            f"the images may move to `{UNLABELED}`: {_some(bare)}{hint}"
         )
     return sorted(items, key=lambda item: item["image"])
 
@@ -254,10 +259,6 @@ def _existing(root: str | Path, name: str, expected: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"There is no {name} in {root}. Expected this layout: {expected}.")
     return path
-
-
-def _supported(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and is_supported(p))
 
 
 def _is_listed(entry: Any) -> bool:

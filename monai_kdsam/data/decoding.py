@@ -7,6 +7,7 @@ knows MONAI's conventions except the affine; :class:`monai_kdsam.data.Image2DRea
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from dataclasses import replace
@@ -18,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from monai_kdsam.data.dicom import decode_dicom, has_dicom_magic, open_dicom, open_itk, read_frame
-from monai_kdsam.data.geometry import nifti_affine
+from monai_kdsam.data.geometry import nifti_affine, plane_of
 from monai_kdsam.data.picture import Picture, no_geometry, to_mask
 from monai_kdsam.pixels import TooLargeError, check_size, open_picture, pillow_pixels
 
@@ -32,8 +33,10 @@ __all__ = [
     "split_frame",
     "stem_of",
     "suffix_of",
+    "supported_files",
 ]
 
+logger = logging.getLogger(__name__)
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -91,6 +94,24 @@ def is_dicom(path: Path) -> bool:
 def is_supported(path: str | Path) -> bool:
     """Whether a file is of a supported format, judged by its suffix or DICOM's magic number."""
     return suffix_of(path) in SUFFIXES or is_dicom(Path(path))
+
+
+def supported_files(folder: Path, *, below: bool = False) -> list[Path]:
+    """The files of a folder that are of a supported format, sorted; hidden ones do not count, others are logged.
+
+    Args:
+        folder: of pictures or masks.
+        below: look into its subfolders too.
+    """
+    files = [path for path in (folder.rglob("*") if below else folder.iterdir()) if path.is_file()]
+    files = sorted(path for path in files if not path.name.startswith("."))
+    supported = [path for path in files if is_supported(path)]
+    if others := [path.name for path in files if path not in set(supported)]:
+        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        logger.warning(
+            f"Passed over in {folder}, as of no format that is read (or DICOM without its preamble): {shown}."
+        )
+    return supported
 
 
 def count_frames(file: Path) -> int:
@@ -183,15 +204,22 @@ def _pillow_array(image: Image.Image, mask: bool) -> np.ndarray:
 
 def _decode_nifti(file: Path) -> Picture:
     image: Any = nibabel.load(file)
-    if image.shape[2:3] == tuple(n for n in image.shape[2:] if n > 1) != ():
+    across, down = plane = plane_of(image.shape)
+    if math.prod(image.shape[:3]) > image.shape[across] * image.shape[down]:
         raise ValueError(f"a volume of shape {image.shape}: cut it into slices")
-    check_size(file, image.shape[:2], math.prod(image.shape[2:]) * image.get_data_dtype().itemsize)
+    check_size(
+        file, [image.shape[axis] for axis in plane], math.prod(image.shape[3:]) * image.get_data_dtype().itemsize
+    )
     pixels = np.asanyarray(image.dataobj)
     if pixels.dtype.names:
         pixels = np.stack([pixels[name] for name in pixels.dtype.names], axis=-1)
     # (X, Y, 1, 1, 3) and the like: a picture has two axes and at most its colours.
-    pixels = pixels.reshape(*pixels.shape[:2], *(n for n in pixels.shape[2:] if n > 1))
+    colours = [side for side in pixels.shape[min(len(image.shape), 3) :] if side > 1]
+    pixels = pixels.reshape([image.shape[axis] for axis in plane] + colours)
     in_space = nifti_affine(file)
+    if plane != (0, 1):
+        spacing = np.linalg.norm(in_space[:3, list(plane)], axis=0).tolist()
+        return Picture(np.swapaxes(pixels, 0, 1), affine=no_geometry((spacing[0], spacing[1])))
     width, height = np.linalg.norm(in_space[:3, :2], axis=0).tolist()
     # The plane of a tilted slice is laid flat, each axis as long as it is in space.
     in_plane = in_space[:2, :2] * [width, height] / np.linalg.norm(in_space[:2, :2], axis=0).clip(min=1e-9)

@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 from numpy.typing import NDArray
 
-__all__ = ["LPS_TO_RAS", "itk_affine", "nifti_affine"]
+__all__ = ["LPS_TO_RAS", "itk_affine", "nifti_affine", "plane_of"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 IN_MM = {"meter": 1000.0, "micron": 0.001}
@@ -26,6 +26,17 @@ def itk_affine(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
     affine[:in_space, :in_space] = axes[:in_space, :in_space]
     affine[:in_space, 3] = image.GetOrigin()[:in_space]
     return LPS_TO_RAS @ affine
+
+
+def plane_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The axes of the one slice that a NIfTI file holds as a picture: across, then down.
+
+    >>> plane_of((30, 20)), plane_of((30, 20, 1)), plane_of((1, 30, 20)), plane_of((30, 1, 20, 1, 3))
+    ((0, 1), (0, 1), (1, 2), (0, 2))
+    """
+    if len(shape) > 2 and shape[2] > 1 and 1 in shape[:2]:
+        return (1, 2) if shape[0] == 1 else (0, 2)
+    return 0, 1
 
 
 def nifti_affine(file: Path) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from monai_kdsam.data.decoding import count_frames, decode, frame_path, is_supported, split_frame
+from monai_kdsam.data.decoding import count_frames, decode, frame_path, is_supported, split_frame, supported_files
 from monai_kdsam.data.picture import no_geometry, to_rgb
 
 __all__ = ["Image2DReader", "PixelsReader", "list_images"]
@@ -132,7 +132,7 @@ def list_images(folder: str | Path) -> list[dict[str, str]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"Expected a folder with images, but there is none at {folder}.")
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and is_supported(p))
+    files = supported_files(folder, below=True)
     if not files:
         raise ValueError(f"No image in {folder}. Expected PNG, JPEG, BMP, TIFF, NIfTI (.nii, .nii.gz) or DICOM files.")
     return [{"image": str(path)} for file in files for path in _frames(file)]

@@ -89,7 +89,7 @@ def _infos_of(values: Sequence[Any], given: Sequence[Mapping[str, Any]]) -> list
 
 
 def _segmentation(
-    sources: list[pydicom.Dataset], numbered: np.ndarray, segments: list[SegmentDescription], name: str
+    sources: Sequence[pydicom.Dataset], numbered: np.ndarray, segments: list[SegmentDescription], name: str
 ) -> Segmentation:
     try:
         return Segmentation(

@@ -14,6 +14,7 @@ from monai.transforms import MapTransform
 from monai_kdsam.data.decoding import count_frames, frame_path, is_dicom
 from monai_kdsam.data.slice_grid import slice_grid
 from monai_kdsam.data.volume_reader import series_files
+from monai_kdsam.serving.result_geometry import picture_plane
 
 __all__ = ["ClickedSliced", "SeriesFilesd", "stored_files"]
 
@@ -90,6 +91,7 @@ class ClickedSliced(MapTransform):
         for key in self.key_iterator(result):
             folder = _dicom_folder(str(result[key]))
             if folder is None:
+                _move_into_plane(result, str(result[key]))
                 continue
             files = stored_files(folder)
             frames = count_frames(files[0]) if len(files) == 1 else 1
@@ -98,6 +100,24 @@ class ClickedSliced(MapTransform):
             file = files[0 if frames > 1 else index]
             result[key] = str(frame_path(file, index) if frames > 1 else file)
         return result
+
+
+def _move_into_plane(request: dict[Hashable, Any], path: str) -> None:
+    """Give prompts in voxels of a NIfTI file (1, Y, Z) the coordinates of its picture, in place."""
+    plane = picture_plane(path) if Path(path).is_file() else (0, 1)
+    if plane == (0, 1):
+        return
+    for key in ("foreground", "background"):
+        clicks = request.get(key)
+        if isinstance(clicks, (list, tuple)):
+            request[key] = [[click[axis] for axis in plane] if _has(click, 3) else click for click in clicks]
+    if _has(request.get("roi"), 6):
+        pairs = np.reshape(request["roi"], (3, 2))
+        request["roi"] = [*pairs[plane[0]].tolist(), *pairs[plane[1]].tolist(), 0, 0]
+
+
+def _has(value: Any, count: int) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == count
 
 
 def _clicked_slice(data: Mapping[Hashable, Any], slices: int) -> int:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from monai_kdsam.data.decoding import NIFTI_SUFFIXES, PICTURE_SUFFIXES, is_dicom, split_frame, suffix_of
 from monai_kdsam.data.dicom import open_dicom, open_itk
-from monai_kdsam.data.geometry import itk_affine, nifti_affine
+from monai_kdsam.data.geometry import itk_affine, nifti_affine, plane_of
 from monai_kdsam.pixels import open_picture
 
-__all__ = ["ResultGeometryd", "VolumeFormatd", "default_extension", "file_affine"]
+__all__ = ["ResultGeometryd", "VolumeFormatd", "default_extension", "file_affine", "picture_plane"]
 
 
 def file_affine(path: str) -> NDArray[np.float64]:
@@ -39,19 +39,25 @@ def file_affine(path: str) -> NDArray[np.float64]:
     return itk_affine(open_itk(file, f"{form}ImageIO"))
 
 
-def slices_of(path: str) -> int:
-    """Slices of a NIfTI volume; 1 of any other picture."""
+def picture_plane(path: str) -> tuple[int, int]:
+    """The axes of a file's array that are the picture's x and y: not the first two of a NIfTI file (1, Y, Z)."""
+    return plane_of(_nifti_shape(path))
+
+
+def _nifti_shape(path: str) -> tuple[int, ...]:
+    """Of a NIfTI file; () of any other picture."""
     if suffix_of(path) not in NIFTI_SUFFIXES:
-        return 1
+        return ()
     header: Any = nibabel.load(path)
-    return int(header.shape[2]) if len(header.shape) > 2 else 1
+    return tuple(header.shape)
 
 
-def _in_volume(mask: torch.Tensor, slices: int, index: int | None) -> torch.Tensor:
-    """A mask (W, H) as the only slice of a volume (W, H, 1), or as one of a volume that is empty otherwise."""
-    if slices == 1 or index is None:
-        return mask[..., None]
-    volume = mask.new_zeros((*mask.shape, slices))
+def _in_volume(mask: torch.Tensor, path: str, index: int | None) -> torch.Tensor:
+    """A mask (W, H) as the only slice of a volume of its file's axes, or as one of a volume that is empty otherwise."""
+    shape = _nifti_shape(path)
+    if index is None or len(shape) < 3 or shape[2] == 1:
+        return mask.unsqueeze(3 - sum(plane_of(shape)))
+    volume = mask.new_zeros((*mask.shape, shape[2]))
     volume[..., index] = mask
     return volume
 
@@ -84,7 +90,7 @@ class ResultGeometryd(MapTransform):
         if result["result_extension"].lower() in PICTURE_SUFFIXES:
             return result
         for key in self.key_iterator(result):
-            result[key] = _in_volume(result[key], slices_of(path), result.get("slice"))[None]
+            result[key] = _in_volume(result[key], path, result.get("slice"))[None]
             shape = tuple(result[key].shape[1:])
             result[self.image].meta.update(spatial_shape=shape, original_affine=file_affine(path))
         return result

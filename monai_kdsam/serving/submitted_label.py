@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from monai_kdsam.data.decoding import PICTURE_SUFFIXES, decode, suffix_of
 from monai_kdsam.data.dicom import open_itk
 from monai_kdsam.data.picture import label_values
-from monai_kdsam.serving.result_geometry import file_affine
+from monai_kdsam.serving.result_geometry import file_affine, picture_plane
 from monai_kdsam.transforms.masks import clean_mask
 
 __all__ = ["SubmittedLabeld", "check_labels", "open_label", "read_label"]
@@ -87,7 +87,8 @@ def _read_nrrd(path: str) -> NDArray[Any]:
 
 def _lies_on(label: str, image: str, shape: tuple[int, ...]) -> bool:
     """Whether the corners of the label are those of the image, to a tenth of a pixel."""
-    own, reference = file_affine(label), file_affine(image)
+    planes = ((path, picture_plane(path)) for path in (label, image))
+    own, reference = (file_affine(path)[:, [*plane, 3 - sum(plane), 3]] for path, plane in planes)
     if suffix_of(image) in PICTURE_SUFFIXES:
         # Its axes are known, its spacing and position are the reading program's guess.
         own, reference = (axes[:3, :2] / np.linalg.norm(axes[:3, :2], axis=0) for axes in (own, reference))

@@ -199,3 +199,16 @@ def test_names_that_are_uids_are_whole_names(tmp_path: Path) -> None:
             place.write_bytes(bytes(128) + b"DICM")
     items = read_dataset("folder", tmp_path)
     assert [Path(item["label"]).name for item in items] == ["1.2.840.7.png", "1.2.840.8.png"]
+
+
+def test_masks_of_another_name_or_format_are_named(tmp_path, caplog):
+    touch(tmp_path, *(f"images/{name}.png" for name in "abc"), "masks/a.gif", "masks/b_mask.png", "masks/c.png")
+    with pytest.raises(ValueError, match=r"2 images have no mask.*Of no image are in masks/: a\.gif, b_mask\.png"):
+        read_dataset("folder", tmp_path)
+    assert "no format that is read (or DICOM without its preamble): a.gif" in caplog.text
+
+
+def test_files_that_are_passed_over_are_named(tmp_path, caplog):
+    (touch(tmp_path, "images/a.png", "masks/a.png") / "images" / "IM0001").write_bytes(b"\x08\x00\x16\x00UI")
+    assert names(read_dataset("folder", tmp_path)) == ["a.png"]
+    assert "IM0001" in caplog.text

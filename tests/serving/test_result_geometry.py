@@ -9,8 +9,10 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from monai_kdsam.serving import ResultGeometryd, VolumeFormatd
+from monai_kdsam.data import Image2DReader
+from monai_kdsam.serving import ClickedSliced, ResultGeometryd, VolumeFormatd
 from monai_kdsam.serving.result_geometry import file_affine
+from monai_kdsam.serving.submitted_label import read_label
 
 OBLIQUE = np.array([[0.52, -0.3, 0, -31.5], [-0.3, -0.52, 0, 20.25], [0, 0, 2.5, 7.0], [0, 0, 0, 1]])
 
@@ -106,3 +108,24 @@ def test_a_volumes_mask_is_no_picture():
     data = {"pred": torch.ones(1, 2, 3, 4), "image_path": "v.nii", "result_extension": ".png"}
     with pytest.raises(ValueError, match="Expected `result_extension` of a format for volumes"):
         VolumeFormatd()(data)
+
+
+@pytest.mark.parametrize(("shape", "plane"), [((1, 12, 9), (1, 2)), ((12, 1, 9), (0, 2))])
+def test_a_sagittal_slice_of_a_volumes_axes_is_a_picture_and_its_mask_lies_on_it(tmp_path, shape, plane):
+    """As one slice cut from a volume is stored; 3D Slicer clicks in voxels of the file."""
+    path = str(tmp_path / "a.nii.gz")
+    values = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
+    nibabel.Nifti1Image(values, OBLIQUE).to_filename(path)
+    array, meta = Image2DReader().get_data((path,))
+    np.testing.assert_array_equal(array[..., 0], values.squeeze())
+    spacing = np.linalg.norm(OBLIQUE[:3, list(plane)], axis=0)
+    np.testing.assert_allclose(np.diag(meta["affine"])[:2], -spacing, atol=1e-6)
+    clicked = ClickedSliced()({"image": path, "foreground": [[7, 3, 2]], "roi": [0, 1, 2, 3, 4, 5]})
+    assert clicked["foreground"] == [[(7, 3, 2)[axis] for axis in plane]]
+    assert clicked["roi"][:4] == [2 * plane[0], 2 * plane[0] + 1, 2 * plane[1], 2 * plane[1] + 1]
+    written = result(path)
+    assert tuple(written["pred"].shape[1:]) == shape
+    np.testing.assert_allclose(written["image"].meta["original_affine"], file_affine(path))
+    label = str(tmp_path / "label.nii.gz")
+    nibabel.Nifti1Image(values, OBLIQUE).to_filename(label)
+    np.testing.assert_array_equal(read_label(label, path, array.shape[1::-1]), values.squeeze().T)
