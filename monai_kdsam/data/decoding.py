@@ -217,15 +217,13 @@ def _decode_nifti(file: Path) -> Picture:
     colours = [side for side in pixels.shape[min(len(image.shape), 3) :] if side > 1]
     pixels = pixels.reshape([image.shape[axis] for axis in plane] + colours)
     in_space = nifti_affine(file)
-    if plane != (0, 1):
-        spacing = np.linalg.norm(in_space[:3, list(plane)], axis=0).tolist()
-        return Picture(np.swapaxes(pixels, 0, 1), affine=no_geometry((spacing[0], spacing[1])))
-    width, height = np.linalg.norm(in_space[:3, :2], axis=0).tolist()
+    width, height = np.linalg.norm(in_space[:3, list(plane)], axis=0).tolist()
     # The plane of a tilted slice is laid flat, each axis as long as it is in space.
     in_plane = in_space[:2, :2] * [width, height] / np.linalg.norm(in_space[:2, :2], axis=0).clip(min=1e-9)
     affine = np.eye(3)
     affine[:2, :2], affine[:2, 2] = in_plane, in_space[:2, 3]
-    if not {"R", "L"} & set(axes := nibabel.aff2axcodes(in_space)[:2]) or not {"A", "P"} & set(axes):
+    axes = {nibabel.aff2axcodes(in_space)[axis] for axis in plane}
+    if plane != (0, 1) or not {"R", "L"} & axes or not {"A", "P"} & axes:
         affine = no_geometry((width, height))  # a sagittal or coronal slice has no x or no y in its plane
     # A header always has a spacing; one that nobody has set is 1, without a unit or a place in space.
     header = image.header
