@@ -122,7 +122,7 @@ def count_frames(file: Path) -> int:
         if suffix_of(file) in (".tif", ".tiff"):
             with open_picture(file) as image:
                 return int(getattr(image, "n_frames", 1))
-    except (TooLargeError, MemoryError):
+    except TooLargeError:
         raise
     except Exception as error:  # what a decoder raises depends on the damage
         raise _unreadable(file, error) from error
@@ -153,7 +153,7 @@ def decode(path: str | Path, *, mask: bool = False) -> Picture:
         raise ValueError(f"{file} has {frames} frame(s), counted from 0, but frame {frame} was asked for.")
     try:
         picture = _decode_file(file, frame or 0, mask)
-    except (TooLargeError, MemoryError):
+    except TooLargeError:
         raise
     except Exception as error:  # what a decoder raises depends on the damage
         raise _unreadable(file, error) from error

@@ -74,7 +74,7 @@ class VolumeReader(ImageReader):
             )
         try:
             array, affine, about = _read_dicom(files) if is_dicom(files[0]) else _read_nifti(path)
-        except (TooLargeError, MemoryError):
+        except TooLargeError:
             raise
         except Exception as error:  # what a decoder raises depends on the damage
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -33,10 +33,10 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
                 raise ValueError("it has 16-bit colors, of which Pillow drops half; give it as an array")
             image.load()
             return to_rgb(pillow_pixels(image))
-    except (TooLargeError, MemoryError):
+    except TooLargeError:
         raise
     except Exception as error:  # what a decoder raises depends on the damage
-        raise ValueError(f"Cannot read {path} as a picture: {error}.") from error
+        raise ValueError(f"Cannot read {path} as a picture: {str(error) or type(error).__name__}.") from error
 
 
 def to_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -197,3 +197,14 @@ def test_a_large_picture_is_prepared_in_little_memory(tmp_path):
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
     prepare({"image": str(tmp_path / "a.jpg")})
     assert memory("VmHWM") - before < 200  # MiB; it was 2500 when 12 megapixels became float32 at once
+
+
+def test_a_header_element_longer_than_the_memory_is_refused(tmp_path, monkeypatch):
+    def read(*_: object, **__: object) -> None:
+        raise MemoryError  # as `read` does for an element that claims 4 GB
+
+    path = dicom(tmp_path / "a.dcm", PIXELS.tobytes())
+    monkeypatch.setattr("monai_kdsam.data.dicom.read_partial", read)
+    for reader in (decode, VolumeReader().get_data):
+        with pytest.raises(ValueError, match=r"Cannot read .*a\.dcm: .*MemoryError"):
+            reader(str(path))
