@@ -19,6 +19,7 @@ from monai_kdsam.serving.result_geometry import picture_plane
 __all__ = ["ClickedSliced", "SeriesFilesd", "stored_files"]
 
 CONVERTED = ".nii.gz"
+CLICKS = ("foreground", "background")
 
 
 def stored_files(folder: str | Path) -> list[Path]:
@@ -96,7 +97,7 @@ class ClickedSliced(MapTransform):
             files = stored_files(folder)
             frames = count_frames(files[0]) if len(files) == 1 else 1
             index = _clicked_slice(data, max(len(files), frames))
-            result["slice"] = index
+            result |= {"slice": index} | {name: _on_slice(data[name], index) for name in CLICKS if name in data}
             file = files[0 if frames > 1 else index]
             result[key] = str(frame_path(file, index) if frames > 1 else file)
         return result
@@ -120,17 +121,26 @@ def _has(value: Any, count: int) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == count
 
 
+def _on_slice(clicks: Any, index: int) -> Any:
+    """Those of a request's clicks that are on a slice."""
+    if not isinstance(clicks, (list, tuple)):
+        return clicks
+    return [click for click in clicks if not isinstance(click, (list, tuple)) or len(click) < 3 or click[2] == index]
+
+
 def _clicked_slice(data: Mapping[Hashable, Any], slices: int) -> int:
     """The slice of a request, counted from 0."""
     if slices == 1:
         return 0
-    given = [data.get(key) for key in ("foreground", "background")]
+    given = [data.get(key) for key in CLICKS]
     clicks = [click for clicks in given if isinstance(clicks, (list, tuple)) for click in clicks]
     indices = [click[2] for click in clicks if isinstance(click, (list, tuple)) and len(click) == 3]
     # 3D Slicer names the slice, and has nothing else to do so when its user drew a box alone.
     if not indices and data.get("slice") is not None:
         indices = [data["slice"]]
     different = [index for position, index in enumerate(indices) if index not in indices[:position]]
+    if len(different) > 1 and data.get("slice") in different:  # it sends the clicks on other slices, too
+        different = [data["slice"]]
     if len(different) != 1:
         raise ValueError(
             f"The series has {slices} slices, and this model segments one at a time. "

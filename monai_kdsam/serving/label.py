@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from monai_kdsam.bundles import find_mistake, own_modules
+from monai_kdsam.data.decoding import stem_of, suffix_of
 from monai_kdsam.files import write_text
 from monai_kdsam.serving.dicomweb import check_dicomweb
 from monai_kdsam.sidecar import sidecar_path
@@ -43,6 +44,7 @@ PACKAGES = (
 )
 # The server's own list knows neither DICOM files nor BMP, nor the long names of JPEG and TIFF.
 SUFFIXES = ("*.nii.gz", "*.nii", "*.png", "*.jpg", "*.jpeg", "*.bmp", "*.tif", "*.tiff", "*.dcm")
+SERVED = tuple(pattern[1:] for pattern in SUFFIXES)
 
 WELCOME = """Serving {models} on {address}
 
@@ -114,6 +116,8 @@ def serve(
         prepared = [prepare_app(folder, bundle) for bundle in bundles]
         app, names = prepared[0][0], [name for _, name in prepared]
         _use_own_temporary_folder(app.parent / "tmp")
+        if not is_address:
+            sys.stdout.write(_remarks(Path(studies)))
         sys.stdout.write(WELCOME.format(models=", ".join(names), model=names[0], address=f"http://{host}:{port}"))
         sys.stdout.flush()
         settings = {"models": ",".join(names), "zoo_source": "local", "sam2": "false", "preload": "true"}
@@ -125,6 +129,16 @@ def serve(
         quiet = ("--verbose", "WARNING")
         _monailabel("start_server", *arguments, *quiet, "--uvicorn_app", "monai_kdsam.serving.label_app:app")
     return "The server has stopped."
+
+
+def _remarks(studies: Path) -> str:
+    """Which files are not served, as another one has their name but for the suffix."""
+    known, remarks = dict[str, str](), []
+    for file in sorted(file.name for file in studies.iterdir() if suffix_of(file) in SERVED):
+        first = known.setdefault(stem_of(file), file)
+        if first != file:
+            remarks.append(f"{file} is not served: clients know images by their name without suffix, as {first} is.\n")
+    return "".join(remarks[:10]) + (f"So are {len(remarks) - 10} more.\n" if len(remarks) > 10 else "")
 
 
 def _set_defaults(folder: Path) -> None:

@@ -107,6 +107,12 @@ def test_a_series_of_one_image_needs_no_slice(tmp_path):
     assert chosen["image"] == str(tmp_path / "1.2.4" / "only.dcm")
 
 
+def test_clicks_on_other_slices_than_the_one_that_is_named_are_left_out(series):
+    clicks = {"foreground": [[3, 4, 1], [5, 6, 2]], "background": [[1, 1, 3], [2, 2, 2]]}
+    chosen = ClickedSliced()({"image": series, **clicks, "slice": 2})
+    assert (chosen["slice"], chosen["foreground"], chosen["background"]) == (2, [[5, 6, 2]], [[2, 2, 2]])
+
+
 def test_the_frame_of_a_cine_is_named(tmp_path):
     (tmp_path / "1.2.5").mkdir()
     write_slice(tmp_path / "1.2.5" / "cine.dcm", 0, frames=5)

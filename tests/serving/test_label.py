@@ -70,6 +70,15 @@ def test_the_server_is_started_with_what_a_local_bundle_needs(server, bundle, st
         assert client in told
 
 
+def test_files_that_cannot_be_told_apart_are_named(server, bundle, studies, tmp_path, capsys):
+    for name in ("a.jpg", "a.PNG", "b.png", "b.txt"):
+        (studies / name).touch()
+    assert run(studies=studies, model=bundle, dir=tmp_path / "label", port=0) == 0
+    told = capsys.readouterr().out
+    assert "a.jpg is not served: clients know images by their name without suffix, as a.PNG is." in told
+    assert told.count("not served") == 1
+
+
 def test_a_folder_is_one_servers_while_it_runs(server, bundle, studies, tmp_path, capsys):
     given = {"studies": studies, "model": bundle, "dir": tmp_path / "label", "port": 0}
     with FileLock(tmp_path / "label" / ".lock"):

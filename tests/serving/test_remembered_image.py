@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,8 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, 
 from PIL import Image
 
 from monai_kdsam.data import Image2DReader
-from monai_kdsam.serving import RememberedImaged
+from monai_kdsam.files import file_sha256
+from monai_kdsam.serving import RememberedImaged, remembered_image
 
 
 class Steps(Compose):
@@ -50,6 +54,21 @@ def test_a_file_is_prepared_once_whatever_comes_with_it(tmp_path, steps):
         torch.testing.assert_close(found["image"], expected)
         assert torch.equal(found["image"].affine, expected.affine)
     assert steps.calls == 1
+
+
+def test_a_file_is_hashed_once_and_one_that_is_written_over_with_its_time_and_size_again(tmp_path, steps, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(remembered_image, "file_sha256", lambda file: hashed.append(file) or file_sha256(file))
+    path, remembered = Path(save(tmp_path / "a.png", 0)), RememberedImaged(transform=steps)
+    os.utime(path, ns=(10**18, 10**18))
+    for _ in range(3):
+        remembered({"image": str(path)})
+    assert len(hashed) == 1
+    before = steps.calls
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    os.utime(path, ns=(10**18, 10**18))
+    remembered({"image": str(path)})
+    assert (len(hashed), steps.calls) == (2, before + 1)
 
 
 def test_equal_content_under_another_name_is_recalled_with_its_own_name(tmp_path, steps):
