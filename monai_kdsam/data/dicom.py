@@ -21,7 +21,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from monai_kdsam.data.picture import Picture, no_geometry
 from monai_kdsam.pixels import check_size
 
-__all__ = ["decode_dicom", "has_dicom_magic", "open_dicom", "open_itk", "padding_range", "read_frame"]
+__all__ = ["check_deflated", "decode_dicom", "has_dicom_magic", "open_dicom", "open_itk", "padding_range", "read_frame"]
 
 PIXEL_DATA = 0x7FE00010
 CHUNK = 2**20
@@ -65,14 +65,19 @@ def open_dicom(file: Path) -> sitk.ImageFileReader:
         ValueError: when it has fewer pixels than its header claims.
         TooLargeError: see `open_itk`.
     """
-    _check_deflated(file)
+    check_deflated(file)
     reader = open_itk(file, "GDCMImageIO")
     _check_length(file)
     return reader
 
 
-def _check_deflated(file: Path) -> None:
-    """Refuse a file that is compressed as a whole, header and all, and would fill the memory when it is read."""
+def check_deflated(file: Path) -> None:
+    """Refuse a file that is compressed as a whole, header and all, and would fill the memory when it is read.
+
+    Raises:
+        TooLargeError: see `check_size`.
+        zlib.error: when it is damaged.
+    """
     try:
         meta = read_file_meta_info(file)
     except InvalidDicomError:  # without a preamble it cannot be deflated

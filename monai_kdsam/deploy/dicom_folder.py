@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monai_kdsam.data.decoding import is_dicom
+from monai_kdsam.data.dicom import check_deflated
 from monai_kdsam.deploy import MODALITIES
+from monai_kdsam.pixels import TooLargeError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -57,8 +59,11 @@ def _read_header(file: Path) -> Dataset:
     from pydicom import dcmread
 
     try:
+        check_deflated(file)
         header = dcmread(file, stop_before_pixels=True)
         missing = [keyword for keyword in NEEDED if not header.get(keyword)]
+    except TooLargeError:
+        raise
     except Exception as error:  # what pydicom raises depends on the damage
         raise ValueError(f"Cannot read {file}: it is damaged or no DICOM file ({_first_line(error)}).") from error
     if missing:

@@ -69,3 +69,13 @@ def test_images_of_one_uid_are_told(tmp_path, caplog):
         sample("SC_rgb_rle.dcm").save_as(tmp_path / f"{name}.dcm")
     assert len(check_folder(tmp_path)) == 2
     assert "a.dcm, b.dcm have the same SOP Instance UID" in caplog.text
+
+
+def test_a_deflated_file_is_not_inflated_beyond_the_limit(tmp_path, monkeypatch):
+    dataset = sample()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(tmp_path / "a.dcm")
+    assert len(check_folder(tmp_path)) == 1
+    monkeypatch.setenv("KDSAM_MAX_PIXELS", "1000")
+    with pytest.raises(ValueError, match=r"a\.dcm claims .* KDSAM_MAX_PIXELS"):
+        check_folder(tmp_path)
