@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         sys.stdout.write(arguments.run(arguments) + "\n")
     except (ValueError, OSError, RuntimeError) as error:
-        from monai_kdsam.bundles import report_error
+        from monai_kdsam.errors import report_error
 
         report_error(type(error), error, error.__traceback__)
         return 1

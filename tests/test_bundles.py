@@ -15,8 +15,8 @@ from monai_kdsam.bundles import (
     bundle_path,
     config_path,
     copy_bundle,
-    report_error,
 )
+from monai_kdsam.errors import report_error
 from monai_kdsam.losses import WeightedSumLoss
 from monai_kdsam.transforms import RandPromptd, box_from_mask
 

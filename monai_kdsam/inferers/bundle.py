@@ -15,8 +15,9 @@ from monai.bundle import ConfigParser
 from monai.transforms import AsDiscreted, Compose, LoadImaged, SaveImaged
 from numpy.typing import NDArray
 
-from monai_kdsam.bundles import find_mistake, make_importable
+from monai_kdsam.bundles import make_importable
 from monai_kdsam.data.image_reader import Image2DReader, PixelsReader
+from monai_kdsam.errors import find_mistake
 from monai_kdsam.inferers.prompted import PromptedInferer
 from monai_kdsam.pixels import pillow_pixels
 from monai_kdsam.runtime.picture import to_rgb

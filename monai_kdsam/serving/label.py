@@ -18,8 +18,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from monai_kdsam.bundles import find_mistake, own_modules
+from monai_kdsam.bundles import own_modules
 from monai_kdsam.data.decoding import stem_of, suffix_of
+from monai_kdsam.errors import find_mistake
 from monai_kdsam.files import write_text
 from monai_kdsam.serving.dicomweb import check_dicomweb
 from monai_kdsam.sidecar import sidecar_path

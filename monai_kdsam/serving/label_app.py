@@ -34,7 +34,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
-from monai_kdsam.bundles import find_mistake
+from monai_kdsam.errors import find_mistake
 from monai_kdsam.serving import model_endpoint, train_endpoint
 from monai_kdsam.serving.dicom_seg import write_dicom_seg
 from monai_kdsam.serving.gate import Gate

@@ -17,8 +17,8 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 
-from monai_kdsam.bundles import find_mistake
 from monai_kdsam.data.held_out import hold_out
+from monai_kdsam.errors import find_mistake
 from monai_kdsam.files import file_sha256, write_text
 from monai_kdsam.serving.checked_app import check_device
 from monai_kdsam.serving.submitted_label import check_labels
