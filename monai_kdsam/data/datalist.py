@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,7 @@ def prepare_datalist(
     empty_masks: Literal["keep", "skip"] = "keep",
     bad_images: Literal["raise", "skip"] = "raise",
     foreground_values: Sequence[float] | None = None,
+    subject_pattern: str | None = None,
 ) -> Datalist:
     """Read, check and split data sets the first time, and give the same lists from `split_file` ever after.
 
@@ -63,6 +65,8 @@ def prepare_datalist(
         empty_masks: whether images without foreground stay.
         bad_images: "raise" stops at images with problems, after all were looked at; "skip" leaves them out.
         foreground_values: values that are foreground in masks of several labels.
+        subject_pattern: regular expression that finds the subject in each image's path below its root: its first group,
+            or all that it matches. By default the layout says which images are of one subject.
 
     Returns:
         the lists "training", "validation" and "test" of items with absolute paths; and "unlabeled", of items without
@@ -89,6 +93,7 @@ def prepare_datalist(
         "empty_masks": empty_masks,
         "bad_images": bad_images,
         "foreground_values": None if foreground_values is None else [float(value) for value in foreground_values],
+        "subject_pattern": subject_pattern,
     }
     split_file, roots = Path(split_file), {name: _folder_of(root) for name, root in sources.items()}
     with idist.one_rank_first():  # of several processes the first one checks the images, the others read what it wrote
@@ -146,6 +151,8 @@ def _create(
     sources: Mapping[str, str | Path], split_file: Path, settings: dict[str, Any], roots: dict[str, Path]
 ) -> None:
     items = [item for layout, root in sorted(sources.items()) for item in read_dataset(layout, root)]
+    if settings["subject_pattern"] is not None:
+        items = [{**item, "subject": _subject(item, settings["subject_pattern"], roots)} for item in items]
     inspection = inspect_items(items, foreground_values=settings["foreground_values"])
     bad = [problem for problem in inspection.problems if problem.kind != "empty"]
     empty = [problem for problem in inspection.problems if problem.kind == "empty"]
@@ -188,6 +195,17 @@ def _create(
     write_text(split_file, json.dumps(content, indent=1))
 
 
+def _subject(item: Item, pattern: str, roots: Mapping[str, Path]) -> str:
+    path = relative_to(item["image"], roots[item["source"]])
+    try:
+        found = re.search(pattern, path)
+    except re.error as error:
+        raise ValueError(f"Expected `subject_pattern` to be a regular expression, got {pattern!r}: {error}.") from error
+    if found is None:
+        raise ValueError(f"Expected `subject_pattern` {pattern!r} to find the subject of each image, not so in {path}.")
+    return str(found[1] if found.re.groups else found[0])
+
+
 def _split(
     items: list[Item], groups: Sequence[int] | np.ndarray, settings: dict[str, Any]
 ) -> tuple[Datalist, list[Item]]:
@@ -206,12 +224,27 @@ def _split(
     bare = [name for name in SPLITS if not splits[name]]
     if bare and any(official):
         logger.warning(f"The official split has no {' and no '.join(bare)} images.")
+    if any(official):
+        _warn_of_overlap(items, groups, splits)
     unlabeled = [item for item in items if "label" not in item]
     if not unlabeled:
         return splits, []
     relatives = held_out_relatives(items, splits["validation"] + splits["test"], groups=groups)
     splits[UNLABELED] = [item for item in unlabeled if item["image"] not in relatives]
     return splits, [item for item in unlabeled if item["image"] in relatives]
+
+
+def _warn_of_overlap(items: list[Item], groups: Sequence[int] | np.ndarray, splits: Datalist) -> None:
+    for name, held_out in (("training", ("validation", "test")), ("validation", ("test",))):
+        relatives = held_out_relatives(items, [item for other in held_out for item in splits[other]], groups=groups)
+        shared = [item["image"] for item in splits[name] if item["image"] in relatives]
+        if shared:
+            logger.warning(
+                f"{len(shared)} images of the official list {name!r} are also in {' or '.join(held_out)}, by image, "
+                f"subject or near duplicate, so that figures of {' and '.join(held_out)} are too good: "
+                + ", ".join(shared[:5])
+                + (", ..." if len(shared) > 5 else ".")
+            )
 
 
 def _report(bad: list[Problem], split_file: Path, bad_images: str) -> None:

@@ -3,7 +3,8 @@
 
 An item is a dictionary: `image` (path), `label` (path, or paths of masks that belong together), `source` (name of the
 layout), `subject` (items of one subject never part), `mask_kind` (see `monai_kdsam.transforms.masks`), and where known
-`spacing` ([x, y] in mm) and `official_split` ("training", "validation" or "test"). Paths are absolute, items sorted.
+`spacing` ([x, y] in mm) and `official_split` ("training", "validation" or "test"). Paths are absolute, items sorted. An
+image whose mask is missing has an empty list of them, for the check to name it.
 
 The layouts "folder", "kvasir" and "datalist" may have unlabeled images, which a teacher can show to a student. Their
 items have neither `label` nor `mask_kind` nor `official_split`.
@@ -12,12 +13,12 @@ items have neither `label` nor `mask_kind` nor `official_split`.
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from monai_kdsam.data.decoding import split_frame, stem_of, suffix_of, supported_files
+from monai_kdsam.data.decoding import stem_of, suffix_of, supported_files
+from monai_kdsam.data.list_file import LOSSY_SUFFIXES, SPLITS, UNLABELED, Item, read_list
 
 __all__ = [
     "LAYOUTS",
@@ -34,11 +35,7 @@ __all__ = [
     "read_kvasir",
 ]
 
-Item = dict[str, Any]
-
-SPLITS = ("training", "validation", "test")
-UNLABELED = "unlabeled"
-LOSSY_SUFFIXES = (".jpg", ".jpeg")
+logger = logging.getLogger(__name__)
 ISIC_FOLDERS = {"Training": "training", "Validation": "validation", "Test_v2": "test", "Test": "test"}
 
 
@@ -47,7 +44,7 @@ def read_kvasir(root: str | Path) -> list[Item]:
 
     Raises:
         FileNotFoundError: the layout is another one.
-        ValueError: there are no images, or images without a mask.
+        ValueError: no image has a mask.
     """
     lossy = {"mask_kind": "lossy"}
     return [{**item, "source": "kvasir", **(lossy if "label" in item else {})} for item in read_folder(root)]
@@ -56,30 +53,35 @@ def read_kvasir(root: str | Path) -> list[Item]:
 def read_folder(root: str | Path) -> list[Item]:
     """Read a plain folder: ``images/`` and ``masks/`` with equal stems, any supported format; JPEG masks are lossy.
 
-    Images in ``unlabeled/``, if there is such a folder, have no mask.
+    Both may have subfolders, which are the subjects. Images in ``unlabeled/``, if there is such a folder, have no mask.
 
     Raises:
         FileNotFoundError: the layout is another one.
-        ValueError: there are no images, images without a mask, or two masks of one stem.
+        ValueError: there are no images, or two masks of one stem.
     """
     images, masks = (_existing(root, name, "images/NAME.png and masks/NAME.png") for name in ("images", "masks"))
-    by_stem: dict[str, list[Path]] = {}
-    for path in supported_files(masks):
-        by_stem.setdefault(stem_of(path), []).append(path)
+    by_name: dict[str, list[Path]] = {}
+    for path in supported_files(masks, below=True):
+        by_name.setdefault(_name_and_subject(path, masks)[0], []).append(path)
     items = []
-    for image in supported_files(images):
-        found = by_stem.get(stem_of(image), [])
+    for image in supported_files(images, below=True):
+        name, subject = _name_and_subject(image, images)
+        found = by_name.get(name, [])
         kind = "lossy" if any(suffix_of(path) in LOSSY_SUFFIXES for path in found) else "binary"
-        items.append(_item(image, found, "folder", stem_of(image), kind))
+        items.append(_item(image, found, "folder", subject, kind))
         if len(found) > 1:
             raise ValueError(f"Expected one mask for {image}, got {', '.join(map(str, found))}. Rename or join them.")
     unlabeled = Path(root) / UNLABELED
-    if unlabeled.is_dir():
-        # Subjects of their own: an unlabeled 0001.png is another image than the labeled one of this name.
-        items += [_unlabeled(image, "folder", f"{UNLABELED}/{stem_of(image)}") for image in supported_files(unlabeled)]
-    claimed = {path for item in items for path in _paths(item.get("label", ()))}
-    spare = [path.name for path in sorted(masks.iterdir()) if path.is_file() and str(path.absolute()) not in claimed]
-    return _checked(items, root, spare)
+    for image in supported_files(unlabeled, below=True) if unlabeled.is_dir() else ():
+        name, subject = _name_and_subject(image, unlabeled)
+        # A subject of its own: an unlabeled 0001.png is another image than the labeled one of this name.
+        items.append(_unlabeled(image, "folder", f"{UNLABELED}/{name}" if subject == name else subject))
+    claimed = {item["label"] for item in items if item.get("label")}
+    spare = [path.name for path in sorted(masks.rglob("*")) if path.is_file() and str(path.absolute()) not in claimed]
+    if spare and not all(item.get("label", True) for item in items):
+        shown = ", ".join(spare[:5]) + (f" and {len(spare) - 5} more" if len(spare) > 5 else "")
+        logger.warning(f"Of no image are in {masks}: {shown}. A mask has its image's name and a known format.")
+    return _checked(items, root)
 
 
 def read_isic2017(root: str | Path) -> list[Item]:
@@ -87,7 +89,7 @@ def read_isic2017(root: str | Path) -> list[Item]:
 
     Raises:
         FileNotFoundError: the layout is another one.
-        ValueError: there are no images, or images without a mask.
+        ValueError: no image has a mask.
     """
     expected = "ISIC-2017_Training_Data/ISIC_*.jpg and ISIC-2017_Training_Part1_GroundTruth/ISIC_*_segmentation.png"
     parts = [part for part in ISIC_FOLDERS if (Path(root) / f"ISIC-2017_{part}_Data").is_dir()]
@@ -109,7 +111,7 @@ def read_hc18(root: str | Path) -> list[Item]:
 
     Raises:
         FileNotFoundError: the layout is another one.
-        ValueError: there are no images, images without a mask, or images that the table lacks.
+        ValueError: there are no images, or images that the table lacks.
     """
     expected = "training_set/000_HC.png, training_set/000_HC_Annotation.png and training_set_pixel_size_and_HC.csv"
     folder = _existing(root, "training_set", expected)
@@ -148,7 +150,7 @@ def read_busi(root: str | Path) -> list[Item]:
 
     Raises:
         FileNotFoundError: the layout is another one.
-        ValueError: there are no images, or images without a mask.
+        ValueError: no image has a mask.
     """
     expected = "benign/benign (1).png, benign/benign (1)_mask.png, and the same in malignant/ and normal/"
     names = [name for name in ("benign", "malignant", "normal") if (Path(root) / name).is_dir()]
@@ -163,42 +165,13 @@ def read_busi(root: str | Path) -> list[Item]:
 
 
 def read_datalist(root: str | Path) -> list[Item]:
-    """Read a MONAI datalist: a JSON file with lists "training", "validation", "test" of items with image and label.
-
-    Paths are relative to the file, or absolute. An item may bring its own `subject`, `mask_kind` and `spacing`. Items
-    of a list "unlabeled" need an image only, and their `subject` if others have it.
+    """Read a datalist, JSON or CSV, see :func:`monai_kdsam.data.list_file.read_list`.
 
     Raises:
         FileNotFoundError: there is no such file, or images or masks it names do not exist.
         ValueError: it is no datalist, empty, or has items without image or label.
     """
-    path = Path(root)
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected the path of a datalist JSON, but there is no file {path}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"Expected JSON in {path}, got something else: {error}.") from error
-    lists = {split: content[split] for split in SPLITS if split in content} if isinstance(content, dict) else {}
-    if not lists:
-        raise ValueError(f"Expected a JSON object with lists {', '.join(SPLITS)} in {path}, got none of them.")
-    items = []
-    for split, entries in lists.items():
-        if not isinstance(entries, list):
-            raise ValueError(f'Expected "{split}" in {path} to be a list, got {entries!r}.')
-        for number, entry in enumerate(entries):
-            if not _is_listed(entry):
-                raise ValueError(
-                    f'Expected "image", a path, and "label", a path or several, in item {number} of "{split}" in '
-                    f"{path}, got {entry}."
-                )
-            items.append({**_listed(entry, path.absolute().parent), "official_split": split})
-    items += _listed_without_labels(content.get(UNLABELED, []), path)
-    files = [file for item in items for file in (item["image"], *_paths(item.get("label", ())))]
-    missing = [file for file in files if not split_frame(file)[0].is_file()]
-    if missing:
-        raise FileNotFoundError(f"{len(missing)} files listed in {path} do not exist: {_some(missing)}")
-    return _checked(items, path)
+    return _checked(read_list(Path(root)), root)
 
 
 LAYOUTS: dict[str, Callable[[str | Path], list[Item]]] = {
@@ -216,7 +189,7 @@ def read_dataset(layout: str, root: str | Path) -> list[Item]:
 
     Raises:
         FileNotFoundError: the layout is another one, or there is no such folder.
-        ValueError: the layout is not known, there are no images, or images without a mask.
+        ValueError: the layout is not known, no image has a mask.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown data set layout {layout!r}. Expected one of {', '.join(LAYOUTS)}.")
@@ -238,19 +211,9 @@ def _unlabeled(image: Path, source: str, subject: str) -> Item:
     return {"image": str(image.absolute()), "source": source, "subject": subject}
 
 
-def _checked(items: list[Item], root: str | Path, spare: Sequence[str] = ()) -> list[Item]:
-    labeled = [item for item in items if "label" in item]
-    hint = ""
-    if spare:
-        hint = f" Of no image are in masks/: {_some([*spare], 5)} A mask has its image's name and a known format."
-    if not labeled:
+def _checked(items: list[Item], root: str | Path) -> list[Item]:
+    if not any(item.get("label") for item in items):
         raise ValueError(f"No image in {root} has a mask. Expected at least one; check that the download is complete.")
-    bare = [item["image"] for item in labeled if not item["label"]]
-    if bare:
-        raise ValueError(
-            f"{len(bare)} images have no mask. Add the masks or remove the images; in the layouts folder and datalist "
-            f"the images may move to `{UNLABELED}`: {_some(bare)}{hint}"
-        )
     return sorted(items, key=lambda item: item["image"])
 
 
@@ -261,41 +224,8 @@ def _existing(root: str | Path, name: str, expected: str) -> Path:
     return path
 
 
-def _is_listed(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
-        return False
-    label = entry["label"]
-    return isinstance(entry["image"], str) and all(
-        isinstance(path, str) for path in (label if isinstance(label, list) and label else [label])
-    )
-
-
-def _listed(entry: Item, folder: Path) -> Item:
-    image = str(folder / entry["image"])
-    label = [str(folder / path) for path in _paths(entry["label"])]
-    kind = "lossy" if any(suffix_of(path) in LOSSY_SUFFIXES for path in label) else "binary"
-    label_entry = label if isinstance(entry["label"], list) else label[0]
-    own = {"image": image, "label": label_entry, "source": "datalist", "subject": _subject(entry)}
-    return {"mask_kind": kind, **entry, **own}
-
-
-def _subject(entry: Item) -> str:
-    return str(entry.get("subject", entry["image"]))
-
-
-def _listed_without_labels(entries: Any, file: Path) -> list[Item]:
-    if not isinstance(entries, list):
-        raise ValueError(f'Expected "{UNLABELED}" in {file} to be a list, got {entries!r}.')
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-            raise ValueError(f'Expected "image", a path, in item {number} of "{UNLABELED}" in {file}, got {entry}.')
-    folder = file.absolute().parent
-    return [_unlabeled(folder / entry["image"], "datalist", _subject(entry)) for entry in entries]
-
-
-def _paths(label: str | Iterable[str]) -> list[str]:
-    return [label] if isinstance(label, str) else list(label)
-
-
-def _some(files: list[str], count: int = 20) -> str:
-    return ", ".join(files[:count]) + (f", and {len(files) - count} more" if len(files) > count else "") + "."
+def _name_and_subject(path: Path, folder: Path) -> tuple[str, str]:
+    """What image and mask have in common, and the subject: the subfolder, or the image itself where there is none."""
+    parent = path.relative_to(folder).parent
+    name = (parent / stem_of(path)).as_posix()
+    return name, name if parent == Path() else parent.as_posix()

@@ -104,7 +104,7 @@ def supported_files(folder: Path, *, below: bool = False) -> list[Path]:
         below: look into its subfolders too.
     """
     files = [path for path in (folder.rglob("*") if below else folder.iterdir()) if path.is_file()]
-    files = sorted(path for path in files if not path.name.startswith("."))
+    files = sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     supported = [path for path in files if is_supported(path)]
     if others := [path.name for path in files if path not in set(supported)]:
         shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")

@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple
 from PIL import Image
 from tqdm import tqdm
 
-from monai_kdsam.data.datasets import Item
+from monai_kdsam.data.datasets import UNLABELED, Item
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.output_names import check_names
 from monai_kdsam.data.picture import Picture, to_rgb
@@ -35,8 +35,8 @@ class Problem:
         image: path of the item's image.
         label: path of its mask, or of several masks, separated by "; ".
         kind: "unreadable" (missing, damaged, a volume, NaN), "constant" (an image of one color), "size", "axes" or
-            "orientation" (mask and image differ), "values" (the mask is not of its kind) or "empty" (no foreground,
-            which may be meant).
+            "orientation" (mask and image differ), "mask" (there is none), "values" (the mask is not of its kind) or
+            "empty" (no foreground, which may be meant).
         message: what is wrong and what to do.
     """
 
@@ -111,7 +111,12 @@ def inspect_items(items: Sequence[Item], *, foreground_values: Collection[float]
     for number, item in enumerate(tqdm(items, desc="checking images and masks", unit="image", disable=len(items) < 20)):
         label = "; ".join(ensure_tuple(item.get("label", ())))
         picture, image, found = _look_at_image(item["image"])
-        if "label" in item:
+        if not item.get("label", True):
+            where = f"move the image to `{UNLABELED}`"
+            found.append(
+                ("mask", f"{item['image']} has no mask. Add it; in the layouts folder and datalist {where} else.")
+            )
+        elif "label" in item:
             found += _look_at_mask(item, picture, foreground_values, found_values)
         problems += [Problem(item["image"], label, kind, message) for kind, message in found]
         if image is not None:

@@ -235,3 +235,37 @@ def test_a_list_of_empty_masks_is_refused_before_the_run_but_teaches_what_a_teac
             require_items(datalist, name)
     assert len(require_items(datalist, "test")) == 1
     assert len(distillation_items(datalist)) == 2
+
+
+def test_an_image_without_mask_is_left_out_like_other_bad_images(root: Path, tmp_path: Path) -> None:
+    (root / "masks" / "case 3.png").unlink()
+    with pytest.raises(ValueError, match=r"(?s)1 images have problems.*case 3\.png has no mask"):
+        prepare_datalist({"folder": root}, tmp_path / "split.json")
+    datalist = prepare_datalist({"folder": root}, tmp_path / "split.json", bad_images="skip")
+    assert sum(len(items) for items in datalist.values()) == 9
+
+
+def test_a_pattern_finds_subjects_in_names(tmp_path: Path) -> None:
+    for number in range(12):
+        add_pair(tmp_path, f"pat{number // 3}_{number}")
+    datalist = prepare_datalist({"folder": tmp_path}, tmp_path / "split.json", subject_pattern=r"(pat\d+)_")
+    subjects = [{item["subject"] for item in datalist[name]} for name in ("training", "validation", "test")]
+    assert sorted(subject for found in subjects for subject in found) == ["pat0", "pat1", "pat2", "pat3"]
+    for pattern, told in (
+        ("nobody", "to find the subject of each image, not so in images"),
+        ("(", "regular expression"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            prepare_datalist({"folder": tmp_path}, tmp_path / "other.json", subject_pattern=pattern)
+
+
+def test_what_official_lists_share_is_named(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def entry(number: int, subject: str) -> dict[str, str]:
+        return {"image": f"site/images/case {number}.png", "label": f"site/masks/case {number}.png", "subject": subject}
+
+    lists = {"training": [entry(0, "a"), entry(1, "b")], "validation": [entry(2, "a")], "test": [entry(3, "c")]}
+    (tmp_path / "list.json").write_text(json.dumps(lists))
+    prepare_datalist({"datalist": tmp_path / "list.json"}, tmp_path / "split.json", use_official_split=True)
+    assert "1 images of the official list 'training' are also in validation or test" in caplog.text
+    assert "case 0.png." in caplog.text
+    assert "list 'validation'" not in caplog.text

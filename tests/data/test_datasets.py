@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from monai_kdsam.data.datasets import LAYOUTS, read_dataset
+from monai_kdsam.data.validation import inspect_items
 
 REAL = os.environ.get("KDSAM_DATA")
 needs_real_data = pytest.mark.skipif(not REAL, reason="set KDSAM_DATA to the folder of the real data sets")
@@ -155,8 +156,56 @@ def test_files_that_a_datalist_names_must_exist(tmp_path: Path) -> None:
 
 
 def test_all_images_without_a_mask_are_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"2 images have no mask.*a\.jpg, .*c\.jpg"):
-        read_dataset("kvasir", touch(tmp_path, "images/a.jpg", "images/b.jpg", "images/c.jpg", "masks/b.jpg"))
+    items = read_dataset("kvasir", touch(tmp_path, "images/a.jpg", "images/b.jpg", "images/c.jpg", "masks/b.jpg"))
+    bare = [problem for problem in inspect_items(items).problems if problem.kind == "mask"]
+    assert [Path(problem.image).name for problem in bare] == ["a.jpg", "c.jpg"]
+    assert "a.jpg has no mask. Add it" in bare[0].message
+
+
+def test_subfolders_are_subjects_and_pictures_of_other_formats_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = [
+        f"{kind}/pat{number}/f{frame}.png" for kind in ("images", "masks") for number in (1, 2) for frame in (0, 1)
+    ]
+    touch(
+        tmp_path, *pairs, "images/c.webp", "images/c.png", "masks/c.png", "images/.hidden/d.png", "unlabeled/pat1/u.png"
+    )
+    items = read_dataset("folder", tmp_path)
+    assert [(Path(item["image"]).name, item["subject"]) for item in items] == [
+        ("c.png", "c"),
+        ("f0.png", "pat1"),
+        ("f1.png", "pat1"),
+        ("f0.png", "pat2"),
+        ("f1.png", "pat2"),
+        ("u.png", "pat1"),
+    ]
+    assert all(Path(item["label"]).parent.name == item["subject"] for item in items[1:5])
+    assert "c.webp" in caplog.text
+
+
+def test_a_csv_file_is_a_datalist(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "a_mask.png", "b.png")
+    (tmp_path / "list.csv").write_text("\ufeffimage,label,split,subject\na.png,a_mask.png,test,7\nb.png,,unlabeled,8\n")
+    one, two = read_dataset("datalist", tmp_path / "list.csv")
+    assert (one["official_split"], one["subject"], one["label"]) == ("test", "7", str(tmp_path / "a_mask.png"))
+    assert two == {"image": str(tmp_path / "b.png"), "source": "datalist", "subject": "8"}
+    (tmp_path / "list.csv").write_text("image,label\na.png,a_mask.png\n")
+    assert "official_split" not in read_dataset("datalist", tmp_path / "list.csv")[0]
+    (tmp_path / "list.csv").write_text("image,label,split\na.png,a_mask.png,train\n")
+    with pytest.raises(ValueError, match=r"got the splits train\."):
+        read_dataset("datalist", tmp_path / "list.csv")
+
+
+def test_lists_of_other_names_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a.png", "a_mask.png")
+    entry = [{"image": "a.png", "label": "a_mask.png"}]
+    (tmp_path / "list.json").write_text(json.dumps({"train": entry, "val": entry}))
+    with pytest.raises(ValueError, match=r"got none of them \(it has train, val\)"):
+        read_dataset("datalist", tmp_path / "list.json")
+    (tmp_path / "list.json").write_text(json.dumps({"training": entry, "val": entry}))
+    assert len(read_dataset("datalist", tmp_path / "list.json")) == 1
+    assert "has lists that are not read: val." in caplog.text
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -203,8 +252,8 @@ def test_names_that_are_uids_are_whole_names(tmp_path: Path) -> None:
 
 def test_masks_of_another_name_or_format_are_named(tmp_path, caplog):
     touch(tmp_path, *(f"images/{name}.png" for name in "abc"), "masks/a.gif", "masks/b_mask.png", "masks/c.png")
-    with pytest.raises(ValueError, match=r"2 images have no mask.*Of no image are in masks/: a\.gif, b_mask\.png"):
-        read_dataset("folder", tmp_path)
+    assert [bool(item["label"]) for item in read_dataset("folder", tmp_path)] == [False, False, True]
+    assert "a.gif, b_mask.png. A mask has its image's name" in caplog.text
     assert "no format that is read (or DICOM without its preamble): a.gif" in caplog.text
 
 
