@@ -20,10 +20,11 @@ from scipy import ndimage
 
 from monai_kdsam.bundles import bundle_path, config_path
 from monai_kdsam.data.phantoms import make_phantom
-from monai_kdsam.networks import load_weights
+from monai_kdsam.networks import build_teacher, load_weights
+from monai_kdsam.sidecar import read_sidecar
 
 OVERLAYS = sorted(str(path.relative_to(config_path())) for path in config_path().rglob("*.yaml"))
-NEEDS_SAM = {"teachers/vit_b.yaml", "teachers/vit_l.yaml", "teachers/vit_h.yaml"}
+NEEDS_SAM = {"teachers/vit_b.yaml", "teachers/vit_l.yaml", "teachers/vit_h.yaml", "teachers/medsam.yaml"}
 PHASE_OF = {
     "evaluate_teacher.yaml": ("train.json", "evaluate.json"),
     "teachers/adapted.yaml": ("train.json", "distill.json"),
@@ -124,6 +125,8 @@ def test_each_overlay_runs_with_the_phase_it_is_for(trained, overlay, tmp_path):
     if name.stem == "promptable":
         torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "imagenet.pth")
         overrides["imagenet_weights"] = str(tmp_path / "imagenet.pth")
+    if name.stem == "paper":
+        overrides["teacher"] = "vit_micro"  # which was adapted
     before = {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*") if path.is_file()}
     trained.run(*configs, "offline.yaml", "smoke.yaml", overlay, small=False, **overrides | SMALL)
     after = {path for path in trained.folder.rglob("*") if path.is_file()}
@@ -136,7 +139,15 @@ def test_each_overlay_runs_with_the_phase_it_is_for(trained, overlay, tmp_path):
 SMALL = {"batch_size": 2, "image_size": 64, "epochs": 1, "num_workers": 0}
 
 
-@pytest.mark.parametrize("overlay", sorted(NEEDS_SAM))
+def test_a_teacher_of_medsams_kind_is_adapted_with_its_own_inputs_and_stays_of_that_kind(workspace):
+    workspace.models.mkdir(exist_ok=True)
+    torch.save(build_teacher("vit_micro", image_size=64).state_dict(), workspace.models / "medsam_vit_b.pth")
+    configs = ("train.json", "adapt.json", "offline.yaml", "smoke.yaml", "teachers/medsam.yaml")
+    workspace.run(*configs, small=False, teacher="vit_micro", **SMALL)
+    assert read_sidecar(workspace.models / "teacher.pt")["network"]["preprocessing"] == "medsam"
+
+
+@pytest.mark.parametrize("overlay", sorted(NEEDS_SAM - {"teachers/medsam.yaml"}))
 def test_a_missing_sam_checkpoint_is_an_error_that_names_the_command(workspace, overlay):
     configs = ("train.json", "distill.json", overlay)
     with pytest.raises(RuntimeError) as error:

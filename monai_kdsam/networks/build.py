@@ -147,6 +147,7 @@ def build_teacher(
     kind: TeacherName = "vit_b",
     *,
     image_size: int = 1024,
+    preprocessing: Literal["sam", "medsam"] = "sam",
     checkpoint: str | Path | None = None,
     leave_out: Sequence[str] = (),
 ) -> KDSAM:
@@ -155,6 +156,8 @@ def build_teacher(
     Args:
         kind: vit_b, vit_l, vit_h (SAM's), vit_tiny or vit_micro (small ones for demonstrations and tests).
         image_size: side of the square input in pixels; the position tables of a checkpoint are interpolated to it.
+        preprocessing: what the checkpoint was trained with: sam takes images in SAM's normalization, medsam makes
+            values between 0 and 1 of them, by each image's own range.
         checkpoint: an official SAM file, or any of that layout (MedSAM, a site's own) or of `transformers.SamModel`;
             None starts at random.
         leave_out: see `load_weights`.
@@ -166,8 +169,11 @@ def build_teacher(
     settings = _scalars("build_teacher", locals())
     if kind not in TEACHERS:
         raise ValueError(f"Expected `kind` to be one of {', '.join(TEACHERS)}, got {kind!r}.")
+    if preprocessing not in ("sam", "medsam"):
+        raise ValueError(f"Expected `preprocessing` to be sam or medsam, got {preprocessing!r}.")
     if checkpoint is not None:
         require_weights(checkpoint)  # before a ViT-H is built in vain
-    network = build_kdsam(build_vit(**TEACHERS[kind], image_size=image_size), image_size=image_size)
+    encoder = build_vit(**TEACHERS[kind], image_size=image_size, own_range=preprocessing == "medsam")
+    network = build_kdsam(encoder, image_size=image_size)
     network.settings = settings
     return load_weights(network, checkpoint, leave_out=leave_out)

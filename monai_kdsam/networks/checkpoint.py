@@ -156,11 +156,10 @@ def _check_settings(path: Path, own: dict[str, Any], may_differ: Collection[str]
     )
     if others:
         was, now = (", ".join(f"{each[0]}={_as_typed(each[place])}" for each in others) for place in (1, 2))
-        name, value = others[0][0], _as_typed(others[0][1])
         raise ValueError(
             f"{path} was trained with {was}, and is to run with {now}: its masks would be wrong. Ask for what it was "
-            f"trained with, by `--{name} {value}` for one run or by `bundle DIR --set {name}={value}` for good; or "
-            "train anew."
+            "trained with, on the command line for one run or in the bundle's configs (`bundle DIR --set`) for good; "
+            "or train anew."
         )
 
 

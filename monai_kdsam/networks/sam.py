@@ -27,6 +27,8 @@ from monai_kdsam.networks.upscaling import arrange, upscale
 
 __all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "best_mask", "build_vit"]
 
+# SAM's normalization, of values in 0 to 255.
+PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 PADDING, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 
 
@@ -232,10 +234,17 @@ def build_mask_decoder() -> MaskDecoder:
 
 
 def build_vit(
-    *, embed_dim: int, depth: int, num_heads: int, global_attention: tuple[int, ...], window: int, image_size: int
+    *,
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    global_attention: tuple[int, ...],
+    window: int,
+    image_size: int,
+    own_range: bool = False,
 ) -> ImageEncoderViT:
-    """SAM's ViT image encoder: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16)."""
-    return ImageEncoderViT(
+    """SAM's ViT image encoder: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16); see `OwnRangeViT`."""
+    return (OwnRangeViT if own_range else ImageEncoderViT)(
         img_size=image_size,
         embed_dim=embed_dim,
         depth=depth,
@@ -245,6 +254,36 @@ def build_vit(
         window_size=window,
         global_attn_indexes=global_attention,
     )
+
+
+class OwnRangeViT(ImageEncoderViT):
+    """SAM's ViT for images between 0 and 1 by their own range, as MedSAM was trained; weights have SAM's names.
+
+    It takes what every encoder here takes, images in SAM's normalization, and undoes that.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed (B, 3, S, S) images in SAM's normalization."""
+        return super().forward(to_own_range(x))
+
+
+def to_own_range(image: Tensor) -> Tensor:
+    """Images (B, 3, S, S) in SAM's normalization to 0..1 by each one's least and greatest value; padding becomes 0.
+
+    Example:
+        >>> gray = torch.tensor([[[[10.0, 20.0, 60.0]]]]).expand(1, 3, 1, 3)
+        >>> to_own_range((gray - _tensor(PIXEL_MEAN)) / _tensor(PIXEL_STD))[0, 0].round(decimals=3)
+        tensor([[0.0000, 0.2000, 1.0000]])
+    """
+    is_padding = (image == 0).all(dim=1, keepdim=True)  # a pixel of exactly the mean color is as good as padding
+    pixels = image * _tensor(PIXEL_STD).to(image) + _tensor(PIXEL_MEAN).to(image)
+    low = pixels.masked_fill(is_padding, torch.inf).amin(dim=(1, 2, 3), keepdim=True)
+    high = pixels.masked_fill(is_padding, -torch.inf).amax(dim=(1, 2, 3), keepdim=True)
+    return ((pixels - low) / (high - low).clamp(min=1e-8)).masked_fill(is_padding, 0.0)
+
+
+def _tensor(channels: tuple[float, ...]) -> Tensor:
+    return torch.tensor(channels)[None, :, None, None]
 
 
 def fit_positions(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

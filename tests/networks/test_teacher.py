@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -53,3 +54,26 @@ def test_the_checksum_is_of_the_weights_and_nothing_else() -> None:
     other.load_state_dict(one.state_dict())
     assert weights_checksum(one) == weights_checksum(other)
     assert weights_checksum(one) != weights_checksum(nn.Sequential(other))  # other names
+
+
+def test_a_teacher_of_medsams_kind_sees_each_image_by_its_own_range_and_padding_as_black():
+    """As MedSAM's own inference: (image - min) / max(max - min, 1e-8), then the encoder."""
+    teacher = build_teacher("vit_micro", image_size=64, preprocessing="medsam").eval()
+    plain = build_teacher("vit_micro", image_size=64).eval()
+    plain.load_state_dict(teacher.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    pictures = [
+        torch.randint(low, high, (3, 40, 64), generator=generator).float() for low, high in ((90, 140), (3, 250))
+    ]
+    expected, given = torch.zeros(2, 3, 64, 64), torch.zeros(2, 3, 64, 64)
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    for number, picture in enumerate(pictures):
+        low, high = picture.min(), picture.max()
+        expected[number, :, :40] = (picture - low) / (high - low).clip(min=1e-8)
+        given[number, :, :40] = (picture - mean[:, None, None]) / std[:, None, None]
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.encode(given), plain.encode(expected), atol=1e-4, rtol=1e-4)
+        assert teacher.encode(torch.zeros(1, 3, 64, 64)).isfinite().all()
+    assert teacher.settings["preprocessing"] == "medsam"
+    with pytest.raises(ValueError, match="Expected `preprocessing` to be sam or medsam, got 'imagenet'"):
+        build_teacher("vit_micro", preprocessing="imagenet")
