@@ -80,6 +80,7 @@ class Study:
             "val_interval": epochs,
             "learning_rate": 2e-3,
             "best_checkpoint": str(folder / "distilled.pt"),
+            "overwrite": True,
         }
         write_phantoms(folder / "unseen", per_kind=pictures // 4, clutter=CLUTTER, seed=12345)
         self.unseen = self.load_unseen()

@@ -217,6 +217,7 @@ class Study:
             "ckpt_dir": str(output / "models"),
             "teacher_checkpoint": str(self.teacher(size) / "models" / "teacher.pt"),
             "embedding_dir": str(self.teacher(size) / "embeddings"),
+            "overwrite": True,
             "embedding_variants": 3,
             "backbone": "resnet18",
             "image_size": size,
