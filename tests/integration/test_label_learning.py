@@ -36,7 +36,7 @@ from monai_kdsam.serving.active_learning import score_file
 LABELLED = [f"{kind}_{number:03d}" for kind in ("polyp", "skin_lesion") for number in range(4)]
 UNSEEN = "polyp_004"
 CLICK = {"foreground": [[40, 45]]}
-QUICK = {"max_epochs": 8, "learning_rate": 1e-3}
+QUICK = {"max_epochs": 32, "learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="module")
