@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 from monai_kdsam.deploy import MODALITIES
@@ -32,6 +33,7 @@ def _bundle(arguments: argparse.Namespace) -> str:
 def _export(arguments: argparse.Namespace) -> str:
     from monai_kdsam.export import export_bundle
 
+    _exit_when_told()
     folder, parity = export_bundle(
         arguments.bundle,
         arguments.format,
@@ -75,6 +77,7 @@ def _deploy(arguments: argparse.Namespace) -> str:
     from monai_kdsam.deploy.runtime import prepare_runtime
 
     prepare_runtime()
+    _exit_when_told()
     from monai_kdsam.deploy.application import run_application
 
     settings = {"segment": arguments.segment, "prompts": arguments.prompts}
@@ -82,6 +85,15 @@ def _deploy(arguments: argparse.Namespace) -> str:
     written = run_application(arguments.input, arguments.output, model=arguments.model, **settings)
     plural = "" if len(written) == 1 else "s"
     return f"Wrote {len(written)} DICOM segmentation{plural} to {arguments.output}."
+
+
+def _exit_when_told() -> None:
+    """Leave by an exception when the process is told to end, so that what is unfinished is removed."""
+
+    def leave(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
@@ -241,6 +253,9 @@ def main(argv: list[str] | None = None) -> int:
 
         report_error(type(error), error, error.__traceback__)
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("monai_kdsam: stopped\n")
+        return 130
     return 0
 
 

@@ -4,15 +4,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
 import platform
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["ROOM", "check_writable", "file_sha256", "remove_leftovers", "replacing", "write_text", "write_texts"]
+__all__ = [
+    "ROOM",
+    "check_writable",
+    "file_sha256",
+    "remove_leftovers",
+    "replacing",
+    "scratch_folder",
+    "within",
+    "write_text",
+    "write_texts",
+]
 
 
 # Seconds. Nobody writes for so long; a number of a process says nothing on a disk that several machines share.
@@ -83,6 +96,68 @@ def check_writable(folder: Path, name: str) -> None:
         probe.unlink()
     except OSError as error:
         raise OSError(f"Cannot write to `{name}` {folder}: {error.strerror}. Choose another one.") from error
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A hidden folder for what is not finished yet, removed at the end; what is finished is moved out of it.
+
+    It is locked as long as this process lives. What killed processes have left of this name is removed at the start.
+
+    Args:
+        parent: its folder, which is created.
+        name: part of its name.
+
+    Raises:
+        OSError: when the disk is full or the folder is not writable.
+    """
+    import fcntl  # not on Windows, where only the prediction from exported files is expected to run
+
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for leftover in parent.glob(f".{glob.escape(name)}.*.part"):
+            with contextlib.suppress(OSError), _opened(leftover) as abandoned:
+                fcntl.flock(abandoned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover)
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}."))
+    except OSError as error:
+        raise OSError(f"Cannot write to {parent}: {error.strerror}. {ROOM}") from error
+    try:
+        with _opened(folder) as lock:
+            with contextlib.suppress(OSError):  # not every network disk has locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            folder = folder.rename(folder.with_name(f"{folder.name}.part"))  # only now others may look at it
+            yield folder
+    except Exception as error:
+        # What is full is told in many ways: torch and OpenVINO raise errors of other kinds, some when they read again.
+        is_full = shutil.disk_usage(parent).free < 2**20
+        if is_full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            reason = os.strerror(errno.ENOSPC) if is_full else getattr(error, "strerror", error)
+            raise OSError(f"Cannot write to {parent}: {reason}. {ROOM}") from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def within(folder: Path, name: str) -> Path:
+    """The path in a folder of a name that came from outside.
+
+    Raises:
+        ValueError: when it leads out of the folder.
+    """
+    path = folder / name
+    if folder.resolve() not in path.resolve().parents:
+        raise ValueError(f"Expected a name in {folder}, got {name!r}, which leads out of it.")
+    return path
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import errno
 import os
 import re
+import signal
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
 
 import monai_kdsam
-from monai_kdsam.files import LEFTOVER_AGE, replacing, write_texts
+from monai_kdsam.files import LEFTOVER_AGE, replacing, scratch_folder, within, write_texts
 
 
 def write(path: Path, content: str, error: BaseException | None = None) -> None:
@@ -55,6 +60,46 @@ def test_a_write_makes_its_folder_and_replaces_what_was_there(tmp_path) -> None:
     for content in ("one", "two"):
         write(path, content)
     assert path.read_text() == "two"
+
+
+def test_of_a_killed_process_the_next_one_removes_the_folder_and_of_a_living_one_not(tmp_path) -> None:
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from monai_kdsam.files import scratch_folder
+        with scratch_folder(Path({str(tmp_path)!r}), "export") as folder:
+            (folder / "half").write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)]).returncode == -signal.SIGKILL
+    (killed,) = tmp_path.iterdir()
+    with scratch_folder(tmp_path, "export") as first, scratch_folder(tmp_path, "export") as second:
+        assert not killed.exists()
+        assert {first, second} == set(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match=r"Cannot write to .*file: .*name a writable folder"),
+        scratch_folder(tmp_path / "file", "export"),
+    ):
+        pytest.fail("there is no such folder")
+    with pytest.raises(OSError, match=r"Cannot write to .*: No space left"), scratch_folder(tmp_path, "export"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError, match="of an input"), scratch_folder(tmp_path, "export"):
+        raise PermissionError(errno.EACCES, "of an input")
+
+
+@pytest.mark.parametrize("name", ["../b", "/b", "..", ".", "a/../../b", "link/b"])
+def test_a_name_from_outside_leads_nowhere_else(tmp_path, name) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    assert within(folder, "1.2.3") == folder / "1.2.3"
+    with pytest.raises(ValueError, match="which leads out of it"):
+        within(folder, name)
 
 
 def test_what_killed_processes_left_is_removed_and_what_another_one_writes_now_is_not(tmp_path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["complete_header", "complete_thickness"]
+__all__ = ["checked_uid", "complete_header", "complete_thickness"]
 
 # What the standard wants in each image, empty or not, and anonymizers remove all the same.
 PATIENT_AND_STUDY = (
@@ -25,6 +26,21 @@ PATIENT_AND_STUDY = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+
+
+def checked_uid(uid: str, keyword: str) -> str:
+    """A UID of a file, which may name another file: digits with dots between them, 64 characters at most.
+
+    Raises:
+        ValueError: when it is something else, a path for one.
+
+    Example:
+        >>> checked_uid("1.2.840.10008.1.2", "SOPInstanceUID")
+        '1.2.840.10008.1.2'
+    """
+    if len(uid) > 64 or not re.fullmatch(r"[0-9]+(\.[0-9]+)*", uid, re.ASCII):
+        raise ValueError(f"{keyword} {uid[:80]!r} is no UID, which has digits and dots, 64 at most.")
+    return uid
 
 
 def complete_header(image: Dataset) -> None:

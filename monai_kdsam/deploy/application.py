@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,8 @@ from monai_kdsam.deploy.operators import (
 )
 from monai_kdsam.deploy.prompt_file import Prompts, read_prompts
 from monai_kdsam.deploy.segment import Segment, segment_named
+from monai_kdsam.deploy.sources import Source
+from monai_kdsam.files import scratch_folder
 
 __all__ = ["SegmentationApplication", "run_application"]
 
@@ -75,6 +76,7 @@ class SegmentationApplication(Application):
         self.input_folder, self.files, self.output_folder = input_folder, files, output_folder
         self.model, self.segment = model, segment
         self.prompts, self.modalities = prompts, modalities
+        self.sources: list[Source] = []
         super().__init__([sys.executable])  # holoscan would read the command line itself
 
     def compose(self) -> None:
@@ -84,7 +86,7 @@ class SegmentationApplication(Application):
         allowed = "|".join(map(re.escape, self.modalities))
         rules = {"selections": [{"name": "", "conditions": {"Modality": f"^({allowed})$"}}]}
         select = DICOMSeriesSelectorOperator(self, rules=json.dumps(rules), all_matched=True, name="select")
-        read = FrameReaderOperator(self, files=self.files, prompts=self.prompts, name="read")
+        read = FrameReaderOperator(self, files=self.files, prompts=self.prompts, planned=self.sources, name="read")
         infer = BundleOperator(
             self,
             app_context=self._context(),
@@ -102,6 +104,15 @@ class SegmentationApplication(Application):
         self.add_flow(infer, collect, {("pred", "pred")})
         self.add_flow(collect, write, {(name, name) for name in ("seg_image", series, "output_folder")})
         self.add_flow(collect, draw, {(name, name) for name in ("seg_image", "source", "output_folder")})
+
+    def check_complete(self) -> None:
+        """Raise a RuntimeError unless all is written: told to end, holoscan ends as if all had been done."""
+        files = [list(self.output_folder.glob(f"*/{name}")) for name in ("*.dcm", "overlay.png")]
+        written = min(map(len, files))
+        if not self.sources or written < len(self.sources):
+            raise RuntimeError(
+                f"Stopped after {written} of {len(self.sources) or 'all'} segmentations, of which nothing is kept."
+            )
 
     def _context(self) -> AppContext:
         context = AppContext({"model": str(self.model.path)})
@@ -170,7 +181,9 @@ def run_application(
     files = check_folder(input_folder, modalities)
     settings: dict[str, Any] = {"segment": described, "prompts": asked, "modalities": modalities}
     with _all_or_nothing(Path(output_folder)) as scratch:
-        SegmentationApplication(Path(input_folder), files, scratch, model=opened, **settings).run()
+        application = SegmentationApplication(Path(input_folder), files, scratch, model=opened, **settings)
+        application.run()
+        application.check_complete()
     return sorted(Path(output_folder).glob("*/*.dcm"))
 
 
@@ -180,18 +193,14 @@ def _all_or_nothing(output: Path) -> Iterator[Path]:
     existed = output.exists()
     if existed and (not output.is_dir() or any(not entry.name.startswith(".") for entry in output.iterdir())):
         raise FileExistsError(f"Expected `--output` to be new or empty, got {output}.")
+    moved: list[Path] = []
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=output, prefix=".unfinished"))
-    except OSError as error:
-        raise OSError(f"Cannot write to `--output` {output}: {error.strerror}. Choose another one.") from error
-    try:
-        yield scratch
-        for folder in sorted(scratch.iterdir()):
-            folder.rename(output / folder.name)
+        with scratch_folder(output, "unfinished") as scratch:
+            yield scratch
+            for folder in sorted(scratch.iterdir()):
+                moved.append(output / folder.name)
+                folder.rename(moved[-1])
     except BaseException:
-        if not existed:
-            shutil.rmtree(output, ignore_errors=True)
+        for folder in moved if existed else [output]:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

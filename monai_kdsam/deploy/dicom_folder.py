@@ -9,8 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from scipy.spatial import cKDTree
+
 from monai_kdsam.data.decoding import is_dicom
 from monai_kdsam.data.dicom import check_deflated
+from monai_kdsam.data.dicom_header import checked_uid
 from monai_kdsam.deploy import MODALITIES
 from monai_kdsam.pixels import TooLargeError
 
@@ -21,25 +25,29 @@ __all__ = ["check_folder"]
 
 logger = logging.getLogger(__name__)
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality")
+SAME_POSITION = 1e-3  # mm
 
 
 def check_folder(folder: str | Path, modalities: Sequence[str] = MODALITIES) -> list[Path]:
     """The DICOM files of the folder whose modality is allowed.
 
     The App SDK's loader passes over a file that it cannot read, and keeps one of several slices at one position:
-    neither may happen unnoticed, so both are errors here. Series of other modalities are left out, which is logged.
+    neither may happen unnoticed, so both are errors here. Series of other modalities and files of other kinds are left
+    out, which is logged.
 
     Raises:
         FileNotFoundError: when there is no such folder.
-        ValueError: when it holds no DICOM file, or none of these modalities; when a DICOM file is damaged; when two
-            slices of a series lie at one position.
+        ValueError: when it holds no DICOM file, or none of these modalities; when a DICOM file is damaged, has no
+            preamble or UIDs that are none; when two slices of a series lie at one position.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"Expected `--input` to be a folder of DICOM files, but there is none at {folder}.")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and is_dicom(path))
+    paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    files = [path for path in paths if path.is_file() and (is_dicom(path) or _is_bare(path))]
     if not files:
         raise ValueError(f"There is no DICOM file in `--input` {folder}.")
+    _tell_passed_over(sorted(set(paths) - set(files)))
     headers = {file: _read_header(file) for file in files}
     chosen = [file for file, header in headers.items() if header.Modality in modalities]
     others = sorted({str(header.Modality) for header in headers.values()} - set(modalities))
@@ -50,6 +58,7 @@ def check_folder(folder: str | Path, modalities: Sequence[str] = MODALITIES) -> 
         )
     if others:
         logger.warning("Series of modality %s are left out; `--modalities` allows others.", ", ".join(others))
+    _check_uids({file: headers[file] for file in chosen})
     _check_positions({file: headers[file] for file in chosen})
     _warn_of_shared_uids({file: headers[file] for file in chosen})
     return chosen
@@ -58,6 +67,11 @@ def check_folder(folder: str | Path, modalities: Sequence[str] = MODALITIES) -> 
 def _read_header(file: Path) -> Dataset:
     from pydicom import dcmread
 
+    if _is_bare(file):
+        raise ValueError(
+            f"Cannot use {file}: it is a DICOM data set without a preamble, which the App SDK passes over. Make a file "
+            "of it, with DCMTK's dcmconv for one."
+        )
     try:
         check_deflated(file)
         header = dcmread(file, stop_before_pixels=True)
@@ -76,18 +90,49 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_positions(headers: dict[Path, Dataset]) -> None:
-    taken: dict[tuple[str, ...], Path] = {}
+    series = defaultdict(list)
     for file, header in headers.items():
-        position = header.get("ImagePositionPatient")
-        if position is None:
-            continue
-        place = (header.SeriesInstanceUID, *(f"{float(value):g}" for value in position))
-        if place in taken:
+        if header.get("ImagePositionPatient") is not None:
+            series[header.SeriesInstanceUID].append((file, np.array(header.ImagePositionPatient, dtype=float)))
+    for slices in series.values():
+        together = cKDTree([position for _, position in slices]).query_pairs(SAME_POSITION)
+        for one, other in sorted(together)[:1]:
+            place = ", ".join(f"{value:g}" for value in slices[one][1])
             raise ValueError(
-                f"{taken[place].name} and {file.name} are slices of one series at one position "
-                f"({', '.join(place[1:])}): put one phase or echo alone into `--input`."
+                f"{slices[one][0].name} and {slices[other][0].name} are slices of one series at one position "
+                f"({place}): put one phase or echo alone into `--input`."
             )
-        taken[place] = file
+
+
+def _check_uids(headers: dict[Path, Dataset]) -> None:
+    for file, header in headers.items():
+        for keyword in (keyword for keyword in NEEDED if keyword.endswith("UID")):
+            try:
+                checked_uid(str(header[keyword].value), keyword)
+            except ValueError as error:
+                raise ValueError(f"Cannot use {file}: {error}") from error
+
+
+def _is_bare(file: Path) -> bool:
+    """Whether a file holds a DICOM data set without the preamble that makes it a file."""
+    from pydicom import dcmread
+
+    with open(file, "rb") as stream:
+        start = stream.read(8)
+    # The first group, and its first element short or of a kind that is named by two letters.
+    if start[:2] not in (b"\x02\x00", b"\x08\x00") or not (start[4:6].isupper() or start[6:8] == b"\0\0"):
+        return False
+    try:
+        return "SOPClassUID" in dcmread(file, force=True, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+    except Exception:  # what pydicom raises of other files has no end
+        return False
+
+
+def _tell_passed_over(paths: list[Path]) -> None:
+    if paths:
+        names = ", ".join(path.name + (" (a dead link)" if not path.exists() else "") for path in paths[:5])
+        more = ", ..." if len(paths) > 5 else ""
+        logger.warning("Passed over, because they are no DICOM files: %d, %s%s.", len(paths), names, more)
 
 
 def _warn_of_shared_uids(headers: dict[Path, Dataset]) -> None:

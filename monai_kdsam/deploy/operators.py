@@ -23,6 +23,7 @@ from monai_kdsam.deploy.frame_segmentation import describe_frames
 from monai_kdsam.deploy.overlay import save_overlay
 from monai_kdsam.deploy.prompt_file import Prompts
 from monai_kdsam.deploy.sources import Source, group_sources, with_prompts
+from monai_kdsam.files import within
 
 __all__ = [
     "BundleOperator",
@@ -67,15 +68,23 @@ class FrameReaderOperator(Operator):
         fragment: the application.
         files: that must be among the selected series.
         prompts: None segments everything without a prompt.
+        planned: a list that gets the sources, for whoever counts what becomes of them.
 
     Raises:
         ValueError: when the series hold no images, a file is damaged, or a prompt is for no image or not on it.
     """
 
     def __init__(
-        self, fragment: Any, *args: Any, files: Sequence[Path], prompts: Prompts | None = None, **kwargs: Any
+        self,
+        fragment: Any,
+        *args: Any,
+        files: Sequence[Path],
+        prompts: Prompts | None = None,
+        planned: list[Source] | None = None,
+        **kwargs: Any,
     ) -> None:
         self.files, self.prompts = files, prompts
+        self.planned = [] if planned is None else planned
         self.jobs: Iterator[Image] | None = None
         super().__init__(fragment, *args, **kwargs)
 
@@ -93,6 +102,7 @@ class FrameReaderOperator(Operator):
             if studies is None:
                 return
             sources = self._plan(studies)
+            self.planned += sources
             self.jobs = self._read(sources)
             op_output.emit(sources, "sources")
         image = next(self.jobs, None)
@@ -192,7 +202,7 @@ class MaskCollectorOperator(Operator):
         """By the UID of the source, with a number where several have it: a series with slices of several directions."""
         uid = self.sources[number].uid
         before = sum(source.uid == uid for source in self.sources[:number])
-        return self.output_folder / (f"{uid}_{before + 1}" if before else uid)
+        return within(self.output_folder, f"{uid}_{before + 1}" if before else uid)
 
     @staticmethod
     def _as_selection(source: Source) -> list[StudySelectedSeries]:

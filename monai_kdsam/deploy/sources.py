@@ -79,6 +79,7 @@ def group_sources(series: Iterable[Dataset]) -> list[Source]:
     they are missing.
     """
     stacks: dict[Any, list[Dataset]] = defaultdict(list)
+    planes: list[np.ndarray] = []  # orientation and spacing, which scanners write with a little noise
     sources = []
     for instance in series:
         if "PixelData" not in instance:
@@ -86,8 +87,12 @@ def group_sources(series: Iterable[Dataset]) -> list[Source]:
         complete_header(instance)
         if all(instance.get(keyword) for keyword in GEOMETRY) and _number_of_frames(instance) == 1:
             numbers = np.array([*instance.ImageOrientationPatient, *instance.PixelSpacing], dtype=float)
-            key = (instance.FrameOfReferenceUID, instance.Rows, instance.Columns, *numbers.round(4))
+            plane = next((n for n, known in enumerate(planes) if np.allclose(numbers, known, 0, 1e-4)), len(planes))
+            planes += [numbers] if plane == len(planes) else []
+            key = (instance.FrameOfReferenceUID, instance.Rows, instance.Columns, plane)
             stacks[key].append(instance)
+            for keyword in ("ImageOrientationPatient", "PixelSpacing"):  # highdicom wants the same numbers
+                setattr(instance, keyword, stacks[key][0][keyword].value)
         else:
             complete_thickness([instance])
             sources.append(Source(instance.SOPInstanceUID, (instance,)))

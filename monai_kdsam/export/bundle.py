@@ -9,7 +9,6 @@ import json
 import logging
 import platform
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ import monai_kdsam
 from monai_kdsam.data.image_reader import list_images
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.export.parity import LEAST_IOU, Parity, check_parity, draw_prompts
-from monai_kdsam.files import file_sha256
+from monai_kdsam.files import ROOM, file_sha256, scratch_folder
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.runtime.manifest import FORMATS, MANIFEST, Manifest
 
@@ -75,11 +74,11 @@ def export_bundle(
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
         raise FileExistsError(f"Expected `output` to be new, empty or an earlier export, got {target}.")
     predictor = BundlePredictor(bundle, device="$torch.device('cpu')", progress=False)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export") as scratch:
-        built = Path(scratch) / "built"
+    with scratch_folder(target.parent, "export") as scratch:
+        _check_room(scratch, bundle / "models" / "model.pt")
+        built = scratch / "built"
         built.mkdir()
-        calibrated, checked = _pictures(calibration, images, Path(scratch))
+        calibrated, checked = _pictures(calibration, images, scratch)
         files = _write(predictor, bundle, built, form, precision, calibrated if precision == "int8" else [])
         manifest = _describe(bundle, predictor, built, form, precision, files)
         manifest.write(built)
@@ -121,6 +120,14 @@ def _check_choice(form: str, precision: str, calibration: str | Path | None) -> 
                 f"`format` {form} needs the package {package}, which cannot be imported ({error}): "
                 "pip install 'monai_kdsam[export]'"
             ) from error
+
+
+def _check_room(folder: Path, weights: Path) -> None:
+    """Raise an OSError before torch would end the process for want of room."""
+    needed, free = 3 * weights.stat().st_size, shutil.disk_usage(folder).free
+    if free < needed:
+        place = folder.parent
+        raise OSError(f"An export needs {needed / 2**20:.0f} MiB in {place}, where {free / 2**20:.0f} are free. {ROOM}")
 
 
 def _pictures(calibration: str | Path | None, images: str | Path | None, scratch: Path) -> tuple[list[str], list[str]]:

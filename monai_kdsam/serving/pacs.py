@@ -12,6 +12,7 @@ from cachetools import TTLCache, cached
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 
+from monai_kdsam.data.dicom_header import checked_uid
 from monai_kdsam.serving.studies import StudiesDatastore, checked_name
 
 __all__ = ["SeriesDatastore"]
@@ -92,7 +93,7 @@ class SeriesDatastore(DICOMWebDatastore, StudiesDatastore):
             whole = Path(unfinished, "series")
             whole.mkdir()
             for instance in self._client.retrieve_series(study, series, media_types=as_stored):
-                instance.save_as(whole / f"{instance.SOPInstanceUID}.dcm")
+                instance.save_as(whole / f"{checked_uid(instance.SOPInstanceUID, 'SOPInstanceUID')}.dcm")
             try:
                 whole.rename(folder)
             except OSError:

@@ -57,9 +57,38 @@ def test_a_damaged_file_is_named(tmp_path, content):
         check_folder(tmp_path)
 
 
-def test_two_slices_at_one_position_are_named(tmp_path):
+def test_a_data_set_without_a_preamble_is_named(tmp_path):
+    for name, k in (("a.dcm", 0), ("IM0001", 1)):
+        sample(ImagePositionPatient=[0, 0, k]).save_as(tmp_path / name)
+    whole = (tmp_path / "IM0001").read_bytes()
+    (tmp_path / "IM0001").write_bytes(whole[132:])
+    with pytest.raises(ValueError, match=r"Cannot use .*IM0001: it is a DICOM data set without a preamble"):
+        check_folder(tmp_path)
+
+
+def test_what_is_passed_over_is_counted(tmp_path, caplog):
     sample().save_as(tmp_path / "a.dcm")
-    sample(SOPInstanceUID="1.2.3").save_as(tmp_path / "b.dcm")
+    (tmp_path / "gone.dcm").symlink_to(tmp_path / "nowhere.dcm")
+    (tmp_path / "notes.txt").write_text("not looked at")
+    assert [file.name for file in check_folder(tmp_path)] == ["a.dcm"]
+    assert "no DICOM files: 2, gone.dcm (a dead link), notes.txt." in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI", "ignore:Value.*is longer")
+@pytest.mark.parametrize("uid", ["/tmp/outside", "../../outside", "..", "1.2.x", "1..2", "1." * 32 + "12", "1/2"])
+@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "SeriesInstanceUID"])
+def test_what_is_no_uid_names_no_file(tmp_path, keyword, uid):
+    header = sample()
+    header[keyword]._value = uid  # pydicom would not write some of them
+    header.save_as(tmp_path / "a.dcm")
+    with pytest.raises(ValueError, match=rf"Cannot use .*a\.dcm: {keyword} .* is no UID"):
+        check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("noise", [0, 2e-7])
+def test_two_slices_at_one_position_are_named(tmp_path, noise):
+    sample(ImagePositionPatient=[0, 0, 5]).save_as(tmp_path / "a.dcm")
+    sample(SOPInstanceUID="1.2.3", ImagePositionPatient=[0, 0, 5 + noise]).save_as(tmp_path / "b.dcm")
     with pytest.raises(ValueError, match=r"a\.dcm and b\.dcm are slices of one series at one position"):
         check_folder(tmp_path)
 

@@ -28,6 +28,20 @@ def test_slices_are_stacked_along_their_normal_and_other_images_stand_alone():
     assert sources[2].frames[1].path.endswith("SC_rgb_rle_2frame#frame1.dcm")
 
 
+@pytest.mark.parametrize(("noise", "stacks"), [(2e-7, 1), (1e-3, 2)])
+def test_noise_in_the_orientation_splits_no_series(noise, stacks):
+    # Where rounding would turn from one digit to the next.
+    slices = [
+        sample(ImageOrientationPatient=[1, 0.00005 + k % 2 * noise, 0, 0, 1, 0], ImagePositionPatient=[0, 0, k])
+        for k in range(6)
+    ]
+    slices[0].ImageOrientationPatient[1] -= 1e-7
+    found = group_sources(slices)
+    assert len(found) == stacks
+    for source in found:  # as highdicom wants it
+        assert len({tuple(instance.ImageOrientationPatient) for instance in source.instances}) == 1
+
+
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_headers_get_what_a_segmentation_copies():
     old = sample("SC_rgb_rle.dcm", StudyDate="1994.11.05", StudyTime="11:20:00")

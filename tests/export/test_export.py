@@ -112,6 +112,14 @@ def test_threads_get_the_answers_that_one_gets(form, exported, bundle):
             assert quality == expected_quality
 
 
+def test_without_room_for_it_an_export_does_not_begin(bundle, tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=2**25)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(OSError, match=r"An export needs \d+ MiB in .*, where 32 are free\. Free some space"):
+        export_bundle(bundle, "torchscript", output=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("choice", CHOICES, ids="-".join)
 def test_the_manifest_tells_what_was_measured(choice, exported):
     folder, parity = exported[choice]

@@ -367,6 +367,37 @@ def test_the_command_as_a_user_types_it(bundle, images, tmp_path):
     assert sorted(path.suffix for path in (tmp_path / "out").glob("*/*")) == [".dcm", ".png"]
 
 
+def test_told_to_end_it_keeps_nothing_and_says_so(bundle, images, tmp_path):
+    """Holoscan ends as if all had been done."""
+    folder = copy_files(tmp_path / "in", images / "examples_rgb_color.dcm", images / "OBXXXX1A.dcm")
+    code = """
+import os, signal, sys
+from monai_kdsam.deploy.runtime import prepare_runtime
+prepare_runtime()
+from monai_kdsam.__main__ import main
+from monai_kdsam.deploy import operators
+draw = operators.save_overlay
+def interrupted(*arguments):
+    draw(*arguments)
+    os.kill(os.getpid(), signal.SIGTERM)
+operators.save_overlay = interrupted
+sys.exit(main(["deploy", *sys.argv[1:]]))
+"""
+    ran = command("-c", code, "--input", folder, "--output", tmp_path / "out", "--bundle", bundle)
+    assert ran.returncode == 1
+    assert "error: Stopped after 1 of 2 segmentations, of which nothing is kept." in ran.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
+
+
+def test_a_uid_that_is_a_path_writes_nothing_outside(refusal, images, tmp_path):
+    folder = copy_files(tmp_path / "in", images / "examples_rgb_color.dcm")
+    image = pydicom.dcmread(folder / "examples_rgb_color.dcm")
+    image["SOPInstanceUID"]._value = str(tmp_path / "outside")
+    image.save_as(image.filename)
+    assert "is no UID" in refusal(folder)
+    assert not (tmp_path / "outside").exists()
+
+
 def test_the_packaged_application_reads_its_places_from_the_environment(scripts, images, tmp_path):
     """As `monai-deploy package` lays it out: each model in a folder of its own, prompts beside the images."""
     folder = copy_files(tmp_path / "in", images / "examples_rgb_color.dcm")
