@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.pixels import fit_longest
+from monai_kdsam.serving.dicom_series import series_images
 from monai_kdsam.serving.uncertainty import Uncertainty, uncertainty
 
 __all__ = ["NAME", "LeastSureFirst", "UncertaintyScoring", "unscored_images"]
@@ -94,7 +96,13 @@ class UncertaintyScoring(ScoringMethod):
 
 
 def score_file(predictor: BundlePredictor, path: str) -> Uncertainty:
-    """The uncertainty of a bundle's network about one image file."""
+    """The uncertainty of a bundle's network about one image file; of a series, the mean over slices of its middle."""
+    slices = series_images(path)
+    if slices:
+        places = sorted({len(slices) * part // 4 for part in (1, 2, 3)})
+        found = [score_file(predictor, slices[place]) for place in places]
+        expected, differing = np.mean([(one.predicted_iou, one.disagreement) for one in found], axis=0).tolist()
+        return Uncertainty(expected, differing)
     image = predictor.preprocessing({"image": path})["image"]
     width, height = (int(side) for side in image.meta["spatial_shape"])
     valid = fit_longest(height, width, predictor.network.image_size)

@@ -16,7 +16,7 @@ from monai_kdsam.data.slice_grid import slice_grid
 from monai_kdsam.data.volume_reader import series_files
 from monai_kdsam.serving.result_geometry import picture_plane
 
-__all__ = ["ClickedSliced", "SeriesFilesd", "stored_files"]
+__all__ = ["ClickedSliced", "SeriesFilesd", "series_images", "stored_files"]
 
 CONVERTED = ".nii.gz"
 CLICKS = ("foreground", "background")
@@ -32,6 +32,16 @@ def _dicom_folder(path: str) -> Path | None:
     """The folder with the DICOM files of which the server has made a volume; None of any other path."""
     folder = Path(path.removesuffix(CONVERTED))
     return folder if path.endswith(CONVERTED) and folder.is_dir() else None
+
+
+def series_images(path: str) -> list[str]:
+    """The slices or frames, as `Image2DReader` reads them, of a volume that the server made; [] of any other path."""
+    folder = _dicom_folder(path)
+    if folder is None:
+        return []
+    files = stored_files(folder)
+    frames = count_frames(files[0]) if len(files) == 1 else 1
+    return [str(frame_path(files[0], frame)) for frame in range(frames)] if frames > 1 else list(map(str, files))
 
 
 class SeriesFilesd(MapTransform):
@@ -94,12 +104,10 @@ class ClickedSliced(MapTransform):
             if folder is None:
                 _move_into_plane(result, str(result[key]))
                 continue
-            files = stored_files(folder)
-            frames = count_frames(files[0]) if len(files) == 1 else 1
-            index = _clicked_slice(data, max(len(files), frames))
+            images = series_images(str(result[key]))
+            index = _clicked_slice(data, len(images))
             result |= {"slice": index} | {name: _on_slice(data[name], index) for name in CLICKS if name in data}
-            file = files[0 if frames > 1 else index]
-            result[key] = str(frame_path(file, index) if frames > 1 else file)
+            result[key] = images[index]
         return result
 
 

@@ -21,6 +21,7 @@ from monai_kdsam.data.held_out import hold_out
 from monai_kdsam.errors import find_mistake
 from monai_kdsam.files import file_sha256, write_text
 from monai_kdsam.serving.checked_app import check_device
+from monai_kdsam.serving.series_labels import labelled_slices
 from monai_kdsam.serving.submitted_label import check_labels
 
 __all__ = ["LearnTask"]
@@ -87,7 +88,7 @@ class LearnTask(BundleTrainTask):
         content: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
         return content
 
-    def check(self, request: Mapping[str, Any], datastore: Datastore) -> list[dict[str, str]]:
+    def check(self, request: Mapping[str, Any], datastore: Datastore) -> list[dict[str, Any]]:
         """The labelled images, if they and the request can be trained with.
 
         Raises:
@@ -95,6 +96,7 @@ class LearnTask(BundleTrainTask):
         """
         _check_parameters(request)
         items = [{"image": item["image"], "label": item["label"]} for item in datastore.datalist() if item]
+        items = labelled_slices(items)
         self._choose(items, request)
         parser: ConfigParser = self.bundle_config
         check_labels(items, parser.get_parsed_content("foreground_values"))
@@ -135,22 +137,22 @@ class LearnTask(BundleTrainTask):
             raise
         return self.stats()
 
-    def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> list[dict[str, str]]:
+    def _fetch_datalist(self, request: dict[str, Any], datastore: Datastore) -> list[dict[str, Any]]:
         return self.check(request, datastore)
 
-    def _choose(self, items: list[dict[str, str]], request: Mapping[str, Any]) -> tuple[list[str], dict[str, bool]]:
+    def _choose(self, items: list[dict[str, Any]], request: Mapping[str, Any]) -> tuple[list[str], dict[str, bool]]:
         """Checksum of each image, and whether an image of a checksum is held out."""
         file = self.folder / HELD_OUT
         earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        images = [file_sha256(item["image"]) for item in items]
+        images = [file_sha256(item.get("series", item["image"])) for item in items]  # a series is never parted
         return images, hold_out(images, earlier, request.get("val_split", self.defaults["val_split"]))
 
     def _partition_datalist(
-        self, datalist: list[dict[str, str]], request: dict[str, Any], shuffle: bool = False
-    ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+        self, datalist: list[dict[str, Any]], request: dict[str, Any], shuffle: bool = False
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         images, is_held_out = self._choose(datalist, request)
         write_text(self.folder / HELD_OUT, json.dumps(is_held_out, indent=1))
-        sides: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+        sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
         for item, image in zip(datalist, images, strict=True):
             sides[is_held_out[image]].append(item)
         return sides

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from monai_kdsam.data.decoding import PICTURE_SUFFIXES, decode, suffix_of
 from monai_kdsam.data.dicom import open_itk
+from monai_kdsam.data.geometry import itk_affine
 from monai_kdsam.data.picture import label_values
 from monai_kdsam.serving.result_geometry import file_affine, picture_plane
 from monai_kdsam.transforms.masks import clean_mask
 
-__all__ = ["SubmittedLabeld", "check_labels", "open_label", "read_label"]
+__all__ = ["SubmittedLabeld", "check_labels", "open_label", "read_label", "slice_label"]
 
 ITK_READERS = {".nrrd": "NrrdImageIO", ".nii": "NiftiImageIO", ".nii.gz": "NiftiImageIO"}
 
@@ -98,7 +99,41 @@ def _lies_on(label: str, image: str, shape: tuple[int, ...]) -> bool:
     return bool(np.abs(moved - corners)[:2].max() < 0.1)
 
 
-def check_labels(items: Sequence[Mapping[str, str]], foreground_values: Collection[float] | None = None) -> None:
+def slice_label(label: str, series: str, index: int) -> NDArray[Any]:
+    """One slice (H, W) of a label volume, which may hold some of the series' slices only, as a DICOM SEG does.
+
+    Raises:
+        ValueError: when the label is damaged, or does not lie on the slices of the series.
+    """
+    try:
+        volume = open_label(Path(label)).Execute()
+        reference = sitk.ImageFileReader()
+        reference.SetFileName(series)
+        reference.ReadImageInformation()
+    except RuntimeError as error:
+        raise ValueError(f"Cannot read {Path(label).name}: it is damaged or incomplete.") from error
+    width, height = reference.GetSize()[:2]
+    pixels = np.reshape(sitk.GetArrayFromImage(volume), (-1, *volume.GetSize()[1::-1]))
+    corners = np.array([[x, y, index, 1] for x in (0, width - 1) for y in (0, height - 1)], dtype=np.float64).T
+    moved = np.linalg.inv(itk_affine(volume)) @ file_affine(series) @ corners
+    place = round(float(moved[2, 0]))
+    off = np.abs(moved - np.stack([corners[0], corners[1], np.full(4, place), corners[3]])).max()
+    if pixels.shape[1:] != (height, width) or off > 0.1:
+        raise ValueError(
+            f"Expected a label that lies on the series' slices of {width} x {height} pixels, got one of "
+            f"{pixels.shape[2]} x {pixels.shape[1]} that lies {off:.1f} voxels beside them."
+        )
+    return label_values(pixels[place]) if 0 <= place < len(pixels) else np.zeros((height, width), np.uint8)
+
+
+def _label_of(item: Mapping[Any, Any], label: str, image: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The label of an item: of a slice of a series, see `labelled_slices`, or of an image of its own."""
+    if "series" in item:
+        return slice_label(label, str(item["series"]), int(item["slice"]))
+    return read_label(label, image, shape)
+
+
+def check_labels(items: Sequence[Mapping[Any, Any]], foreground_values: Collection[float] | None = None) -> None:
     """Look at every label before one is learned from.
 
     Args:
@@ -112,7 +147,7 @@ def check_labels(items: Sequence[Mapping[str, str]], foreground_values: Collecti
     for item in items:
         try:
             shape = decode(item["image"]).pixels.shape[:2]
-            pixels = read_label(item["label"], item["image"], shape)
+            pixels = _label_of(item, item["label"], item["image"], shape)
             if not clean_mask(pixels[None], foreground_values=foreground_values).any():
                 raise ValueError("The label has no foreground. Draw the structure, or remove the label.")
         except (OSError, ValueError) as error:
@@ -145,7 +180,7 @@ class SubmittedLabeld(MapTransform):
         image: MetaTensor = result[self.image]
         width, height = image.shape[1:]
         for key in self.key_iterator(result):
-            pixels = read_label(str(result[key]), str(image.meta["filename_or_obj"]), (height, width))
+            pixels = _label_of(data, str(result[key]), str(image.meta["filename_or_obj"]), (height, width))
             columns_first = torch.from_numpy(np.ascontiguousarray(pixels.T[None]).astype(np.float32))
             meta = {name: image.meta[name] for name in ("original_affine", "spatial_shape", "space")}
             result[key] = MetaTensor(columns_first, affine=image.affine.clone(), meta=meta)

@@ -12,11 +12,13 @@ AXIAL, CORONAL = (1, 0, 0, 0, 1, 0), (1, 0, 0, 0, 0, -1)
 
 
 def write_series(folder, positions, directions=None, spacings=None, sizes=None, series="1.2.3"):
-    """One slice a file, its pixels all k, and its files named against their order."""
+    """One slice a file, its pixels all k but for the last column, and its files named against their order."""
     folder.mkdir(exist_ok=True)
     for k, position in enumerate(positions):
         width, height = sizes[k] if sizes else (8, 7)
-        image = sitk.GetImageFromArray(np.full((1, height, width), k, np.int16))
+        pixels = np.full((1, height, width), k, np.int16)
+        pixels[..., -1] += 50
+        image = sitk.GetImageFromArray(pixels)
         row, column = np.reshape((directions or [AXIAL] * len(positions))[k], (2, 3))
         image.SetDirection(np.stack([row, column, np.cross(row, column)], axis=1).ravel().astype(float).tolist())
         image.SetSpacing((*(spacings[k] if spacings else (0.5, 0.6)), 2.0))
