@@ -202,8 +202,9 @@ def test_a_training_is_seen_refused_twice_and_stopped_while_masks_are_served(ser
 
 def test_the_weights_before_can_be_restored(server):
     old = weights(server, "previous.pt")
-    for suffix in (".pt", ".json"):
-        (server.bundle / "models" / f"previous{suffix}").replace(server.bundle / "models" / f"model{suffix}")
+    models = server.bundle / "models"
+    (models / "model.json").unlink()  # the weights that the server began with had none
+    (models / "previous.pt").replace(models / "model.pt")
     assert equal(old, weights(server))
     expected = BundlePredictor(server.bundle)(server.studies / f"{UNSEEN}.png", **CLICK)
     np.testing.assert_array_equal(mask(server), expected)
