@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
@@ -77,7 +79,8 @@ class UncertaintyScoring(ScoringMethod):
             # A label that came in since is kept: the file is read again right before it is written.
             datastore.refresh()
             for image in set(found) & set(datastore.list_images()):
-                datastore.update_image_info(image, found[image] | {WEIGHTS: stamp})
+                with contextlib.suppress(ImageNotFoundException):  # an archive's series that could not be kept
+                    datastore.update_image_info(image, found[image] | {WEIGHTS: stamp})
         seconds = round(time.monotonic() - start, 1)
         return {"executed": len(images), "failed": failed, "left": len(waiting) - len(images), "seconds": seconds}
 

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import monailabel.datastore.dicom
+import monailabel.interfaces.app
 import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 import torch
 from monailabel.config import settings
@@ -23,12 +25,19 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.utils.others.generic import device_list
 
 from monai_kdsam.data.decoding import PICTURE_SUFFIXES
+from monai_kdsam.serving.dicom_seg import write_dicom_seg
+from monai_kdsam.serving.pacs import SeriesDatastore
 from monai_kdsam.serving.result_geometry import default_extension
 from monai_kdsam.serving.sessions import BoundedSessions
 from monai_kdsam.serving.student_task import StudentTask
 from monai_kdsam.serving.studies import StudiesDatastore
 
 __all__ = ["CheckedApp", "check_device"]
+
+# By name, because MONAI Label 0.8.5 lets an application choose neither of them; here, because trainings, scoring and
+# batches are processes that load the app alone.
+monailabel.interfaces.app.DICOMWebDatastore = SeriesDatastore
+monailabel.datastore.dicom.nifti_to_dicom_seg = write_dicom_seg
 
 EXTENSIONS = (*PICTURE_SUFFIXES, ".nii", ".nii.gz", ".nrrd")
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
@@ -55,7 +64,7 @@ class CheckedApp(MONAILabelApp):
     models: Mapping[str, str]
 
     def init_datastore(self) -> Datastore:
-        """The store of a folder; that of an archive is chosen by label_app."""
+        """The store of a folder; that of an archive is chosen above."""
         if self.studies.startswith(("http://", "https://")):
             return super().init_datastore()
         extensions, watched = settings.MONAI_LABEL_DATASTORE_FILE_EXT, settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD

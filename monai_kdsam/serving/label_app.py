@@ -2,8 +2,7 @@
 """MONAI Label's own web application, with answers that tell a client what was wrong, and DICOM as archives have it.
 
 For `monailabel start_server --uvicorn_app monai_kdsam.serving.label_app:app`. Without it the server answers every
-mistake with "Internal Server Error", and the reason stands in its log alone; see `SeriesDatastore` and
-`write_dicom_seg` for what it does with a DICOMweb server.
+mistake with "Internal Server Error", and the reason stands in its log alone; see `write_dicom_seg` for its DICOM SEG.
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import monailabel.datastore.dicom
 import monailabel.endpoints.infer
-import monailabel.interfaces.app
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from monailabel.app import app
@@ -39,15 +36,12 @@ from monai_kdsam.serving import model_endpoint, train_endpoint
 from monai_kdsam.serving.dicom_seg import write_dicom_seg
 from monai_kdsam.serving.gate import Gate
 from monai_kdsam.serving.learning_app import SERVER
-from monai_kdsam.serving.pacs import SeriesDatastore
 from monai_kdsam.serving.temporary_files import tidy_up
 
 __all__ = ["app"]
 
-# By name, because MONAI Label 0.8.5 lets an application choose neither of them.
-monailabel.interfaces.app.DICOMWebDatastore = SeriesDatastore
+# By name, as in `checked_app`, for what is not left to an app.
 monailabel.endpoints.infer.nifti_to_dicom_seg = write_dicom_seg
-monailabel.datastore.dicom.nifti_to_dicom_seg = write_dicom_seg
 tidy_up()
 
 logger = logging.getLogger(__name__)

@@ -25,10 +25,12 @@ if importlib.util.find_spec("monailabel") is None:
 import highdicom
 from dicomweb_client import DICOMwebClient
 
-from benchmarks.label_server import free_port, label_command, random_bundle, running_server
+from benchmarks.label_server import MODEL, free_port, label_command, random_bundle, running_server
 from benchmarks.orthanc import encoded, mr_series, running_orthanc, ultrasound_still
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.serving.active_learning import UncertaintyScoring
 from monai_kdsam.serving.pacs import SeriesDatastore
+from monai_kdsam.serving.series_labels import labelled_slices
 
 SLICE = 6
 CLICK = [60, 50]
@@ -332,3 +334,34 @@ def test_an_archive_that_goes_away_is_told_and_comes_back(tmp_path, server):
             assert "DICOMweb server did not answer as expected" in answer.json()["detail"]
             # What was fetched before is served on.
             assert label.post(first.SeriesInstanceUID, {"foreground": [CLICK]}).status_code == 200
+
+
+def test_the_last_label_of_a_series_is_learned_from_and_what_has_none_is_scored(server, archive, tmp_path):
+    """The server's list of series is older than all of these."""
+    labelled, other, mixed = mr_series(slices=4, seed=21), mr_series(slices=5, seed=22), mr_series(slices=2, seed=23)
+    mixed[0].Rows, mixed[0].PixelData = 100, mixed[0].PixelData[: 2 * 100 * mixed[0].Columns]
+    picture = ultrasound_still(seed=24)
+    archive.store(*labelled, *other, *mixed, picture)
+    labelled_as = {labelled[0].SeriesInstanceUID: 2, other[0].SeriesInstanceUID: 3}
+    for series, last in {**labelled_as, picture.SeriesInstanceUID: 0}.items():
+        for index in sorted({min(1, last), last}):
+            image_of(server, series, {"foreground": [[*CLICK, index]]}, tmp_path)
+            answer = save_label(server, series, (tmp_path / "mask.nrrd").read_bytes(), {})
+            assert answer.status_code == 200, answer.text
+    trained = requests.post(f"{server.address}/train/{MODEL}?run_sync=true", json={"max_epochs": 1}, timeout=300)
+    assert trained.status_code == 200, trained.text
+    # A server that begins with the archive alone learns from the same slices.
+    store = SeriesDatastore(DICOMwebClient(archive.dicomweb), search_filter={}, cache_path=str(tmp_path / "new"))
+    found = {Path(item["image"]).name.removesuffix(".nii.gz"): item for item in store.datalist()}
+    for series, last in labelled_as.items():
+        (item,) = labelled_slices([found[series]])
+        assert item["slice"] == last
+    unscored = mr_series(slices=3, seed=25)
+    archive.store(*unscored)
+    store.list_images.cache.clear()
+    done = UncertaintyScoring(server.bundle)({"max_samples": 0}, store)
+    assert done["left"] == 0
+    assert done["executed"] > done["failed"] > 0  # the two sizes
+    assert 0 < store.get_image_info(unscored[0].SeriesInstanceUID)["uncertainty"] < 1
+    assert not set(labelled_as) & set(store.get_unlabeled_images())
+    store._observer.stop()
