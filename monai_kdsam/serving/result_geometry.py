@@ -48,7 +48,10 @@ def _nifti_shape(path: str) -> tuple[int, ...]:
     """Of a NIfTI file; () of any other picture."""
     if suffix_of(path) not in NIFTI_SUFFIXES:
         return ()
-    header: Any = nibabel.load(path)
+    try:
+        header: Any = nibabel.load(path)
+    except Exception as error:  # what a damaged file raises depends on the damage
+        raise ValueError(f"Cannot read {path}: it is damaged, incomplete, or no NIfTI file ({error}).") from error
     return tuple(header.shape)
 
 
