@@ -335,7 +335,8 @@ def test_the_python_of_the_documentation_runs(exported, picture, tmp_path, monke
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(exported["openvino", "int8"][0], "openvino_int8")
-    Image.open(picture).resize((256, 256)).save("image.png")
+    for name in ("image.png", "other.png"):
+        Image.open(picture).resize((256, 256)).save(name)
     names: dict = {}
     exec(code, names)
     assert names["masks"].shape == (2, 256, 256)

@@ -23,6 +23,6 @@ def test_a_trunk_begins_with_imagenets_weights_and_the_log_says_so(tmp_path, cap
 
 def test_weights_of_another_trunk_are_refused_in_one_line(tmp_path) -> None:
     torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "resnet34.pth")
-    with pytest.raises(ValueError, match=r"do not fit resnet18: unexpected layer1\.2\.conv1\.weight") as error:
+    with pytest.raises(ValueError, match=r"do not fit resnet18: 96 unexpected \(layer1\.2\.conv1\.weight, ") as error:
         build_student("resnet18", image_size=64, imagenet_weights=tmp_path / "resnet34.pth")
     assert "\n" not in str(error.value)
