@@ -16,6 +16,7 @@ from monai_kdsam.data.decoding import is_dicom
 from monai_kdsam.data.dicom import check_deflated
 from monai_kdsam.data.dicom_header import checked_uid
 from monai_kdsam.deploy import MODALITIES
+from monai_kdsam.deploy.sources import SAME_POSITION, are_at_one_place, is_slice
 from monai_kdsam.pixels import TooLargeError
 
 if TYPE_CHECKING:
@@ -25,20 +26,18 @@ __all__ = ["check_folder"]
 
 logger = logging.getLogger(__name__)
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality")
-SAME_POSITION = 1e-3  # mm
 
 
 def check_folder(folder: str | Path, modalities: Sequence[str] = MODALITIES) -> list[Path]:
     """The DICOM files of the folder whose modality is allowed.
 
-    The App SDK's loader passes over a file that it cannot read, and keeps one of several slices at one position:
-    neither may happen unnoticed, so both are errors here. Series of other modalities and files of other kinds are left
-    out, which is logged.
+    The App SDK's loader passes over a file that it cannot read, which may not happen unnoticed, so that it is an error
+    here. Series of other modalities and files of other kinds are left out, which is logged.
 
     Raises:
         FileNotFoundError: when there is no such folder.
         ValueError: when it holds no DICOM file, or none of these modalities; when a DICOM file is damaged, has no
-            preamble or UIDs that are none; when two slices of a series lie at one position.
+            preamble or UIDs that are none; when two slices of a series lie at one position, and others elsewhere.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -92,15 +91,18 @@ def _first_line(error: Exception) -> str:
 def _check_positions(headers: dict[Path, Dataset]) -> None:
     series = defaultdict(list)
     for file, header in headers.items():
-        if header.get("ImagePositionPatient") is not None:
-            series[header.SeriesInstanceUID].append((file, np.array(header.ImagePositionPatient, dtype=float)))
-    for slices in series.values():
-        together = cKDTree([position for _, position in slices]).query_pairs(SAME_POSITION)
-        for one, other in sorted(together)[:1]:
-            place = ", ".join(f"{value:g}" for value in slices[one][1])
+        if is_slice(header):
+            series[header.SeriesInstanceUID].append(file)
+    for files in series.values():
+        slices = [headers[file] for file in files]
+        if are_at_one_place(slices):
+            continue
+        positions = np.array([header.ImagePositionPatient for header in slices], dtype=float)
+        for one, other in sorted(cKDTree(positions).query_pairs(SAME_POSITION))[:1]:
+            place = ", ".join(f"{value:g}" for value in positions[one])
             raise ValueError(
-                f"{slices[one][0].name} and {slices[other][0].name} are slices of one series at one position "
-                f"({place}): put one phase or echo alone into `--input`."
+                f"{files[one].name} and {files[other].name} are slices of one series at one position ({place}): put "
+                "one phase or echo alone into `--input`."
             )
 
 

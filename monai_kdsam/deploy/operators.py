@@ -22,7 +22,7 @@ from monai_kdsam.data import Image2DReader
 from monai_kdsam.deploy.frame_segmentation import describe_frames
 from monai_kdsam.deploy.overlay import save_overlay
 from monai_kdsam.deploy.prompt_file import Prompts
-from monai_kdsam.deploy.sources import Source, group_sources, with_prompts
+from monai_kdsam.deploy.sources import GEOMETRY, Source, group_sources, is_slice, with_prompts
 from monai_kdsam.files import within
 
 __all__ = [
@@ -46,7 +46,26 @@ def _copy_without(instance: Any, *keywords: str) -> Dataset:
 
 
 class LoaderOperator(DICOMDataLoaderOperator):
-    """The App SDK's loader, for series with empty attributes too, such as a series number; the original loses them."""
+    """The App SDK's loader, for series with empty attributes too, such as a series number; the original loses them.
+
+    It also keeps every image of a series: the original keeps one a position, and ultrasound stills may all say
+    (0, 0, 0).
+    """
+
+    def _load_data(self, files: list[str]) -> list[DICOMStudy]:
+        studies: dict[str, DICOMStudy] = {}
+        series: dict[str, DICOMSeries] = {}
+        for file in sorted(files):
+            for study in super()._load_data([file]):
+                kept = studies.setdefault(study.StudyInstanceUID, study)
+                for found in study.get_all_series():
+                    whole = series.setdefault(found.SeriesInstanceUID, found)
+                    if whole is found:
+                        kept.add_series(found)
+                        continue
+                    for instance in found.get_sop_instances():
+                        whole.add_sop_instance(instance.get_native_sop_instance())
+        return list(studies.values())
 
     def populate_series_attributes(self, series: DICOMSeries, sop_instance: Any) -> None:
         """Copy the attributes of a series that have a value."""
@@ -224,7 +243,9 @@ class SegWriterOperator(DICOMSegmentationWriterOperator):
         """Write the masks (frames, H, W) of 0 and 1 of a series."""
         instance = dicom_series.get_sop_instances()[0].get_native_sop_instance()
         try:
-            if get_image_coordinate_system(instance) is not None:
+            # A position without a direction and a pixel's size says nothing, yet highdicom would go by it.
+            is_placed = is_slice(instance) or "SharedFunctionalGroupsSequence" in instance
+            if is_placed and get_image_coordinate_system(instance) is not None:
                 super().create_dicom_seg(image, dicom_series, output_dir)
             else:
                 self._write_frames(image, instance, output_dir)
@@ -234,7 +255,7 @@ class SegWriterOperator(DICOMSegmentationWriterOperator):
 
     def _write_frames(self, image: np.ndarray, instance: Any, output_dir: Path) -> None:
         # What stands in for the image: a class that highdicom knows, of images with a single frame and no geometry.
-        first = _copy_without(instance, "NumberOfFrames", "SOPClassUID")
+        first = _copy_without(instance, "NumberOfFrames", "SOPClassUID", *GEOMETRY)
         first.SOPClassUID = SECONDARY_CAPTURE
         series = DICOMSeries(instance.SeriesInstanceUID)
         series.add_sop_instance(first)

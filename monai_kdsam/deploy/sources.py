@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,19 @@ from monai_kdsam.deploy.prompt_file import Prompts, Request, Target
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["Frame", "Source", "group_sources", "with_prompts"]
+__all__ = [
+    "GEOMETRY",
+    "SAME_POSITION",
+    "Frame",
+    "Source",
+    "are_at_one_place",
+    "group_sources",
+    "is_slice",
+    "with_prompts",
+]
 
 GEOMETRY = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+SAME_POSITION = 1e-3  # mm
 
 
 @dataclass(frozen=True)
@@ -72,20 +82,31 @@ def _number_of_frames(instance: Dataset) -> int:
     return int(instance.get("NumberOfFrames") or 1)
 
 
+def is_slice(instance: Dataset) -> bool:
+    """Whether an image is one picture that says where it lies in space."""
+    return all(instance.get(keyword) for keyword in GEOMETRY) and _number_of_frames(instance) == 1
+
+
+def are_at_one_place(slices: Sequence[Dataset]) -> bool:
+    """Whether several images have one position: ultrasound stills that all say (0, 0, 0) are no stack."""
+    positions = np.array([image.ImagePositionPatient for image in slices], dtype=float)
+    return len(slices) > 1 and bool((np.ptp(positions, axis=0) <= SAME_POSITION).all())
+
+
 def group_sources(series: Iterable[Dataset]) -> list[Source]:
     """Sort the instances of one series into stacks of one orientation, size and spacing, and single images.
 
-    Instances without pixels are left out. Headers are completed in place: attributes that may be empty are added where
-    they are missing.
+    Images that are all at one place are single images. Instances without pixels are left out. Headers are completed in
+    place: attributes that may be empty are added where they are missing.
     """
     stacks: dict[Any, list[Dataset]] = defaultdict(list)
     planes: list[np.ndarray] = []  # orientation and spacing, which scanners write with a little noise
-    sources = []
+    singles = []
     for instance in series:
         if "PixelData" not in instance:
             continue
         complete_header(instance)
-        if all(instance.get(keyword) for keyword in GEOMETRY) and _number_of_frames(instance) == 1:
+        if is_slice(instance):
             numbers = np.array([*instance.ImageOrientationPatient, *instance.PixelSpacing], dtype=float)
             plane = next((n for n, known in enumerate(planes) if np.allclose(numbers, known, 0, 1e-4)), len(planes))
             planes += [numbers] if plane == len(planes) else []
@@ -94,12 +115,18 @@ def group_sources(series: Iterable[Dataset]) -> list[Source]:
             for keyword in ("ImageOrientationPatient", "PixelSpacing"):  # highdicom wants the same numbers
                 setattr(instance, keyword, stacks[key][0][keyword].value)
         else:
-            complete_thickness([instance])
-            sources.append(Source(instance.SOPInstanceUID, (instance,)))
+            singles.append(instance)
+    sources = []
     for stack in stacks.values():
+        if are_at_one_place(stack):
+            singles += stack
+            continue
         complete_thickness(stack)
-    stacked = [Source(stack[0].SeriesInstanceUID, tuple(sorted(stack, key=_depth))) for stack in stacks.values()]
-    return stacked + sorted(sources, key=lambda source: source.instances[0].filename)
+        sources.append(Source(stack[0].SeriesInstanceUID, tuple(sorted(stack, key=_depth))))
+    for instance in sorted(singles, key=lambda single: single.filename):
+        complete_thickness([instance])
+        sources.append(Source(instance.SOPInstanceUID, (instance,)))
+    return sources
 
 
 def _depth(instance: Dataset) -> float:

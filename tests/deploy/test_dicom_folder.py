@@ -86,9 +86,11 @@ def test_what_is_no_uid_names_no_file(tmp_path, keyword, uid):
 
 
 @pytest.mark.parametrize("noise", [0, 2e-7])
-def test_two_slices_at_one_position_are_named(tmp_path, noise):
+def test_two_slices_of_several_at_one_position_are_named(tmp_path, noise):
     sample(ImagePositionPatient=[0, 0, 5]).save_as(tmp_path / "a.dcm")
     sample(SOPInstanceUID="1.2.3", ImagePositionPatient=[0, 0, 5 + noise]).save_as(tmp_path / "b.dcm")
+    assert len(check_folder(tmp_path)) == 2  # both are images of their own
+    sample(SOPInstanceUID="1.2.4", ImagePositionPatient=[0, 0, 6]).save_as(tmp_path / "c.dcm")
     with pytest.raises(ValueError, match=r"a\.dcm and b\.dcm are slices of one series at one position"):
         check_folder(tmp_path)
 

@@ -28,6 +28,11 @@ def test_slices_are_stacked_along_their_normal_and_other_images_stand_alone():
     assert sources[2].frames[1].path.endswith("SC_rgb_rle_2frame#frame1.dcm")
 
 
+def test_images_that_are_all_at_one_place_stand_alone():
+    stills = [sample(SOPInstanceUID=f"1.2.{k}", ImagePositionPatient=[0, 0, 0]) for k in range(4)]
+    assert [source.uid for source in group_sources(stills)] == ["1.2.0", "1.2.1", "1.2.2", "1.2.3"]
+
+
 @pytest.mark.parametrize(("noise", "stacks"), [(2e-7, 1), (1e-3, 2)])
 def test_noise_in_the_orientation_splits_no_series(noise, stacks):
     # Where rounding would turn from one digit to the next.

@@ -283,6 +283,31 @@ def test_an_enhanced_multi_frame_image_keeps_the_geometry_of_its_frames(bundle, 
         assert found.positions[uid, number] == [-3, 2 * (number - 1), 40]
 
 
+@pytest.mark.parametrize("plane", [{}, {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [0.3, 0.3]}])
+def test_stills_that_all_say_one_position_are_images_of_their_own(bundle, predict, tmp_path, plane):
+    """Four ultrasound stills of a series, and a cine that says the same."""
+    stills = [pydicom.dcmread(get_testdata_file("MR_small.dcm", download=False)) for _ in range(4)]
+    for number, image in enumerate(stills):
+        image.PixelData = np.roll(image.pixel_array, 9 * number, axis=1).tobytes()
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
+    cine = pydicom.dcmread(get_testdata_file("SC_rgb_rle_2frame.dcm", download=False))
+    cine.SOPClassUID = cine.file_meta.MediaStorageSOPClassUID = MULTI_FRAME_SECONDARY_CAPTURE
+    for number, image in enumerate([*stills, cine]):
+        image.Modality, image.FrameOfReferenceUID = "US", "1.2.4"
+        image.SeriesInstanceUID, image.StudyInstanceUID = stills[0].SeriesInstanceUID, stills[0].StudyInstanceUID
+        for keyword in ("ImageOrientationPatient", "PixelSpacing"):
+            image.pop(keyword, None)
+        for keyword, value in {"ImagePositionPatient": [0, 0, 0], **plane}.items():
+            setattr(image, keyword, value)
+        image.save_as(copy_files(tmp_path / "in") / f"{number}.dcm")
+    found = {next(iter(one.masks))[0]: one for one in deploy(tmp_path / "in", bundle, tmp_path / "out")}
+    assert set(found) == {image.SOPInstanceUID for image in [*stills, cine]}
+    for number, image in enumerate(stills):
+        (mask,) = found[image.SOPInstanceUID].masks.values()
+        np.testing.assert_array_equal(mask, predict(tmp_path / "in" / f"{number}.dcm"))
+    assert len(found[cine.SOPInstanceUID].masks) == 2
+
+
 def test_torchscript_gives_the_masks_of_the_bundle(segmented, images, scripts, tmp_path):
     names = ("examples_rgb_color.dcm", CINE)
     folder = copy_files(tmp_path / "two", *(images / name for name in names))
