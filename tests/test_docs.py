@@ -16,6 +16,7 @@ import monai.bundle
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 
 from monai_kdsam.__main__ import main
@@ -46,9 +47,11 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch):
     small = ["configs/offline.yaml", "configs/smoke.yaml"]
     ran = []
     for command in commands():
+        command = command.replace(WEIGHTS["resnet50"].filename, "imagenet.pth")
         words = shlex.split(command.replace("$B", "kdsam_deepgrow_2d"))[2:]
         if words[:2] == ["monai_kdsam", "download"]:
             assert words[2] in WEIGHTS
+            torch.save(torchvision.models.resnet18().state_dict(), f"{words[4]}/imagenet.pth")
         elif words[0] == "monai_kdsam":
             words = ["image_size=64" if word.startswith("image_size") else word for word in words]
             assert main([word.replace("resnet50", "resnet18") for word in words[1:]]) == 0
@@ -56,7 +59,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch):
         else:
             assert words[:2] == ["monai.bundle", "run"]
             if "distill.json" in command:  # there is no SAM here: its place takes an adapted teacher, as README says
-                run(command.replace("distill.json", "adapt.json"), small)
+                run(command.replace("distill.json", "adapt.json").partition(" --imagenet_weights")[0], small)
             run(command, small if "inference.json" not in command else [])
             ran.append(re.findall(r"(\w+)\.json", command)[-1])
     assert ran == ["distill", "train", "evaluate", "inference"]
