@@ -50,9 +50,9 @@ def check_settings(
             one does not use of them is logged.
         roots: keys that the run evaluates.
     """
-    reject_unknown_keys(config, folder)
-    _reject_separators(config)
     own = _own_values(folder)
+    _reject_unknown(config, own)
+    _reject_separators(config)
     for key, value in config.items():
         _check_value(key, value, own.get(key, {}))
     _check_batch(config)
@@ -69,7 +69,11 @@ def reject_unknown_keys(config: Mapping[str, Any], folder: Path) -> None:
     Raises:
         ValueError: naming the key and the nearest known one.
     """
-    known = OWN | set(_own_values(folder))
+    _reject_unknown(config, _own_values(folder))
+
+
+def _reject_unknown(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    known = OWN | own.keys()
     referred = _references(config)
     for key in config:
         if key not in known and key not in referred:

@@ -60,8 +60,8 @@ def load_weights(
     """Load a checkpoint into a network, all of it or not at all.
 
     A ViT's position tables are interpolated where the network's input size differs from the checkpoint's, and the
-    names of `transformers.SamModel` are understood as SAM's. Weights that
-    a training of ours wrote are loaded only into a network with the settings that they were trained with.
+    names of `transformers.SamModel` are understood as SAM's. Weights that a training of ours wrote are loaded only into
+    a network with the settings that they were trained with.
 
     Args:
         network: a `KDSAM` of the same architecture as the checkpoint.

@@ -82,8 +82,8 @@ class PromptEncoder(SamPromptEncoder):
         """What prompts add to the image: SAM's mask prompt, and with `prompt_map` all of them, drawn.
 
         Args:
-            points: (B, N, 2), labels: (B, N), see `forward`.
-            labels: see `points`.
+            points: (B, N, 2), see `forward`.
+            labels: (B, N), see `forward`.
             mask: (B, 1, S/4, S/4) logits of an earlier answer; None for none.
             has_mask: (B,) bool, which rows have one; None for all.
 
