@@ -20,10 +20,10 @@ import numpy as np
 
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.picture import to_rgb
-from monai_kdsam.evaluation.items import load_reference, read_split
 from monai_kdsam.export import export_bundle
 from monai_kdsam.export.parity import draw_prompts
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.report.items import load_reference, read_split
 from monai_kdsam.runtime import Predictor
 
 KINDS = ("box", "center", "none")

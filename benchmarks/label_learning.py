@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.label_server import MODEL, LabelServer, running_server
 from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.data import read_dataset
-from monai_kdsam.evaluation.items import load_reference
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.report.items import load_reference
 from monai_kdsam.serving.active_learning import score_file
 from monai_kdsam.transforms.prompts import box_from_mask, center_click
 

@@ -35,11 +35,11 @@ from study_tables import print_tables
 
 from monai_kdsam.bundles import bundle_path, config_path
 from monai_kdsam.data import prepare_datalist
-from monai_kdsam.evaluation.corrective_clicks import correct
-from monai_kdsam.evaluation.items import load_reference
-from monai_kdsam.evaluation.metrics import overlap_scores
-from monai_kdsam.evaluation.models import BundleModel, EllipseModel, Model
-from monai_kdsam.evaluation.prompts import named_prompts
+from monai_kdsam.report.corrective_clicks import correct
+from monai_kdsam.report.items import load_reference
+from monai_kdsam.report.metrics import overlap_scores
+from monai_kdsam.report.models import BundleModel, EllipseModel, Model
+from monai_kdsam.report.prompts import named_prompts
 
 SIDE = 160  # of the stored images, longer side
 SIZE = 96  # of the networks' input

@@ -46,7 +46,7 @@ def _export(arguments: argparse.Namespace) -> str:
 
 
 def _report(arguments: argparse.Namespace) -> str:
-    from monai_kdsam.evaluation import write_report
+    from monai_kdsam.report import write_report
 
     page, summary = write_report(
         arguments.bundle,

@@ -13,7 +13,7 @@ __all__ = ["add_corrective_click", "error_depth"]
 def error_depth(errors: Tensor, grid: int = 48) -> Tensor:
     """How deep inside an error each pixel lies, in cells of a grid; 0 where nothing is wrong.
 
-    Evaluation clicks where a Euclidean distance transform is largest (`monai_kdsam.evaluation.next_click`). There is
+    Evaluation clicks where a Euclidean distance transform is largest (`monai_kdsam.report.next_click`). There is
     none for batches on a GPU; counting how often an error survives an erosion by one cell tells nearly the same.
 
     Args:

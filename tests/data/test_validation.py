@@ -12,7 +12,7 @@ from PIL import Image
 
 from monai_kdsam.data import Image2DReader
 from monai_kdsam.data.validation import check_images, inspect_items
-from monai_kdsam.evaluation.items import load_reference
+from monai_kdsam.report.items import load_reference
 from monai_kdsam.transforms.masks import CleanMaskd
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (40, 50, 3), dtype=np.uint8)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from monai_kdsam.engines import add_corrective_click, error_depth
-from monai_kdsam.evaluation.corrective_clicks import next_click
-from monai_kdsam.evaluation.prompts import Prompt
+from monai_kdsam.report.corrective_clicks import next_click
+from monai_kdsam.report.prompts import Prompt
 
 EMPTY = (torch.zeros(1, 1, 0, 2), torch.zeros(1, 1, 0, dtype=torch.long))
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from monai_kdsam.data.datasets import Item
-from monai_kdsam.evaluation.corrective_clicks import correct
-from monai_kdsam.evaluation.head_circumference import head_circumference
-from monai_kdsam.evaluation.items import load_reference
-from monai_kdsam.evaluation.metrics import MaskScores, mask_scores, overlap_scores
-from monai_kdsam.evaluation.models import Model, Prediction
-from monai_kdsam.evaluation.prompts import Prompt, named_prompts
+from monai_kdsam.report.corrective_clicks import correct
+from monai_kdsam.report.head_circumference import head_circumference
+from monai_kdsam.report.items import load_reference
+from monai_kdsam.report.metrics import MaskScores, mask_scores, overlap_scores
+from monai_kdsam.report.models import Model, Prediction
+from monai_kdsam.report.prompts import Prompt, named_prompts
 
 __all__ = ["CLICKS", "REFERENCE", "Score", "Tolerances", "cases_csv", "predict_checked", "score_images"]
 

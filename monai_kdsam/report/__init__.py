@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation that can be believed: several prompts, intervals, baselines, calibration; docs/report.md explains it."""
 
-from monai_kdsam.evaluation.report import write_report
+from monai_kdsam.report.report import write_report
 
 __all__ = ["write_report"]

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from monai_kdsam.evaluation.calibration import POOR_IOU, calibration
+from monai_kdsam.report.calibration import POOR_IOU, calibration
 
 REAL = np.random.default_rng(0).uniform(0, 1, 500)
 

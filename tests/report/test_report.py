@@ -15,8 +15,8 @@ from PIL import Image
 
 from monai_kdsam.__main__ import main
 from monai_kdsam.data.phantoms import write_phantoms
-from monai_kdsam.evaluation.corrective_clicks import MOST_CLICKS
-from monai_kdsam.evaluation.prompts import PROMPT_TITLES
+from monai_kdsam.report.corrective_clicks import MOST_CLICKS
+from monai_kdsam.report.prompts import PROMPT_TITLES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

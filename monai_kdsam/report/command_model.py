@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from monai_kdsam.data.decoding import decode
-from monai_kdsam.evaluation.models import Prediction
-from monai_kdsam.evaluation.prompts import Prompt
+from monai_kdsam.report.models import Prediction
+from monai_kdsam.report.prompts import Prompt
 
 __all__ = ["CommandModel"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from monai_kdsam.evaluation.prompts import Prompt
+from monai_kdsam.report.prompts import Prompt
 
 __all__ = ["MOST_CLICKS", "clicks_needed", "correct", "next_click"]
 

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from monai_kdsam.data import prepare_datalist
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.phantoms import write_phantoms
-from monai_kdsam.evaluation.items import load_reference, read_split, with_units
+from monai_kdsam.report.items import load_reference, read_split, with_units
 
 
 def write_pair(folder, name, value=255):

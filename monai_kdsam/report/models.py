@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from monai_kdsam.data.decoding import decode
-from monai_kdsam.evaluation.prompts import Prompt
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.networks.fill_box import FillBox
+from monai_kdsam.report.prompts import Prompt
 from monai_kdsam.transforms.host_prompts import to_network_frame
 
 __all__ = ["BundleModel", "EllipseModel", "Model", "Prediction"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from monai_kdsam.data.datasets import read_hc18, read_head_circumferences
-from monai_kdsam.evaluation.head_circumference import ellipse_circumference, head_circumference
-from monai_kdsam.evaluation.items import load_reference
+from monai_kdsam.report.head_circumference import ellipse_circumference, head_circumference
+from monai_kdsam.report.items import load_reference
 
 
 def ellipse(a, b, angle, shape=(300, 400), center=(150.3, 190.6)):

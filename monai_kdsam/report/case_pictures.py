@@ -11,11 +11,11 @@ import numpy as np
 from monai_kdsam.data.datasets import Item
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.picture import to_rgb
-from monai_kdsam.evaluation.items import load_reference
-from monai_kdsam.evaluation.models import Model
-from monai_kdsam.evaluation.prompts import PROMPT_TITLES, named_prompts
-from monai_kdsam.evaluation.scoring import Score, predict_checked
 from monai_kdsam.picture_sheet import draw_contour, draw_prompt, save_picture_sheet
+from monai_kdsam.report.items import load_reference
+from monai_kdsam.report.models import Model
+from monai_kdsam.report.prompts import PROMPT_TITLES, named_prompts
+from monai_kdsam.report.scoring import Score, predict_checked
 
 __all__ = ["draw_cases", "notable_cases"]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_kdsam.evaluation.calibration import POOR_IOU
-from monai_kdsam.evaluation.corrective_clicks import MOST_CLICKS
-from monai_kdsam.evaluation.html_parts import (
+from monai_kdsam.report.calibration import POOR_IOU
+from monai_kdsam.report.corrective_clicks import MOST_CLICKS
+from monai_kdsam.report.html_parts import (
     render_estimate,
     render_folded,
     render_interval,
@@ -21,18 +21,18 @@ from monai_kdsam.evaluation.html_parts import (
     render_plot,
     render_table,
 )
-from monai_kdsam.evaluation.models import EllipseModel
-from monai_kdsam.evaluation.plots import (
+from monai_kdsam.report.models import EllipseModel
+from monai_kdsam.report.plots import (
     plot_calibration,
     plot_circumference,
     plot_clicks,
     plot_dice,
     plot_differences,
 )
-from monai_kdsam.evaluation.prompts import PROMPT_TITLES
-from monai_kdsam.evaluation.scoring import CLICKS, REFERENCE, Score
-from monai_kdsam.evaluation.statistics import few_subjects_note
-from monai_kdsam.evaluation.summary import GOALS, MEAN_OF_SETS, METRICS
+from monai_kdsam.report.prompts import PROMPT_TITLES
+from monai_kdsam.report.scoring import CLICKS, REFERENCE, Score
+from monai_kdsam.report.statistics import few_subjects_note
+from monai_kdsam.report.summary import GOALS, MEAN_OF_SETS, METRICS
 
 __all__ = ["render_page"]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from monai_kdsam.evaluation.metrics import mask_scores, overlap_scores
+from monai_kdsam.report.metrics import mask_scores, overlap_scores
 
 
 def rectangle(top, left, bottom, right, shape=(40, 60)):
