@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dice of `study.py`'s trunks, over the seeds that all of them have, against the time of their 8-bit encoders.
 
-python benchmarks/dice_latency.py STUDY WORK docs/dice_latency.png
+python benchmarks/dice_latency.py STUDY WORK docs/images/dice_latency.png
 
 STUDY is the OUT of study.py (arms "mse", which is ResNet-18, and "mse, TRUNK"), WORK the folder of
 `latency.py --trunks`.

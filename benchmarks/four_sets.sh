@@ -4,7 +4,7 @@
 #   benchmarks/four_sets.sh DATA OUT [pooled] [kvasir] [isic2017] [hc18] [busi]
 #
 # DATA holds the four sets under the names of their official downloads (configs/datasets/pooled.yaml). Small sizes for a
-# CPU: 128 pixels, ResNet-18, a small ViT from scratch as teacher. docs/results.md tells what came out.
+# CPU: 128 pixels, ResNet-18, a small ViT from scratch as teacher. docs/log/results.md tells what came out.
 set -euo pipefail
 data=$(cd "$1" && pwd) out=$2
 shift 2

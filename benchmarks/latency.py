@@ -2,7 +2,7 @@
 """Latency of our students' encoders and of the peers', form by form, and of a click, on this machine's CPU.
 
     pip install -e ".[export]" timm matplotlib
-    python benchmarks/latency.py --work /tmp/latency [--rounds 7] [--vit-h] [--docs docs]
+    python benchmarks/latency.py --work /tmp/latency [--rounds 7] [--vit-h] [--docs docs/log]
     python benchmarks/latency.py --work /tmp/latency --clicks [--rounds 7]  # clicks and 8-bit encoders
     python benchmarks/latency.py --work /tmp/latency --trunks all [--rounds 3] [--variants 1024_sam 512_sam]
 
@@ -468,7 +468,7 @@ def run(arguments: argparse.Namespace) -> None:
         page = arguments.docs / "latency.md"
         written, mark, _ = page.read_text(encoding="utf-8").partition("<!-- measured -->\n")
         page.write_text(f"{written}{mark}\n{tables}", encoding="utf-8")
-        plot(results["wall"], arguments.docs / "latency.png")
+        plot(results["wall"], arguments.docs / "../images/latency.png")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row of docs/reproduction.md: from SAM's weights and a whole data set to the Dice of the test images.
+"""One row of docs/reference/reproduction.md: from SAM's weights and a whole data set to the Dice of the test images.
 
     python -m monai_kdsam download sam_vit_b --dir WEIGHTS     (sam_vit_h, vgg16)
     python benchmarks/reproduce.py kvasir_sam_decoder Kvasir-SEG WEIGHTS OUT [NAME=VALUE ...]
 
-NAME=VALUE are knobs of docs/configs.md, as seed=1, batch_size=4 or resume=True. Weights, split and reports are written
+NAME=VALUE are knobs of its configs, as seed=1, batch_size=4 or resume=True. Weights, split and reports are written
 to OUT/ROW, and the Dice is printed.
 """
 

@@ -3,7 +3,7 @@
 
     python benchmarks/study.py DATA OUT                     # all arms and seeds that OUT does not have yet
     python benchmarks/study.py DATA OUT --arms mse plus --seeds 0 1
-    python benchmarks/study.py DATA OUT --tables            # docs/results.md's tables of what is there
+    python benchmarks/study.py DATA OUT --tables            # docs/log/results.md's tables of what is there
     python benchmarks/study.py DATA OUT --tables --split validation
 
 DATA holds Kvasir-SEG, ISIC 2017, HC18 and BUSI as `configs/datasets/pooled.yaml` wants them. Their images are reduced

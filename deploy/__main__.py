@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry point of the packaged application; docs/deploy.md says how to package it. Set here what your model segments."""
+"""Entry point of the packaged application; see docs/howto/deploy.md. Set here what your model segments."""
 
 import os
 import sys

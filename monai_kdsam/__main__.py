@@ -183,7 +183,7 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action="append",
         default=[],
         metavar="[NAME=]COMMAND",
-        help="a model of any kind that speaks docs/report.md's protocol; may be given several times",
+        help="a model of any kind that speaks docs/howto/report.md's protocol; may be given several times",
     )
     report.add_argument(
         "--tolerance", type=float, default=1.0, metavar="MM", help="of the surface Dice (default: %(default)s)"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What README.md and docs/extending.md tell a user to type is typed here."""
+"""What README.md and docs/howto/extending.md tell a user to type is typed here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from monai_kdsam.networks import build_kdsam, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+EXTENDING = (ROOT / "docs" / "howto" / "extending.md").read_text(encoding="utf-8")
 
 
 def blocks(text, language):
@@ -97,7 +97,7 @@ def test_the_python_of_the_readme_runs(trained, monkeypatch):
 
 @pytest.fixture
 def examples(trained, monkeypatch):
-    """The overlays and classes of docs/extending.md, written where the page says."""
+    """The overlays and classes of docs/howto/extending.md, written where the page says."""
     parts = "\n".join(blocks(EXTENDING, "python"))
     (trained.bundle / "my_parts.py").write_text(
         "from __future__ import annotations\n" + parts.replace("from __future__ import annotations\n", "")
@@ -190,6 +190,6 @@ def test_the_datalist_of_the_page_is_read(tmp_path):
 
 
 def test_pages_link_to_pages_that_exist():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

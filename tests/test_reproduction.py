@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each row of docs/reproduction.md, small: stand-ins for SAM's and VGG16's weights, and a dozen generated pictures."""
+"""Each row of reproduction.md, small: stand-ins for SAM's and VGG16's weights, and a dozen generated pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monai_kdsam.bundles import config_path
 from monai_kdsam.data.phantoms import make_phantom
 from monai_kdsam.networks import build_teacher
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "reproduction.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "reference" / "reproduction.md").read_text(encoding="utf-8")
 FOLDERS = {
     "kvasir": lambda part, n: (f"images/{n}.jpg", f"masks/{n}.jpg"),
     "busi": lambda part, n: (f"benign/benign ({n}).png", f"benign/benign ({n})_mask.png"),

@@ -72,7 +72,7 @@ class EmbeddingStore:
             the preprocessing. Values are what JSON can hold.
         variants: how many augmented variants of each image it shall hold, the image as it is among them.
         precision: of embeddings that are written. float16 loses nothing that a teacher under mixed precision had, int8
-            has one scale for each channel of each image; docs/embedding_cache.md tells what was measured.
+            has one scale for each channel of each image; docs/howto/embedding_cache.md tells what was measured.
 
     Raises:
         ValueError: when a shard is damaged, or made from something else, which is named.

@@ -164,7 +164,7 @@ def run_application(
         output_folder: new or empty.
         model: folder of a bundle, or TorchScript file made from it.
         segment: a name in `SEGMENTS`, or NAME=CATEGORY/TYPE.
-        prompts: file of prompts; docs/deploy.md describes it.
+        prompts: file of prompts; docs/howto/deploy.md describes it.
         modalities: of the series that are segmented.
 
     Returns:

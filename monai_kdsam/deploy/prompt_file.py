@@ -76,7 +76,7 @@ def _in_our_words(message: str) -> str:
 
 
 def read_prompts(path: str | Path) -> Prompts:
-    """Read a file of prompts; docs/deploy.md describes it.
+    """Read a file of prompts; docs/howto/deploy.md describes it.
 
     Raises:
         FileNotFoundError: when there is no such file.

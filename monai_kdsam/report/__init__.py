@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation that can be believed: several prompts, intervals, baselines, calibration; docs/report.md explains it."""
+"""Evaluation that can be believed: several prompts, intervals, baselines, calibration: docs/howto/report.md."""
 
 from monai_kdsam.report.report import write_report
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any other model, behind a command that reads prompts and writes masks; docs/report.md has a ten-line example."""
+"""Any other model, behind a command that reads prompts and writes masks; an example: docs/howto/report.md."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class RandVariantd(Randomizable, Transform):
     Variant 0 is the item as it is; the others are drawn from seeds that the run's seed, the image's content and the
     variant's number give, so that they are the same in every epoch, process and run. Any augmentation will do: image
     and embedding are of the very same pixels. Flipping a stored embedding instead would be cheaper and wrong, as a ViT
-    with position embeddings does not see the mirror image of what it saw (docs/embedding_cache.md has the figures).
+    with position embeddings does not see the mirror image of what it saw (docs/howto/embedding_cache.md).
 
     Args:
         transforms: the augmentation, dictionary transforms.

@@ -28,7 +28,7 @@ def test_points_and_boxes_become_the_requests_of_the_hosts(tmp_path):
 
 
 def test_the_file_of_the_documentation_is_read(tmp_path):
-    page = Path(__file__).parents[2] / "docs" / "deploy.md"
+    page = Path(__file__).parents[2] / "docs" / "howto" / "deploy.md"
     (block,) = re.findall(r"```json\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "p.json").write_text(block)
     assert len(read_prompts(tmp_path / "p.json").requests) == 3

@@ -331,7 +331,7 @@ for folder in {[str(exported[form, "fp32"][0]) for form in ("onnx", "openvino")]
 
 
 def test_the_python_of_the_documentation_runs(exported, picture, tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "export.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(exported["openvino", "int8"][0], "openvino_int8")

@@ -18,7 +18,7 @@ from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.report.corrective_clicks import MOST_CLICKS
 from monai_kdsam.report.prompts import PROMPT_TITLES
 
-PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "report.md").read_text(encoding="utf-8")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -44,7 +44,7 @@ def example_command(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def report(trained_once, tmp_path_factory):
-    """A report of a small student against itself after distillation, its teacher, and the example of docs/report.md."""
+    """A report of a small student against itself after distillation, its teacher, and the example of report.md."""
     folder = tmp_path_factory.mktemp("report")
     models = trained_once.models
     words = ["report", "--bundle", f"student={trained_once.bundle}", "--other", f"earlier={models / 'distilled.pt'}"]
