@@ -15,7 +15,8 @@ from typing import Any, Literal
 import ignite.distributed as idist
 import numpy as np
 
-from monai_kdsam.data.datasets import SPLITS, UNLABELED, Item, read_dataset
+from monai_kdsam.data.checks import Problem, inspect_items
+from monai_kdsam.data.layouts import SPLITS, UNLABELED, Item, read_dataset
 from monai_kdsam.data.split_file import (
     check_files,
     load_split_file,
@@ -24,7 +25,6 @@ from monai_kdsam.data.split_file import (
     with_relative_paths,
 )
 from monai_kdsam.data.splits import check_fractions, counts, duplicate_groups, held_out_relatives, split_items
-from monai_kdsam.data.validation import Problem, inspect_items
 from monai_kdsam.files import check_writable, write_text
 
 __all__ = ["distillation_items", "prepare_datalist", "require_items"]
@@ -57,7 +57,7 @@ def prepare_datalist(
     left out, as a student that has seen them could not be judged by that image.
 
     Args:
-        sources: root folder (for "datalist": the file) by name of the layout, a key of `datasets.LAYOUTS`.
+        sources: root folder (for "datalist": the file) by name of the layout, a key of `layouts.LAYOUTS`.
         split_file: JSON file to write, or to read if it exists.
         fractions: of training, validation and test, adding up to 1.
         seed: another seed, another split.

@@ -12,7 +12,7 @@ from scipy.ndimage import uniform_filter
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from monai_kdsam.data.datasets import SPLITS, Item
+from monai_kdsam.data.layouts import SPLITS, Item
 
 __all__ = ["duplicate_groups", "held_out_relatives", "split_items"]
 
@@ -31,7 +31,7 @@ def duplicate_groups(thumbnails: np.ndarray, *, threshold: float = 0.86) -> np.n
     overlay, has 0.839. The largest group has 3 images. A lesion seen again at another zoom is not found.
 
     Args:
-        thumbnails: (N, H, W) gray pictures, from :func:`monai_kdsam.data.validation.inspect_items`.
+        thumbnails: (N, H, W) gray pictures, from :func:`monai_kdsam.data.checks.inspect_items`.
         threshold: lowest correlation of duplicates.
 
     Returns:

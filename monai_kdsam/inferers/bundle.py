@@ -20,7 +20,7 @@ from monai_kdsam.data.image_reader import Image2DReader, PixelsReader
 from monai_kdsam.errors import find_mistake
 from monai_kdsam.inferers.prompted import PromptedInferer
 from monai_kdsam.pixels import pillow_pixels
-from monai_kdsam.runtime.picture import to_rgb
+from monai_kdsam.runtime.rgb import to_rgb
 
 __all__ = ["BundlePredictor", "Segmentation"]
 

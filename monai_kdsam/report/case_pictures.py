@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from monai_kdsam.data.datasets import Item
 from monai_kdsam.data.decoding import decode
+from monai_kdsam.data.layouts import Item
 from monai_kdsam.data.picture import to_rgb
 from monai_kdsam.picture_sheet import draw_contour, draw_prompt, save_picture_sheet
 from monai_kdsam.report.items import load_reference

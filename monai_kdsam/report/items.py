@@ -15,8 +15,8 @@ from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 
 from monai_kdsam.data import Image2DReader
-from monai_kdsam.data.datasets import SPLITS, Item, read_dataset, read_head_circumferences
 from monai_kdsam.data.decoding import PICTURE_SUFFIXES, decode, split_frame, suffix_of
+from monai_kdsam.data.layouts import SPLITS, Item, read_dataset, read_head_circumferences
 from monai_kdsam.data.split_file import check_files, with_absolute_paths
 from monai_kdsam.transforms.masks import clean_mask
 
@@ -37,7 +37,7 @@ def read_split(
         roots: for a `split.json`, where the images of each of its sources lie; sources that are not named are left out.
 
     Returns:
-        Items as `monai_kdsam.data.datasets` describes them, `foreground_values` among their keys where the split file
+        Items as `monai_kdsam.data.layouts` describes them, `foreground_values` among their keys where the split file
         has some, and for HC18 the official `head_circumference` in mm.
 
     Raises:

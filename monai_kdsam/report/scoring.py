@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from monai_kdsam.data.datasets import Item
+from monai_kdsam.data.layouts import Item
 from monai_kdsam.report.corrective_clicks import correct
 from monai_kdsam.report.head_circumference import head_circumference
 from monai_kdsam.report.items import load_reference

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_kdsam.pixels import fit_longest, resize_pixels
 from monai_kdsam.runtime.manifest import Manifest
-from monai_kdsam.runtime.picture import read_picture, to_rgb
 from monai_kdsam.runtime.resampling import resampling_matrix, resize
+from monai_kdsam.runtime.rgb import read_picture, to_rgb
 from monai_kdsam.runtime.sessions import open_part
 
 __all__ = ["EncodedImage", "Predictor"]

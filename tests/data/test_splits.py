@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from monai_kdsam.data.datasets import read_busi
+from monai_kdsam.data.checks import inspect_items
+from monai_kdsam.data.layouts import read_busi
 from monai_kdsam.data.splits import duplicate_groups, split_items
-from monai_kdsam.data.validation import inspect_items
 
 REAL = os.environ.get("KDSAM_DATA")
 needs_real_data = pytest.mark.skipif(not REAL, reason="set KDSAM_DATA to the folder of the real data sets")

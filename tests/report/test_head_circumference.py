@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from monai_kdsam.data.datasets import read_hc18, read_head_circumferences
+from monai_kdsam.data.layouts import read_hc18, read_head_circumferences
 from monai_kdsam.report.head_circumference import ellipse_circumference, head_circumference
 from monai_kdsam.report.items import load_reference
 

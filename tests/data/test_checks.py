@@ -11,7 +11,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
 
 from monai_kdsam.data import Image2DReader
-from monai_kdsam.data.validation import check_images, inspect_items
+from monai_kdsam.data.checks import check_images, inspect_items
 from monai_kdsam.report.items import load_reference
 from monai_kdsam.transforms.masks import CleanMaskd
 

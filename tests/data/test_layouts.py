@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from monai_kdsam.data.datasets import LAYOUTS, read_dataset
-from monai_kdsam.data.validation import inspect_items
+from monai_kdsam.data.checks import inspect_items
+from monai_kdsam.data.layouts import LAYOUTS, read_dataset
 
 REAL = os.environ.get("KDSAM_DATA")
 needs_real_data = pytest.mark.skipif(not REAL, reason="set KDSAM_DATA to the folder of the real data sets")
