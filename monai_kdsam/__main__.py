@@ -8,6 +8,7 @@ import signal
 import sys
 
 from monai_kdsam.deploy import MODALITIES
+from monai_kdsam.errors import UserError
 
 
 def _demo(arguments: argparse.Namespace) -> str:
@@ -99,7 +100,7 @@ def _exit_when_told() -> None:
 def _pair(text: str, option: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator:
-        raise ValueError(f"Expected `--{option}` KEY=VALUE, got {text!r}.")
+        raise UserError(f"Expected `--{option}` KEY=VALUE, got {text!r}.")
     return key, value
 
 

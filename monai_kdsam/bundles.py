@@ -24,7 +24,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_kdsam
-from monai_kdsam.errors import report_error
+from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, report_error
 from monai_kdsam.files import check_writable, write_text
 from monai_kdsam.processes import check_launch
 from monai_kdsam.run_folder import check_checkpoint, lock_phase, run_folder
@@ -56,7 +56,7 @@ def _data_folder(name: str) -> Path:
     for folder in (package / f"_{name}", package.parent / name):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(f"Expected the folder {name} in {package}; the installation of monai_kdsam is incomplete.")
+    raise MissingFileError(f"Expected the folder {name} in {package}; the installation of monai_kdsam is incomplete.")
 
 
 def bundle_path(name: str = "kdsam_deepgrow_2d") -> Path:
@@ -64,7 +64,7 @@ def bundle_path(name: str = "kdsam_deepgrow_2d") -> Path:
     path = _data_folder("bundles") / name
     if not path.is_dir():
         known = ", ".join(sorted(p.name for p in path.parent.iterdir() if (p / "configs").is_dir()))
-        raise FileNotFoundError(f"Expected a bundle among {known}, got {name!r}.")
+        raise MissingFileError(f"Expected a bundle among {known}, got {name!r}.")
     return path
 
 
@@ -73,7 +73,7 @@ def config_path(name: str = "") -> Path:
     path = _data_folder("configs") / name
     if not path.exists():
         known = ", ".join(sorted(str(p.relative_to(_data_folder("configs"))) for p in path.parent.glob("*.yaml")))
-        raise FileNotFoundError(f"Expected a config overlay among {known}, got {name!r}.")
+        raise MissingFileError(f"Expected a config overlay among {known}, got {name!r}.")
     return path
 
 
@@ -97,15 +97,15 @@ def copy_bundle(
     """
     target = Path(folder) / name
     if target.exists():
-        raise FileExistsError(f"{target} exists already; choose another folder, or delete it first.")
+        raise ExistingFileError(f"{target} exists already; choose another folder, or delete it first.")
     source, known = bundle_path(name), _settings_of(name)
     for key in settings or {}:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            raise ValueError(f"The bundle has no setting {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+            raise UserError(f"The bundle has no setting {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         if len(set(known[key].values())) > 1:
             own = ", ".join(f"{value} in {file}" for file, value in sorted(known[key].items()))
-            raise ValueError(f"{key!r} is not one setting of the bundle: {own}. Edit the file, or set it for each run.")
+            raise UserError(f"{key!r} is not one setting of the bundle: {own}. Edit the file, or set it for each run.")
     left_out = shutil.ignore_patterns("__pycache__", "models", "output", "*.pyc")
     shutil.copytree(source, target, ignore=left_out)
     for file in config_path().rglob("*.yaml"):
@@ -254,12 +254,12 @@ def config_checksum(*sections: str) -> str:
     """Checksum of what sections of the config say whose expression calls this, for results that depend on them.
 
     Raises:
-        RuntimeError: when no config is being evaluated: a checksum of nothing would accept whatever was kept.
+        UserError: when no config is being evaluated: a checksum of nothing would accept whatever was kept.
     """
     callers = (frame.f_locals.get("self") for frame in _calling_frames())
     parser = next((caller for caller in callers if isinstance(caller, ConfigParser)), None)
     if parser is None:
-        raise RuntimeError("Expected `config_checksum` to be called by an expression of a config, got no config.")
+        raise UserError("Expected `config_checksum` to be called by an expression of a config, got no config.")
     config: Any = parser.config
     chosen = {name: config.get(name) for name in sections}
     return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16).hexdigest()

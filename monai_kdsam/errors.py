@@ -1,57 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How errors are told: what a user can mend in one line, a defect with its traceback."""
+"""Errors that a user can mend, and how they are told: in one line; a defect keeps its traceback."""
 
 from __future__ import annotations
 
-import dis
 import errno
 import os
 import re
 import sys
-from pathlib import Path
 from types import TracebackType
 
-from monai_kdsam.processes import tell_torchrun
-
-__all__ = ["find_mistake", "report_error"]
+__all__ = [
+    "ExistingFileError",
+    "MissingFileError",
+    "UserError",
+    "UserFileError",
+    "find_mistake",
+    "report_error",
+]
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+
+
+class UserError(ValueError):
+    """Something that a user can mend; the message says what was expected and what came."""
+
+
+class UserFileError(UserError, OSError):
+    """A file or folder that cannot be read or written."""
+
+
+class MissingFileError(UserFileError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
+class ExistingFileError(UserFileError, FileExistsError):
+    """A file or folder that is there already and would be overwritten."""
 
 
 def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Exception hook: what a user can mend is told in one line, without MONAI's chain of wrapping errors.
 
-    Errors that this package raised on purpose come from its own code; anything else keeps its full traceback.
     `KDSAM_TRACEBACK=1` shows every traceback.
     """
     mistake = find_mistake(error)
-    message = str(mistake) if mistake else _from_worker(_causes(error)[-1])
-    if message and not os.environ.get("KDSAM_TRACEBACK"):
-        sys.stderr.write(f"monai_kdsam: error: {message}\n")
-        tell_torchrun(message)
-    else:
+    if mistake is None or os.environ.get("KDSAM_TRACEBACK"):
         sys.__excepthook__(kind, error, trace)
+        return
+    from monai_kdsam.processes import tell_torchrun  # imports torch, which the exported students' runtime does without
+
+    sys.stderr.write(f"monai_kdsam: error: {mistake}\n")
+    tell_torchrun(str(mistake))
 
 
 def find_mistake(error: BaseException) -> BaseException | None:
     """What a user can mend, among an error and its causes.
 
-    The first that this package raised on purpose, or a disk without room or permission, whoever met it.
+    The first `UserError`, one that a DataLoader's worker met, or a disk without room or permission.
     """
-    kinds = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError)
-    return next(
-        (cause for cause in _causes(error) if (isinstance(cause, kinds) and _raised_here(cause)) or _is_of_disk(cause)),
-        None,
-    )
-
-
-def _is_ours(error: BaseException) -> bool:
-    kinds = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError)
-    return isinstance(error, kinds) and _raised_here(error)
-
-
-def _is_of_disk(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in DISK_ERRORS
+    for cause in _causes(error):
+        if text := _from_worker(cause):
+            return UserError(text)
+        if isinstance(cause, UserError) or (isinstance(cause, OSError) and cause.errno in DISK_ERRORS):
+            return cause
+    return None
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -65,24 +76,9 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _from_worker(error: BaseException) -> str:
-    """The message of a deliberate error of ours in a DataLoader's worker, of which only the text comes through."""
+    """The message of a `UserError` in a DataLoader's worker, of whose chain of errors only the text comes through."""
     text = str(error)
     if not re.match(r"Caught \w+ in DataLoader worker", text):
         return ""
-    for link in re.split(r"\n\n(?:The above exception|During handling)[^\n]*\n\n", text):
-        steps = re.findall(r'File "([^"]+)", line \d+, in \w+\n +(.+)', link)
-        if steps and Path(steps[-1][0]).is_relative_to(Path(__file__).parent) and steps[-1][1].startswith("raise"):
-            return re.sub(r"(?s)^.*\n(?:\w+\.)*\w*(?:Error|Exception): ", "", link).strip()
-    return ""
-
-
-def _raised_here(error: BaseException) -> bool:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    code = trace.tb_frame.f_code
-    # A `raise` statement is deliberate; the same exception out of another operation is a defect of ours.
-    on_purpose = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return on_purpose and Path(code.co_filename).is_relative_to(Path(__file__).parent)
+    told = re.search(r"^monai_kdsam\.[\w.]+: (.*?)(?=\n\n(?:The above|During handling)|\Z)", text, re.M | re.S)
+    return told[1].strip() if told else ""

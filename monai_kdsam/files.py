@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from monai_kdsam.errors import UserError, UserFileError
+
 __all__ = [
     "ROOM",
     "check_writable",
@@ -64,7 +66,7 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
         # torch reports a full disk as a RuntimeError, safetensors as an error of its own.
         if isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError":
             reason = getattr(error, "strerror", None) or error
-            raise OSError(f"Cannot write {path}: {reason}. {remedy}") from error
+            raise UserFileError(f"Cannot write {path}: {reason}. {remedy}") from error
         raise
 
 
@@ -95,7 +97,7 @@ def check_writable(folder: Path, name: str) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OSError(f"Cannot write to `{name}` {folder}: {error.strerror}. Choose another one.") from error
+        raise UserFileError(f"Cannot write to `{name}` {folder}: {error.strerror}. Choose another one.") from error
 
 
 @contextlib.contextmanager
@@ -121,7 +123,7 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
                 shutil.rmtree(leftover)
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}."))
     except OSError as error:
-        raise OSError(f"Cannot write to {parent}: {error.strerror}. {ROOM}") from error
+        raise UserFileError(f"Cannot write to {parent}: {error.strerror}. {ROOM}") from error
     try:
         with _opened(folder) as lock:
             with contextlib.suppress(OSError):  # not every network disk has locks
@@ -133,7 +135,7 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
         is_full = shutil.disk_usage(parent).free < 2**20
         if is_full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             reason = os.strerror(errno.ENOSPC) if is_full else getattr(error, "strerror", error)
-            raise OSError(f"Cannot write to {parent}: {reason}. {ROOM}") from error
+            raise UserFileError(f"Cannot write to {parent}: {reason}. {ROOM}") from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -156,7 +158,7 @@ def within(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if folder.resolve() not in path.resolve().parents:
-        raise ValueError(f"Expected a name in {folder}, got {name!r}, which leads out of it.")
+        raise UserError(f"Expected a name in {folder}, got {name!r}, which leads out of it.")
     return path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.files import ROOM, replacing
 
 __all__ = ["draw_contour", "draw_prompt", "save_picture_sheet"]
@@ -76,9 +77,9 @@ def _checked_captions(
 ) -> Sequence[str]:
     for number, row in enumerate(rows):
         if len(row) != len(columns):
-            raise ValueError(f"Expected row {number} of `rows` to hold {len(columns)} images, got {len(row)}.")
+            raise UserError(f"Expected row {number} of `rows` to hold {len(columns)} images, got {len(row)}.")
     if captions and len(captions) != len(rows):
-        raise ValueError(f"Expected `captions` to hold one text for each of {len(rows)} rows, got {len(captions)}.")
+        raise UserError(f"Expected `captions` to hold one text for each of {len(rows)} rows, got {len(captions)}.")
     return captions or []
 
 
@@ -95,7 +96,7 @@ def _checked(image: np.ndarray) -> np.ndarray:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         raise TypeError(f"Expected `image` to be a uint8 array, got {getattr(image, 'dtype', type(image).__name__)}.")
     if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"Expected `image` of shape (H, W, 3), got {image.shape}.")
+        raise UserError(f"Expected `image` of shape (H, W, 3), got {image.shape}.")
     return image
 
 
@@ -124,10 +125,10 @@ def draw_prompt(image: np.ndarray, points: np.ndarray, labels: np.ndarray) -> np
     """
     points, labels = np.asarray(points, dtype=float), np.asarray(labels)
     if labels.ndim != 1 or points.shape != (len(labels), 2):
-        raise ValueError(f"Expected `points` (N, 2) and `labels` (N,), got {points.shape} and {labels.shape}.")
+        raise UserError(f"Expected `points` (N, 2) and `labels` (N,), got {points.shape} and {labels.shape}.")
     starts, ends = points[labels == 2], points[labels == 3]
     if len(starts) != len(ends):
-        raise ValueError(f"Expected as many labels 2 as 3 (a box's corners), got {len(starts)} and {len(ends)}.")
+        raise UserError(f"Expected as many labels 2 as 3 (a box's corners), got {len(starts)} and {len(ends)}.")
     picture = Image.fromarray(_checked(image))
     draw, line = ImageDraw.Draw(picture), _line_width(image)
     for corners in np.rint(np.concatenate([starts, ends], axis=1)).astype(int):
@@ -165,7 +166,7 @@ def draw_contour(image: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarra
     if foreground.ndim > 2 and set(foreground.shape[:-2]) == {1}:
         foreground = foreground.reshape(foreground.shape[-2:])
     if foreground.shape != _checked(image).shape[:2]:
-        raise ValueError(f"Expected `mask` of the image's size {image.shape[:2]}, got {np.shape(mask)}.")
+        raise UserError(f"Expected `mask` of the image's size {image.shape[:2]}, got {np.shape(mask)}.")
     core = foreground
     for _ in range(_line_width(image)):
         padded = np.pad(core, 1)

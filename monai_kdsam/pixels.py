@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from monai_kdsam.errors import UserError
+
 __all__ = [
     "TooLargeError",
     "check_size",
@@ -28,7 +30,7 @@ MAX_PIXELS = 2**27
 ROWS = 256  # whose values are scaled at once
 
 
-class TooLargeError(ValueError):
+class TooLargeError(UserError):
     """A file claims more pixels than are read."""
 
 
@@ -56,7 +58,7 @@ def check_size(file: str | Path, shape: Sequence[int], itemsize: int = 4, *, pic
 def _max_pixels() -> int:
     setting = os.environ.get("KDSAM_MAX_PIXELS", str(MAX_PIXELS))
     if not setting.isdecimal():
-        raise ValueError(f"Expected KDSAM_MAX_PIXELS in the environment to be a number of pixels, got {setting!r}.")
+        raise UserError(f"Expected KDSAM_MAX_PIXELS in the environment to be a number of pixels, got {setting!r}.")
     return int(setting)
 
 

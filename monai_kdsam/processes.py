@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["batch_share", "check_launch", "item_share", "join_processes", "tell_torchrun", "torchrun_number"]
 
 # While rank 0 checks every image before the first epoch, the others wait. torchrun ends them all when one fails.
@@ -26,7 +28,7 @@ def torchrun_number(name: Literal["RANK", "LOCAL_RANK", "WORLD_SIZE"]) -> int:
         ValueError: when the process was not started by torchrun.
     """
     if name not in os.environ:
-        raise ValueError(
+        raise UserError(
             f"Expected the environment variable {name}, which torchrun sets. Start a run with multi_gpu_train.json by "
             "`torchrun --nproc_per_node 2 -m monai.bundle run ...`, or leave that config out."
         )
@@ -49,7 +51,7 @@ def check_launch() -> None:
     """
     started = int(os.environ.get("WORLD_SIZE", "1")) if torch.distributed.is_torchelastic_launched() else 1
     if started > 1 and not torch.distributed.is_initialized():
-        raise ValueError(
+        raise UserError(
             f"torchrun started {started} processes, but the config is for one: "
             "put the bundle's configs/multi_gpu_train.json behind the configs of the phase."
         )
@@ -86,7 +88,7 @@ def batch_share(batch_size: int, items: int, world_size: int) -> int:
         (4, 2, 5)
     """
     if batch_size < 1 or batch_size % world_size:
-        raise ValueError(
+        raise UserError(
             "Expected `batch_size`, the images of all processes together, to be a multiple of their number "
             f"{world_size}, got {batch_size}."
         )
@@ -118,4 +120,4 @@ def item_share(items: int, rank: int, world_size: int) -> range:
 
 def _check_items(items: int, world_size: int) -> None:
     if world_size > 1 and items < world_size:
-        raise ValueError(f"Expected at least one image for each of the {world_size} processes, got {items} images.")
+        raise UserError(f"Expected at least one image for each of the {world_size} processes, got {items} images.")

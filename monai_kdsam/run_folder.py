@@ -9,6 +9,7 @@ from pathlib import Path
 import ignite.distributed as idist
 from filelock import FileLock, Timeout
 
+from monai_kdsam.errors import ExistingFileError, UserFileError
 from monai_kdsam.files import check_writable
 
 __all__ = ["check_checkpoint", "lock_phase", "run_folder"]
@@ -34,7 +35,7 @@ def lock_phase(output_dir: Path, phase: str) -> None:
     """Keep other processes from running the same phase in a folder, until this one ends.
 
     Raises:
-        BlockingIOError: when another process runs it there.
+        UserFileError: when another process runs it there.
     """
     path = (output_dir / f".{phase}.lock").resolve()
     if path in _held and path.exists():
@@ -43,7 +44,7 @@ def lock_phase(output_dir: Path, phase: str) -> None:
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout as error:
-        raise BlockingIOError(
+        raise UserFileError(
             f"Another run of the phase {phase} is writing to `output_dir` {output_dir}. "
             "Wait for its end, or name another `output_dir`."
         ) from error
@@ -62,7 +63,7 @@ def check_checkpoint(path: str | Path, *, resume: bool, overwrite: bool) -> None
     if idist.get_rank() > 0:
         return
     if Path(path).exists() and not (resume or overwrite):
-        raise FileExistsError(
+        raise ExistingFileError(
             f"{path} has the weights of an earlier run. Go on with that run by `--resume True`, replace its weights by "
             "`--overwrite True`, or name another `best_checkpoint`."
         )

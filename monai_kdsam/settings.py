@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["check_settings", "reject_unknown_keys"]
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def _reject_unknown(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         if key not in known and key not in referred:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else "A key of your own must be used by another: '@key'."
-            raise ValueError(f"The config has a key that nothing knows: {key!r}. {hint}")
+            raise UserError(f"The config has a key that nothing knows: {key!r}. {hint}")
 
 
 def _own_values(folder: Path) -> dict[str, dict[str, Any]]:
@@ -104,7 +106,7 @@ def _reject_separators(config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         for text in _texts(value) if key not in OWN else ():
             if "::" in text and not _is_expression(text):
-                raise ValueError(
+                raise UserError(
                     f"Expected `{key}` without '#' or '::', which MONAI's configs take for separators of keys and "
                     f"rewrite, got {text!r}. Rename the file or folder."
                 )
@@ -131,13 +133,13 @@ def _check_value(key: str, value: Any, own: Mapping[str, Any]) -> None:
         (kind,) = kinds
         default = next(value for value in own.values() if _kind_of(value))
         example = json.dumps(default) if kind is list else default
-        raise ValueError(f"Expected `{key}` to be {KINDS[kind]}, such as {example}, got {value!r}.")
+        raise UserError(f"Expected `{key}` to be {KINDS[kind]}, such as {example}, got {value!r}.")
     least = AT_LEAST.get(key)
     if least is not None and (not value >= least or (isinstance(least, int) and value != int(value))):
         what = "a whole number" if isinstance(least, int) else "a number"
-        raise ValueError(f"Expected `{key}` to be {what} of at least {least:g}, got {value}.")
+        raise UserError(f"Expected `{key}` to be {what} of at least {least:g}, got {value}.")
     if key == "learning_rate" and not value > 0:
-        raise ValueError(f"Expected `learning_rate` to be above 0, got {value}.")
+        raise UserError(f"Expected `learning_rate` to be above 0, got {value}.")
 
 
 def _check_batch(config: Mapping[str, Any]) -> None:
@@ -146,7 +148,7 @@ def _check_batch(config: Mapping[str, Any]) -> None:
         config.get("phase") == "train" and config.get("train_encoder") is True
     )
     if learns and config.get("image_size") == 32 and config.get("batch_size") == 1:
-        raise ValueError(
+        raise UserError(
             "Expected `batch_size` of at least 2 with an `image_size` of 32, of which the encoder's last stage leaves "
             "one value an image, got 1."
         )
@@ -164,9 +166,9 @@ def _check_device(value: Any) -> None:
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"Expected `device` to be cpu, cuda or cuda:N, got {value!r}.") from error
+        raise UserError(f"Expected `device` to be cpu, cuda or cuda:N, got {value!r}.") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"Expected `device` to be one of this machine, got {value!r}; {_gpus()}.")
+        raise UserError(f"Expected `device` to be one of this machine, got {value!r}; {_gpus()}.")
 
 
 def _gpus() -> str:
@@ -189,7 +191,7 @@ def _reject_unused(
         if key not in used:
             others = [other for other in own.get(key, ()) if other != phase]
             hint = f"It is of {', '.join(f'{other}.json' for other in others)}. " if others else ""
-            raise ValueError(
+            raise UserError(
                 f"The phase {phase} does not use the setting `{key}`, which has been given for it. {hint}Leave it out."
             )
     changed = [

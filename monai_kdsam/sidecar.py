@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import monai_kdsam
+from monai_kdsam.errors import UserError
 from monai_kdsam.files import file_sha256, replacing
 
 __all__ = ["copy_with_sidecar", "read_sidecar", "sidecar_path", "write_sidecar"]
@@ -55,12 +56,12 @@ def read_sidecar(weights: str | Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         expected, settings = str(content["sha256"]), dict(content["settings"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged, or does not describe the weights in {Path(weights).name}. Restore it; if the weights "
             "are known to be good, delete it."
         ) from error
     if file_sha256(weights) != expected:
-        raise ValueError(
+        raise UserError(
             f"{weights} is damaged or another file than {path.name} beside it was written for: their SHA-256 differ. "
             f"Restore the weights, or copy both files anew. If the weights were exchanged on purpose, delete {path}."
         )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from monai_kdsam.download import require_weights
+from monai_kdsam.errors import UserError
 
 __all__ = ["check_crc", "load_tensors", "read_state_dict"]
 
@@ -48,10 +49,10 @@ def load_tensors(path: str | Path) -> Any:
         # torch's own text spans many lines and suggests to execute the file.
         other = re.search(r"GLOBAL (\S+)", str(error))
         if other:
-            raise ValueError(f"it holds other objects than tensors ({other[1]})") from error
+            raise UserError(f"it holds other objects than tensors ({other[1]})") from error
         text = str(error).partition("\n")[0]
         is_vague = not text or text.startswith("Weights only load failed")
-        raise ValueError("it is no complete PyTorch file" if is_vague else text.rstrip(".?")) from error
+        raise UserError("it is no complete PyTorch file" if is_vague else text.rstrip(".?")) from error
 
 
 def check_crc(path: str | Path) -> None:
@@ -64,7 +65,7 @@ def check_crc(path: str | Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise ValueError(f"its part {damaged} is not what was written, by the file's own checksum")
+            raise UserError(f"its part {damaged} is not what was written, by the file's own checksum")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -81,19 +82,19 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         content = load_tensors(path)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"Cannot read {path} as PyTorch weights: {error}. "
             "If it was downloaded, it is damaged: delete it and run `python -m monai_kdsam download` again."
         ) from error
     state = _find_state(content)
     if state is None:
         held = f"a dictionary of {_list_names(content)}" if isinstance(content, dict) else type(content).__name__
-        raise ValueError(
+        raise UserError(
             f"Expected {path} to hold a state_dict of tensors, or one under {', '.join(WRAPPERS)}; got {held}."
         )
     for name, value in state.items():
         if not value.isfinite().all():
-            raise ValueError(
+            raise UserError(
                 f"The weights in {path} are not finite: {name} holds NaN or infinity. Their training failed, or the "
                 "file is damaged; take an earlier one, or train again with a lower `learning_rate`."
             )

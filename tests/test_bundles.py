@@ -181,7 +181,7 @@ def wrapped(function):
 DELIBERATE = {
     "a ValueError": (lambda: RandPromptd("label", ["scribble"]), "Expected `kinds`"),
     "a FileNotFoundError": (lambda: bundle_path("kdsam"), "Expected a bundle among"),
-    "a FloatingPointError": (
+    "a loss that is not finite": (
         lambda: WeightedSumLoss({"l1": torch.nn.L1Loss()}).report({"loss": float("nan")}),
         "The loss is no longer finite",
     ),

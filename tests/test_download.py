@@ -88,7 +88,7 @@ def test_a_damaged_file_is_fetched_again_and_that_is_said(server, tmp_path, capl
 def test_an_interrupted_download_goes_on_where_it_stopped(server, tmp_path) -> None:
     server.stop_at = 1_500_000
     message = r"127.0.0.1.*1500000 of 2304000 bytes.*toy_b_123.pth.part is kept.*save it as .*toy_b_123.pth \(SHA-256"
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(ValueError, match=message):
         download("toy", tmp_path)
     assert (tmp_path / "toy_b_123.pth.part").read_bytes() == CONTENT[:1_500_000]
     assert not (tmp_path / "toy_b_123.pth").exists()
@@ -117,7 +117,7 @@ def test_whatever_a_part_holds_the_file_comes_out_right(server, tmp_path, part, 
 
 def test_another_content_than_the_published_one_is_refused(server, tmp_path) -> None:
     server.content = b"<html>Please log in to the guest network</html>"
-    with pytest.raises(RuntimeError, match=f"is not the published file: expected SHA-256 {SHA256}, got "):
+    with pytest.raises(ValueError, match=f"is not the published file: expected SHA-256 {SHA256}, got "):
         download("toy", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -127,14 +127,14 @@ def test_the_first_digits_of_a_checksum_are_enough(server, tmp_path, monkeypatch
     assert download("toy", tmp_path).read_bytes() == CONTENT
     monkeypatch.setitem(WEIGHTS.files, "toy", WeightFile(WEIGHTS["toy"].url, "00000000"))
     (tmp_path / "toy_b_123.pth").unlink()
-    with pytest.raises(RuntimeError, match="is not the published file"):
+    with pytest.raises(ValueError, match="is not the published file"):
         download("toy", tmp_path)
 
 
 def test_a_page_that_does_not_exist_is_named(server, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(WEIGHTS.files, "toy", WeightFile(WEIGHTS["toy"].url.replace("123", "404"), SHA256))
     message = rf"Could not fetch http://.*toy_b_404.pth: HTTP Error 404: Not Found.*SHA-256 {SHA256}"
-    with pytest.raises(RuntimeError, match=message) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         download("toy", tmp_path)
     assert "\n" not in str(raised.value)
 
@@ -145,20 +145,20 @@ def test_without_a_network_the_way_by_hand_is_named(tmp_path, monkeypatch) -> No
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/toy_b_123.pth"
         monkeypatch.setitem(WEIGHTS.files, "toy", WeightFile(url, SHA256))
-        with pytest.raises(RuntimeError, match=rf"{re.escape(url)}: .*refused.*save it as .*toy_b_123.pth"):
+        with pytest.raises(ValueError, match=rf"{re.escape(url)}: .*refused.*save it as .*toy_b_123.pth"):
             download("toy", tmp_path)
 
 
 def test_too_small_a_disk_is_noticed_before_anything_is_written(server, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
-    with pytest.raises(RuntimeError, match=r"2 MB are needed, 1 MB are free\. Free some space or"):
+    with pytest.raises(ValueError, match=r"2 MB are needed, 1 MB are free\. Free some space or"):
         download("toy", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(server, tmp_path) -> None:
     (tmp_path / "taken").touch()
-    with pytest.raises(RuntimeError, match=r"Could not write .*taken.*choose another folder with --dir"):
+    with pytest.raises(ValueError, match=r"Could not write .*taken.*choose another folder with --dir"):
         download("toy", tmp_path / "taken")
 
 
@@ -257,5 +257,5 @@ def test_weights_that_an_installed_package_holds_are_copied_and_checked(tmp_path
     assert download("efficientnet_lite0", tmp_path / "models") == tmp_path / "models" / name
     assert (tmp_path / "models" / name).read_bytes() == content
     (package / "models" / name).write_bytes(b"other")
-    with pytest.raises(RuntimeError, match="is damaged"):
+    with pytest.raises(ValueError, match="is damaged"):
         download("efficientnet_lite0", tmp_path / "models")

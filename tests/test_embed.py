@@ -169,5 +169,5 @@ def test_without_augmentation_there_are_no_equal_variants_and_outside_of_a_run_t
 
 
 def test_a_checksum_of_no_config_is_refused():
-    with pytest.raises(RuntimeError, match="called by an expression of a config"):
+    with pytest.raises(ValueError, match="called by an expression of a config"):
         config_checksum("load")

@@ -29,7 +29,7 @@ def test_another_process_may_not_run_the_same_phase_in_a_folder_until_the_first_
     )
     try:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(BlockingIOError, match=r"Another run of the phase train is writing to `output_dir`"):
+        with pytest.raises(OSError, match=r"Another run of the phase train is writing to `output_dir`"):
             lock_phase(tmp_path, "train")
         lock_phase(tmp_path, "evaluate")
     finally:

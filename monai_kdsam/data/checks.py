@@ -19,6 +19,7 @@ from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import UNLABELED, Item
 from monai_kdsam.data.output_names import check_names
 from monai_kdsam.data.picture import Picture, to_rgb
+from monai_kdsam.errors import UserError
 from monai_kdsam.transforms.masks import clean_mask, threshold_mask
 
 __all__ = ["THUMBNAIL_SIZE", "Inspection", "Problem", "check_images", "inspect_items", "thumbnail"]
@@ -86,7 +87,7 @@ def check_images(items: Sequence[Item], bad_images: Literal["raise", "skip"] = "
             problems[item["image"]] = found[0][1]
     listed = "\n".join(list(problems.values())[:20])
     if problems and bad_images != "skip":
-        raise ValueError(
+        raise UserError(
             f"{len(problems)} of {len(items)} images cannot be segmented. Mend or remove them, or leave them out with "
             f"`--bad_images skip`:\n{listed}"
         )

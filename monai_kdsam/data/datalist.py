@@ -25,6 +25,7 @@ from monai_kdsam.data.split_file import (
     with_relative_paths,
 )
 from monai_kdsam.data.splits import check_fractions, counts, duplicate_groups, held_out_relatives, split_items
+from monai_kdsam.errors import UserError
 from monai_kdsam.files import check_writable, write_text
 
 __all__ = ["distillation_items", "prepare_datalist", "require_items"]
@@ -85,7 +86,7 @@ def prepare_datalist(
     _check_choice("empty_masks", empty_masks, ("keep", "skip"))
     _check_choice("bad_images", bad_images, ("raise", "skip"))
     if not sources:
-        raise ValueError("Expected `sources` to name at least one data set, as in {'busi': 'Dataset_BUSI_with_GT'}.")
+        raise UserError("Expected `sources` to name at least one data set, as in {'busi': 'Dataset_BUSI_with_GT'}.")
     settings = {
         "fractions": [float(fraction) for fraction in fractions],
         "seed": seed,
@@ -120,7 +121,7 @@ def require_items(datalist: Datalist, split: str) -> list[Item]:
     """
     items = _required(datalist, split)
     if all(item.get("empty_mask", False) for item in items):
-        raise ValueError(
+        raise UserError(
             f"Expected foreground in a mask of the list {split!r}, got {len(items)} empty masks. Check how the masks "
             "are stored (`foreground_values`, `mask_kind`), or split otherwise, and delete the split file."
         )
@@ -130,7 +131,7 @@ def require_items(datalist: Datalist, split: str) -> list[Item]:
 def _required(datalist: Datalist, split: str) -> list[Item]:
     if not datalist.get(split):
         found = ", ".join(f"{len(items)} in {name!r}" for name, items in datalist.items())
-        raise ValueError(
+        raise UserError(
             f"Expected images in the list {split!r}, got {found}. "
             "List some, or give it a share in `split_fractions`, and delete the split file."
         )
@@ -165,7 +166,7 @@ def _create(
     reasons = {p.image: p.message for p in bad + (empty if settings["empty_masks"] == "skip" else [])}
     kept = [number for number, item in enumerate(items) if item["image"] not in reasons]
     if not any("label" in items[number] for number in kept):
-        raise ValueError(f"All {len(items)} images have problems or empty masks, so that none is left to split.")
+        raise UserError(f"All {len(items)} images have problems or empty masks, so that none is left to split.")
     groups = duplicate_groups(inspection.thumbnails[kept])
     no_foreground = {problem.image for problem in empty}
     items = [item | {"empty_mask": item["image"] in no_foreground} if "label" in item else item for item in items]
@@ -200,9 +201,9 @@ def _subject(item: Item, pattern: str, roots: Mapping[str, Path]) -> str:
     try:
         found = re.search(pattern, path)
     except re.error as error:
-        raise ValueError(f"Expected `subject_pattern` to be a regular expression, got {pattern!r}: {error}.") from error
+        raise UserError(f"Expected `subject_pattern` to be a regular expression, got {pattern!r}: {error}.") from error
     if found is None:
-        raise ValueError(f"Expected `subject_pattern` {pattern!r} to find the subject of each image, not so in {path}.")
+        raise UserError(f"Expected `subject_pattern` {pattern!r} to find the subject of each image, not so in {path}.")
     return str(found[1] if found.re.groups else found[0])
 
 
@@ -259,7 +260,7 @@ def _report(bad: list[Problem], split_file: Path, bad_images: str) -> None:
         logger.warning(f"{images} images with problems are left out (`bad_images`); they are listed in {table}.")
         return
     listed = "\n".join(f"- {problem.message}" for problem in bad[:20])
-    raise ValueError(
+    raise UserError(
         f"{images} images have problems, listed in {table}. Mend them, or leave them out with --bad_images skip. "
         f"The first {min(len(bad), 20)} of {len(bad)} problems:\n{listed}"
     )
@@ -296,7 +297,7 @@ def _with_equal_keys(datalist: Datalist) -> Datalist:
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)}, got {value!r}.")
+        raise UserError(f"Expected `{name}` to be one of {', '.join(choices)}, got {value!r}.")
 
 
 def _folder_of(root: str | Path) -> Path:

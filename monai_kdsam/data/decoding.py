@@ -21,6 +21,7 @@ from PIL import Image
 from monai_kdsam.data.dicom import decode_dicom, has_dicom_magic, open_dicom, open_itk, read_frame
 from monai_kdsam.data.geometry import nifti_affine, plane_of
 from monai_kdsam.data.picture import Picture, no_geometry, to_mask
+from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.pixels import TooLargeError, check_size, open_picture, pillow_pixels
 
 __all__ = [
@@ -144,13 +145,13 @@ def decode(path: str | Path, *, mask: bool = False) -> Picture:
     """
     file, frame = split_frame(path)
     if not file.is_file():
-        raise FileNotFoundError(f"Expected an image file, but there is none at {file}.")
+        raise MissingFileError(f"Expected an image file, but there is none at {file}.")
     frames = count_frames(file)
     if frame is None and frames > 1:
         named = frame_path(file, 0).name
-        raise ValueError(f"{file} has {frames} frames. Name one in the path, from {named} to #frame{frames - 1}.")
+        raise UserError(f"{file} has {frames} frames. Name one in the path, from {named} to #frame{frames - 1}.")
     if (frame or 0) >= frames:
-        raise ValueError(f"{file} has {frames} frame(s), counted from 0, but frame {frame} was asked for.")
+        raise UserError(f"{file} has {frames} frame(s), counted from 0, but frame {frame} was asked for.")
     try:
         picture = _decode_file(file, frame or 0, mask)
     except TooLargeError:
@@ -158,21 +159,21 @@ def decode(path: str | Path, *, mask: bool = False) -> Picture:
     except Exception as error:  # what a decoder raises depends on the damage
         raise _unreadable(file, error) from error
     if picture.pixels.ndim not in (2, 3) or picture.pixels.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
-        raise ValueError(f"{file} is not a 2-D picture: its array is {picture.pixels.shape}. Cut volumes into slices.")
+        raise UserError(f"{file} is not a 2-D picture: its array is {picture.pixels.shape}. Cut volumes into slices.")
     if picture.pixels.dtype.kind in "fc" and not np.isfinite(picture.pixels).all():
-        raise ValueError(f"{file} contains NaN or infinite values. Replace the file or leave it out.")
+        raise UserError(f"{file} contains NaN or infinite values. Replace the file or leave it out.")
     if mask:
         try:
             return replace(picture, pixels=to_mask(picture))
         except ValueError as error:
-            raise ValueError(f"{file} is no mask: {error}") from error
+            raise UserError(f"{file} is no mask: {error}") from error
     return picture
 
 
 def _unreadable(file: Path, error: BaseException) -> Exception:
     reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
     what = "damaged, incomplete, or no 2-D picture of a supported format"
-    return ValueError(f"Cannot read {file}: it is {what} ({reason[0]}). Replace it or leave it out.")
+    return UserError(f"Cannot read {file}: it is {what} ({reason[0]}). Replace it or leave it out.")
 
 
 def _decode_file(file: Path, frame: int, mask: bool) -> Picture:
@@ -206,7 +207,7 @@ def _decode_nifti(file: Path) -> Picture:
     image: Any = nibabel.load(file)
     across, down = plane = plane_of(image.shape)
     if math.prod(image.shape[:3]) > image.shape[across] * image.shape[down]:
-        raise ValueError(f"a volume of shape {image.shape}: cut it into slices")
+        raise UserError(f"a volume of shape {image.shape}: cut it into slices")
     check_size(
         file, [image.shape[axis] for axis in plane], math.prod(image.shape[3:]) * image.get_data_dtype().itemsize
     )

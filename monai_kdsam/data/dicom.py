@@ -19,6 +19,7 @@ from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from monai_kdsam.data.picture import Picture, no_geometry
+from monai_kdsam.errors import UserError
 from monai_kdsam.pixels import check_size
 
 __all__ = ["check_deflated", "decode_dicom", "has_dicom_magic", "open_dicom", "open_itk", "padding_range", "read_frame"]
@@ -109,13 +110,13 @@ def _check_length(file: Path) -> None:
     with open(file, "rb") as stream:
         header = read_partial(stream, stop_when=is_reached, force=True)
     if not lengths:
-        raise ValueError("it has no pixels")
+        raise UserError("it has no pixels")
     pixels = header.Rows * header.Columns * header.get("SamplesPerPixel", 1) * int(header.get("NumberOfFrames") or 1)
     if header.PhotometricInterpretation == "YBR_FULL_422":
         pixels = pixels * 2 // 3  # two pixels share their colors
     expected = math.ceil(pixels * header.BitsAllocated / 8)
     if lengths[0] < expected:  # of compressed data it is 0xFFFFFFFF, not known
-        raise ValueError(f"it has {lengths[0]} of the {expected} bytes of pixels that its header claims")
+        raise UserError(f"it has {lengths[0]} of the {expected} bytes of pixels that its header claims")
 
 
 def read_frame(reader: sitk.ImageFileReader, frame: int) -> np.ndarray:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from monai_kdsam.errors import UserError
+
 if TYPE_CHECKING:
     from pydicom import Dataset
 
@@ -39,7 +41,7 @@ def checked_uid(uid: str, keyword: str) -> str:
         '1.2.840.10008.1.2'
     """
     if len(uid) > 64 or not re.fullmatch(r"[0-9]+(\.[0-9]+)*", uid, re.ASCII):
-        raise ValueError(f"{keyword} {uid[:80]!r} is no UID, which has digits and dots, 64 at most.")
+        raise UserError(f"{keyword} {uid[:80]!r} is no UID, which has digits and dots, 64 at most.")
     return uid
 
 

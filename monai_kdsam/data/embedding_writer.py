@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from monai_kdsam.data.embeddings import FORMAT, EmbeddingStore, Precision, crc32_of, header_crc32
+from monai_kdsam.errors import UserError, UserFileError
 from monai_kdsam.files import remove_leftovers, replacing
 
 __all__ = ["EmbeddingWriter"]
@@ -67,7 +68,7 @@ class EmbeddingWriter:
             OSError: when the disk has no room for all that are expected.
         """
         if not bool(torch.isfinite(embedding).all()):
-            raise ValueError(f"The teacher's embedding of {image} is not finite.")
+            raise UserError(f"The teacher's embedding of {image} is not finite.")
         stored, scale = _quantize(embedding.detach().cpu(), self.store.precision)
         if not self.is_checked:
             self._check_disk(stored.nbytes)
@@ -86,7 +87,7 @@ class EmbeddingWriter:
         needed, free = self.expected * nbytes, shutil.disk_usage(self.store.folder).free
         logger.info("%d embeddings need %.2f GiB; %.2f GiB are free.", self.expected, needed / 2**30, free / 2**30)
         if needed > free:
-            raise OSError(
+            raise UserFileError(
                 f"{self.expected} embeddings of {nbytes / 2**20:.2f} MiB need {needed / 2**30:.2f} GiB, and "
                 f"{self.store.folder} has {free / 2**30:.2f} GiB. Free disk space, name another `embedding_dir`, "
                 "lower `embedding_variants`, or set `embedding_precision` to int8, which takes half of float16."

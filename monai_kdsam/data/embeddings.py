@@ -26,6 +26,7 @@ from torch import Tensor
 
 from monai_kdsam.data.decoding import split_frame
 from monai_kdsam.data.layouts import Item
+from monai_kdsam.errors import UserError
 from monai_kdsam.files import file_sha256
 
 __all__ = [
@@ -87,11 +88,11 @@ class EmbeddingStore:
         precision: Precision = "float16",
     ) -> None:
         if precision not in get_args(Precision):
-            raise ValueError(
+            raise UserError(
                 f"Expected `embedding_precision` to be one of {', '.join(get_args(Precision))}, got {precision!r}."
             )
         if variants < 1:
-            raise ValueError(f"Expected `embedding_variants` to be at least 1, got {variants}.")
+            raise UserError(f"Expected `embedding_variants` to be at least 1, got {variants}.")
         self.folder = Path(folder)
         self.made_from: dict[str, Any] = json.loads(json.dumps(dict(made_from)))
         self.variants = variants
@@ -120,7 +121,7 @@ class EmbeddingStore:
             if theirs.get(name) != self.made_from.get(name)
         ]
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"The embeddings in {shard.parent} were made from something else: {', '.join(differing)}. "
                 "Set that back, name another `embedding_dir`, or delete the folder and run the phase `embed` again."
             )
@@ -148,11 +149,11 @@ class EmbeddingStore:
             stored = file.get_tensor(place.name)
             scale = file.get_tensor(f"{place.name}.scale") if stored.dtype == torch.int8 else None
         except (OSError, SafetensorError) as error:
-            raise ValueError(
+            raise UserError(
                 f"Cannot read the embedding of {place.image} from {place.shard}: {error}. {REDO}"
             ) from error
         if crc32_of(key, stored, scale) != place.crc32:
-            raise ValueError(f"The embedding of {place.image} in {place.shard} is damaged. {REDO}")
+            raise UserError(f"The embedding of {place.image} in {place.shard} is damaged. {REDO}")
         return stored.float() if scale is None else stored.float() * scale
 
     def require(self, items: Sequence[Item]) -> list[Item]:
@@ -162,11 +163,11 @@ class EmbeddingStore:
             ValueError: when embeddings are missing or a shard is damaged.
         """
         if self._damaged:
-            raise ValueError(f"Damaged: {'; '.join(self._damaged.values())}. {REDO}")
+            raise UserError(f"Damaged: {'; '.join(self._damaged.values())}. {REDO}")
         items = _with_checksums(items)
         missing = [item for item in self._expand(items) if embedding_key(item) not in self]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} lacks {len(missing)} of {len(items) * self.variants} embeddings, the first of them "
                 f"variant {missing[0]['variant']} of {missing[0]['image']}. Run the phase `embed` with the same "
                 "settings; it makes what is missing."
@@ -241,11 +242,11 @@ def read_header(shard: Path) -> dict[str, Any]:
         with safe_open(shard, "pt") as file:
             header: dict[str, Any] = json.loads(file.metadata()["monai_kdsam"])
     except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{shard} is no whole shard of embeddings ({error}).") from error
+        raise UserError(f"{shard} is no whole shard of embeddings ({error}).") from error
     if header.get("format") != FORMAT:
-        raise ValueError(f"{shard} has format {header.get('format')}, and this version reads {FORMAT}.")
+        raise UserError(f"{shard} has format {header.get('format')}, and this version reads {FORMAT}.")
     if header.get("crc32") != header_crc32(header):
-        raise ValueError(f"{shard} is no whole shard of embeddings (its header is damaged).")
+        raise UserError(f"{shard} is no whole shard of embeddings (its header is damaged).")
     return header
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 from numpy.typing import NDArray
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["LPS_TO_RAS", "itk_affine", "nifti_affine", "plane_of"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -60,7 +62,7 @@ def nifti_affine(file: Path) -> NDArray[np.float64]:
         affine = _plane_affine(header)
         if affine is None:
             axes = header.get_best_affine()[:3, :3].round(4).tolist()
-            raise ValueError(
+            raise UserError(
                 f"its affine is sheared or singular: {axes}. ITK, and 3D Slicer with it, reads right angles only; "
                 "resample it"
             ) from error

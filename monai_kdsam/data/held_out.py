@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["FEW", "hold_out"]
 
 # With fewer images than this to compare on, a mean says little.
@@ -34,10 +36,10 @@ def hold_out(images: Sequence[str], earlier: Mapping[str, bool], fraction: float
         [('a', False), ('b', True), ('c', True), ('d', False)]
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"Expected `val_split` between 0 and 1, got {fraction}.")
+        raise UserError(f"Expected `val_split` between 0 and 1, got {fraction}.")
     present = sorted(set(images))
     if len(present) < 2:
-        raise ValueError(
+        raise UserError(
             "Expected labels of at least 2 different images, one to learn from and one to compare on, "
             f"got {len(present)}. Submit labels, with the tag `final`, first."
         )

@@ -14,6 +14,7 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from monai_kdsam.data.decoding import count_frames, decode, frame_path, is_supported, split_frame, supported_files
 from monai_kdsam.data.picture import no_geometry, to_rgb
+from monai_kdsam.errors import MissingFileError, UserError
 
 __all__ = ["Image2DReader", "PixelsReader", "list_images"]
 
@@ -82,11 +83,11 @@ class Image2DReader(ImageReader):
         """
         paths = ensure_tuple(img)
         if len(paths) != 1 and not self.mask:
-            raise ValueError(f"Expected one file per image, got {len(paths)}: {', '.join(map(str, paths))}.")
+            raise UserError(f"Expected one file per image, got {len(paths)}: {', '.join(map(str, paths))}.")
         pictures = [decode(path, mask=self.mask) for path in paths]
         shapes = {picture.pixels.shape[:2] for picture in pictures}
         if len(shapes) > 1:
-            raise ValueError(f"Expected mask files of one size, got (H, W) {sorted(shapes)} in {', '.join(paths)}.")
+            raise UserError(f"Expected mask files of one size, got (H, W) {sorted(shapes)} in {', '.join(paths)}.")
         rows_first = np.stack([picture.pixels for picture in pictures], axis=-1) if self.mask else to_rgb(pictures[0])
         return _with_metadata(rows_first, pictures[0].affine)
 
@@ -131,10 +132,10 @@ def list_images(folder: str | Path) -> list[dict[str, str]]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"Expected a folder with images, but there is none at {folder}.")
+        raise MissingFileError(f"Expected a folder with images, but there is none at {folder}.")
     files = supported_files(folder, below=True)
     if not files:
-        raise ValueError(f"No image in {folder}. Expected PNG, JPEG, BMP, TIFF, NIfTI (.nii, .nii.gz) or DICOM files.")
+        raise UserError(f"No image in {folder}. Expected PNG, JPEG, BMP, TIFF, NIfTI (.nii, .nii.gz) or DICOM files.")
     return [{"image": str(path)} for file in files for path in _frames(file)]
 
 

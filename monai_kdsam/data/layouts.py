@@ -19,6 +19,7 @@ from pathlib import Path
 
 from monai_kdsam.data.decoding import stem_of, suffix_of, supported_files
 from monai_kdsam.data.list_file import LOSSY_SUFFIXES, SPLITS, UNLABELED, Item, read_list
+from monai_kdsam.errors import MissingFileError, UserError
 
 __all__ = [
     "LAYOUTS",
@@ -70,7 +71,7 @@ def read_folder(root: str | Path) -> list[Item]:
         kind = "lossy" if any(suffix_of(path) in LOSSY_SUFFIXES for path in found) else "binary"
         items.append(_item(image, found, "folder", subject, kind))
         if len(found) > 1:
-            raise ValueError(f"Expected one mask for {image}, got {', '.join(map(str, found))}. Rename or join them.")
+            raise UserError(f"Expected one mask for {image}, got {', '.join(map(str, found))}. Rename or join them.")
     unlabeled = Path(root) / UNLABELED
     for image in supported_files(unlabeled, below=True) if unlabeled.is_dir() else ():
         name, subject = _name_and_subject(image, unlabeled)
@@ -124,7 +125,7 @@ def read_hc18(root: str | Path) -> list[Item]:
         mask = image.with_name(f"{image.stem}_Annotation.png")
         item = _item(image, [mask] if mask.is_file() else [], "hc18", image.stem[:3], "outline")
         if image.name not in pixel_size:
-            raise ValueError(f"Expected a row for {image.name} in {table}, got none. Add its pixel size in mm.")
+            raise UserError(f"Expected a row for {image.name} in {table}, got none. Add its pixel size in mm.")
         items.append({**item, "spacing": [pixel_size[image.name]] * 2})
     return _checked(items, root)
 
@@ -142,7 +143,7 @@ def read_head_circumferences(root: str | Path) -> dict[str, float]:
     try:
         return {row[0].strip(): float(row[2]) for row in rows}
     except (IndexError, ValueError) as error:
-        raise ValueError(f"Expected rows of image, pixel size and head circumference in {table}: {error}.") from error
+        raise UserError(f"Expected rows of image, pixel size and head circumference in {table}: {error}.") from error
 
 
 def read_busi(root: str | Path) -> list[Item]:
@@ -192,7 +193,7 @@ def read_dataset(layout: str, root: str | Path) -> list[Item]:
         ValueError: the layout is not known, no image has a mask.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"Unknown data set layout {layout!r}. Expected one of {', '.join(LAYOUTS)}.")
+        raise UserError(f"Unknown data set layout {layout!r}. Expected one of {', '.join(LAYOUTS)}.")
     return LAYOUTS[layout](root)
 
 
@@ -213,14 +214,14 @@ def _unlabeled(image: Path, source: str, subject: str) -> Item:
 
 def _checked(items: list[Item], root: str | Path) -> list[Item]:
     if not any(item.get("label") for item in items):
-        raise ValueError(f"No image in {root} has a mask. Expected at least one; check that the download is complete.")
+        raise UserError(f"No image in {root} has a mask. Expected at least one; check that the download is complete.")
     return sorted(items, key=lambda item: item["image"])
 
 
 def _existing(root: str | Path, name: str, expected: str) -> Path:
     path = Path(root) / name
     if not path.exists():
-        raise FileNotFoundError(f"There is no {name} in {root}. Expected this layout: {expected}.")
+        raise MissingFileError(f"There is no {name} in {root}. Expected this layout: {expected}.")
     return path
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_kdsam.data.decoding import split_frame, suffix_of
+from monai_kdsam.errors import MissingFileError, UserError
 
 __all__ = ["LOSSY_SUFFIXES", "SPLITS", "UNLABELED", "Item", "read_list"]
 
@@ -38,23 +39,23 @@ def read_list(path: Path) -> list[Item]:
         ValueError: it is no datalist, has none of the lists, or items without image or label.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"Expected the path of a datalist, JSON or CSV, but there is no file {path}.")
+        raise MissingFileError(f"Expected the path of a datalist, JSON or CSV, but there is no file {path}.")
     lists = _csv_lists(path) if path.suffix.lower() == ".csv" else _json_lists(path)
     items = []
     for split, entries in lists.items():
         if not isinstance(entries, list):
-            raise ValueError(f'Expected "{split}" in {path} to be a list, got {entries!r}.')
+            raise UserError(f'Expected "{split}" in {path} to be a list, got {entries!r}.')
         for number, entry in enumerate(entries):
             if not (_is_unlabeled(entry) if split == UNLABELED else _is_listed(entry)):
                 wanted = '"image", a path' + (', and "label", a path or several' if split != UNLABELED else "")
-                raise ValueError(f'Expected {wanted}, in item {number} of "{split}" in {path}, got {entry}.')
+                raise UserError(f'Expected {wanted}, in item {number} of "{split}" in {path}, got {entry}.')
             item = _item(entry, path.absolute().parent, is_labeled=split != UNLABELED)
             items.append(item | {"official_split": split} if split in SPLITS else item)
     files = [file for item in items for file in (item["image"], *_paths(item.get("label", ())))]
     missing = [file for file in files if not split_frame(file)[0].is_file()]
     if missing:
         listed = ", ".join(missing[:20]) + (f", and {len(missing) - 20} more" if len(missing) > 20 else "")
-        raise FileNotFoundError(f"{len(missing)} files listed in {path} do not exist: {listed}.")
+        raise MissingFileError(f"{len(missing)} files listed in {path} do not exist: {listed}.")
     return items
 
 
@@ -62,12 +63,12 @@ def _json_lists(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"Expected JSON in {path}, got something else: {error}.") from error
+        raise UserError(f"Expected JSON in {path}, got something else: {error}.") from error
     lists = content if isinstance(content, dict) else {}
     others = [name for name, entries in lists.items() if isinstance(entries, list) and name not in (*SPLITS, UNLABELED)]
     named = f" (it has {', '.join(others)})" if others else ""
     if not set(SPLITS) & set(lists):
-        raise ValueError(f"Expected a JSON object with lists {', '.join(SPLITS)} in {path}, got none of them{named}.")
+        raise UserError(f"Expected a JSON object with lists {', '.join(SPLITS)} in {path}, got none of them{named}.")
     if others:
         logger.warning(f"{path} has lists that are not read: {', '.join(others)}. Read are {', '.join(SPLITS)}.")
     return {name: lists[name] for name in (*SPLITS, UNLABELED) if name in lists}
@@ -82,7 +83,7 @@ def _csv_lists(path: Path) -> dict[str, list[dict[str, str]]]:
         lists.setdefault(row.pop("split", ""), []).append(row)
     unknown = sorted(set(lists) - {*SPLITS, UNLABELED, ""})
     if not rows or "image" not in rows[0] or unknown:
-        raise ValueError(
+        raise UserError(
             f"Expected rows with the columns image, label and, where known, split ({', '.join((*SPLITS, UNLABELED))}) "
             f"and subject in {path}, got " + (f"the splits {', '.join(unknown)}." if unknown else "none.")
         )

@@ -11,6 +11,7 @@ from typing import Any
 from monai.data.folder_layout import default_name_formatter
 
 from monai_kdsam.data.decoding import DICOM_SUFFIXES, SUFFIXES, stem_of, suffix_of
+from monai_kdsam.errors import UserError
 
 __all__ = ["check_names", "format_name"]
 
@@ -38,6 +39,6 @@ def check_names(items: Sequence[Mapping[str, Any]]) -> None:
         named[path.parent / stem_of(path)].append(path.name)
     for place, names in named.items():
         if len(names) > 1:
-            raise ValueError(
+            raise UserError(
                 f"The masks of {' and '.join(names)} in {place.parent} would be written to one file. Rename the images."
             )

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from monai_kdsam.data.phantom_kinds import paint_breast_lesion, paint_fetal_head, paint_polyp, paint_skin_lesion
+from monai_kdsam.errors import UserError
 
 __all__ = ["PHANTOM_KINDS", "make_phantom", "write_phantoms"]
 
@@ -54,13 +55,13 @@ def make_phantom(
         (dtype('uint8'), dtype('bool'), True)
     """
     if kind not in _PAINTERS:
-        raise ValueError(f"Expected `kind` to be one of {', '.join(PHANTOM_KINDS)}, got {kind!r}.")
+        raise UserError(f"Expected `kind` to be one of {', '.join(PHANTOM_KINDS)}, got {kind!r}.")
     if size < _SMALLEST:
-        raise ValueError(f"Expected `size` to be at least {_SMALLEST} pixels, got {size}.")
+        raise UserError(f"Expected `size` to be at least {_SMALLEST} pixels, got {size}.")
     if seed < 0:
-        raise ValueError(f"Expected `seed` to be 0 or more, got {seed}.")
+        raise UserError(f"Expected `seed` to be 0 or more, got {seed}.")
     if not 0 <= clutter <= 1:
-        raise ValueError(f"Expected `clutter` to be between 0 and 1, got {clutter}.")
+        raise UserError(f"Expected `clutter` to be between 0 and 1, got {clutter}.")
     rng = np.random.default_rng([seed, *kind.encode()])
     height, width = (int(n) for n in rng.integers(-(-3 * size // 4), size + 1, 2))
     image, mask = _PAINTERS[kind](rng, (height, width), clutter)
@@ -88,12 +89,12 @@ def write_phantoms(
 
     Raises:
         ValueError: if ``per_kind`` is not between 1 and 100000 or ``seed`` is negative.
-        RuntimeError: if ``folder`` cannot be written to.
+        UserError: if ``folder`` cannot be written to.
     """
     if not 1 <= per_kind <= 100_000:
-        raise ValueError(f"Expected `per_kind` to be between 1 and 100000, got {per_kind}.")
+        raise UserError(f"Expected `per_kind` to be between 1 and 100000, got {per_kind}.")
     if seed < 0:
-        raise ValueError(f"Expected `seed` to be 0 or more, got {seed}.")
+        raise UserError(f"Expected `seed` to be 0 or more, got {seed}.")
     folder = Path(folder)
     try:
         for part in ("images", "masks"):
@@ -105,7 +106,7 @@ def write_phantoms(
                 Image.fromarray(image).save(folder / "images" / name)
                 Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / name)
     except OSError as error:
-        raise RuntimeError(
+        raise UserError(
             f"Could not write phantoms to {folder}: {error}. Free some space or choose another folder."
         ) from error
     return folder

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.pixels import rgb_from_pixels
 
 __all__ = ["Picture", "label_values", "no_geometry", "to_mask", "to_rgb"]
@@ -70,7 +71,7 @@ def to_mask(picture: Picture) -> np.ndarray:
     if alpha is not None and (alpha != alpha.flat[0]).any():
         is_opaque = alpha > 0
         if (is_opaque != (mask > 0)).any() or (alpha[is_opaque] != alpha.max()).any():
-            raise ValueError("Its alpha and its colours are two different masks. Save the one that is meant as gray.")
+            raise UserError("Its alpha and its colours are two different masks. Save the one that is meant as gray.")
     if len(channels) == 3:
         _check_colours(channels, mask)
     return label_values(mask)
@@ -98,7 +99,7 @@ def label_values(values: np.ndarray) -> np.ndarray:
     if not is_label.all():
         others = np.unique(values[~is_label])
         listed = ", ".join(f"{value:.4g}" for value in others[:5]) + (", ..." if len(others) > 5 else "")
-        raise ValueError(f"Expected labels, which are whole numbers, got {listed}. Save the mask with whole numbers.")
+        raise UserError(f"Expected labels, which are whole numbers, got {listed}. Save the mask with whole numbers.")
     return labels.astype(np.float32)
 
 
@@ -115,7 +116,7 @@ def _check_colours(channels: list[np.ndarray], brightest: np.ndarray) -> None:
         colours = colours[counts > 0.01 * counts[colours > 0].sum()]
     shown = [tuple(int(code >> shift & 65535) for shift in (32, 16, 0)) for code in colours if code]
     if len(shown) > 1:
-        raise ValueError(
+        raise UserError(
             f"Expected a mask of one colour, got {', '.join(map(str, shown[:5]))}: labels are told by gray value. "
             "Save it in gray, and say which values are foreground with `foreground_values`."
         )

@@ -13,6 +13,7 @@ from pydicom import dcmread
 
 from monai_kdsam.data.dicom import open_dicom
 from monai_kdsam.data.geometry import LPS_TO_RAS, itk_affine
+from monai_kdsam.errors import UserError
 
 __all__ = ["SliceGrid", "slice_grid"]
 
@@ -48,7 +49,7 @@ def slice_grid(files: list[Path]) -> SliceGrid:
     headers = [open_dicom(file) for file in files]
     bare = [file.name for file, header in zip(files, headers, strict=True) if not header.HasMetaDataKey(POSITION)]
     if bare:
-        raise ValueError(
+        raise UserError(
             f"{len(bare)} of {len(files)} files, as {bare[0]}, say no position in space; the bundle kdsam_deepgrow_2d "
             "segments them as pictures"
         )
@@ -94,7 +95,7 @@ def _check_one(what: str, sides: Sequence[Any]) -> None:
     found = sorted({tuple(round(float(side), 4) for side in pair) for pair in sides})
     if len(found) > 1:
         listed = ", ".join(f"{width:g} x {height:g}" for width, height in found[:3])
-        raise ValueError(f"its slices differ in {what}: {listed}")
+        raise UserError(f"its slices differ in {what}: {listed}")
 
 
 def _fit(positions: NDArray[np.float64], directions: NDArray[np.float64], spacings: NDArray[np.float64]) -> SliceGrid:
@@ -103,9 +104,7 @@ def _fit(positions: NDArray[np.float64], directions: NDArray[np.float64], spacin
     turned = np.abs(directions - directions[0]).max(axis=1)
     if turned.max() > 1e-3:
         first, other = (directions[k].round(3).tolist() for k in (0, int(turned.argmax())))
-        raise ValueError(
-            f"its slices lie in several directions, {first} and {other}: put each into a folder of its own"
-        )
+        raise UserError(f"its slices lie in several directions, {first} and {other}: put each into a folder of its own")
     row, column = directions[0].reshape(2, 3)
     normal = np.cross(row, column)
     depths = positions @ normal
@@ -127,7 +126,7 @@ def _check_even(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> 
     steps = np.abs(np.diff(depths))
     if (same := int((steps < 1e-3).sum())) > 0:
         place = depths[int(steps.argmin())]
-        raise ValueError(
+        raise UserError(
             f"{same + 1 if same == len(steps) else same} of its {len(depths)} slices share a position with another, "
             f"the first at {place:.2f} mm: put one phase, echo or direction alone into a folder"
         )
@@ -139,13 +138,13 @@ def _check_even(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> 
     sideways = np.linalg.norm(off - np.outer(off @ normal, normal), axis=1)
     allowed = min(TOLERANCE_MM, abs(mean) / 4)
     if across.max() > allowed:
-        raise ValueError(
+        raise UserError(
             f"its slices are no even grid: steps from {steps.min():.2f} to {steps.max():.2f} mm, slice "
             f"{int(across.argmax())} lies {across.max():.2f} mm off; add what is missing, or resample it"
         )
     if sideways.max() > allowed:
         angle = np.degrees(np.arctan2(sideways[-1], abs(depths[-1] - depths[0])))
-        raise ValueError(
+        raise UserError(
             f"its slices are shifted in their plane by up to {sideways.max():.2f} mm (a gantry tilted by {angle:.1f} "
             "degrees?): resample it to right angles"
         )

@@ -16,6 +16,7 @@ from PIL import Image
 from monai_kdsam.data.decoding import stem_of
 from monai_kdsam.data.picture import label_values
 from monai_kdsam.data.volume_reader import VolumeReader
+from monai_kdsam.errors import UserError
 from monai_kdsam.files import write_text
 from monai_kdsam.transforms.volumes import GrayValuesd, SlicesLastd
 
@@ -47,7 +48,7 @@ def write_slices(
     folder = Path(folder)
     names = Counter(stem_of(pair["image"]) for pairs in volumes.values() for pair in pairs)
     if repeated := [name for name, count in names.items() if count > 1]:
-        raise ValueError(f"Expected volumes of different names, got several named {', '.join(repeated)}. Rename them.")
+        raise UserError(f"Expected volumes of different names, got several named {', '.join(repeated)}. Rename them.")
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     keys = ["image", "label"]
@@ -73,9 +74,9 @@ def _write_volume(data: Mapping[str, Any], name: str, folder: Path) -> list[dict
     try:
         masks = label_values(np.asarray(data["label"]))
     except ValueError as error:
-        raise ValueError(f"The label of {name}: {error}") from error
+        raise UserError(f"The label of {name}: {error}") from error
     if images.shape[1:] != masks.shape[1:]:
-        raise ValueError(f"Expected {name} and its label of one shape, got {images.shape[1:]} and {masks.shape[1:]}.")
+        raise UserError(f"Expected {name} and its label of one shape, got {images.shape[1:]} and {masks.shape[1:]}.")
     items = []
     for number in range(images.shape[-1]):
         item = {"image": f"images/{name}_{number:04}.png", "label": f"masks/{name}_{number:04}.png", "subject": name}

@@ -12,6 +12,7 @@ from monai.utils import ensure_tuple
 
 from monai_kdsam.data.decoding import split_frame
 from monai_kdsam.data.layouts import Item
+from monai_kdsam.errors import MissingFileError, UserError
 
 __all__ = ["check_files", "load_split_file", "relative_to", "with_absolute_paths", "with_relative_paths"]
 
@@ -23,15 +24,15 @@ def load_split_file(split_file: Path, settings: dict[str, Any], sources: Collect
         stored = json.loads(split_file.read_text(encoding="utf-8"))
         known, theirs = stored["sources"], stored["settings"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{split_file} is not a split file of monai_kdsam. {remedy}") from error
+        raise UserError(f"{split_file} is not a split file of monai_kdsam. {remedy}") from error
     differing = [
         f"{name} {theirs.get(name)} (now {value})" for name, value in settings.items() if theirs.get(name) != value
     ]
     if differing:
-        raise ValueError(f"{split_file} was made with other settings: {', '.join(differing)}. {remedy}")
+        raise UserError(f"{split_file} was made with other settings: {', '.join(differing)}. {remedy}")
     unknown = sorted(set(sources) - set(known))
     if unknown:
-        raise ValueError(f"{split_file} holds {', '.join(known)}, but not {', '.join(unknown)}. {remedy}")
+        raise UserError(f"{split_file} holds {', '.join(known)}, but not {', '.join(unknown)}. {remedy}")
     return stored
 
 
@@ -46,7 +47,7 @@ def check_files(datalist: dict[str, list[Item]], split_file: Path) -> None:
     ]
     if gone:
         listed = ", ".join(gone[:20]) + (", ..." if len(gone) > 20 else "")
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{len(gone)} files listed in {split_file} do not exist. Bring them back, correct the root in "
             f"`sources`, or delete the split file to split anew: {listed}."
         )

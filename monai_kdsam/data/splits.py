@@ -13,6 +13,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from monai_kdsam.data.layouts import SPLITS, Item
+from monai_kdsam.errors import UserError
 
 __all__ = ["duplicate_groups", "held_out_relatives", "split_items"]
 
@@ -42,7 +43,7 @@ def duplicate_groups(thumbnails: np.ndarray, *, threshold: float = 0.86) -> np.n
     [0, 1, 0]
     """
     if thumbnails.ndim != 3:
-        raise ValueError(f"Expected `thumbnails` of shape (N, H, W), got {thumbnails.shape}.")
+        raise UserError(f"Expected `thumbnails` of shape (N, H, W), got {thumbnails.shape}.")
     detail = thumbnails.astype(np.float32) - uniform_filter(thumbnails.astype(np.float32), (1, 7, 7), mode="nearest")
     vectors = detail.reshape(len(detail), detail.shape[1] * detail.shape[2])
     vectors = vectors - vectors.mean(axis=1, keepdims=True)
@@ -120,7 +121,7 @@ def held_out_relatives(
 def check_fractions(fractions: Sequence[float]) -> None:
     """Raise a ValueError unless there are three fractions that add up to 1."""
     if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"Expected `fractions` of {', '.join(SPLITS)} that add up to 1, got {tuple(fractions)}.")
+        raise UserError(f"Expected `fractions` of {', '.join(SPLITS)} that add up to 1, got {tuple(fractions)}.")
 
 
 def _identity(item: Item) -> tuple[str, str]:
@@ -135,7 +136,7 @@ def _connected(pairs: np.ndarray, count: int) -> np.ndarray:
 def _units(items: Sequence[Item], groups: Sequence[int] | np.ndarray | None) -> np.ndarray:
     """Number the sets of items that may not part: connected by subject or by group."""
     if groups is not None and len(groups) != len(items):
-        raise ValueError(f"Expected one of `groups` for each of the {len(items)} items, got {len(groups)}.")
+        raise UserError(f"Expected one of `groups` for each of the {len(items)} items, got {len(groups)}.")
     first: dict[tuple, int] = {}
     pairs = [(n, first.setdefault((item["source"], item["subject"]), n)) for n, item in enumerate(items)]
     if groups is not None:
@@ -147,7 +148,7 @@ def _allot(units: list[list[Item]], fractions: Sequence[float], seed: int, sourc
     """Give each unit, in random order, to the list that is furthest from its share."""
     wanted = [n for n, fraction in enumerate(fractions) if fraction > 0]
     if len(units) < len(wanted):
-        raise ValueError(
+        raise UserError(
             f"Source {source!r} has {len(units)} group(s) of subjects and duplicates, too few for {len(wanted)} lists. "
             "Add images, or set the fraction of the test list to 0 if it is not needed."
         )

@@ -19,6 +19,7 @@ from monai_kdsam.data.decoding import NIFTI_SUFFIXES, count_frames, is_dicom, su
 from monai_kdsam.data.dicom import VOLUME, open_dicom, padding_range
 from monai_kdsam.data.geometry import nifti_affine
 from monai_kdsam.data.slice_grid import slice_grid
+from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.pixels import TooLargeError, check_size
 
 __all__ = ["VolumeReader", "list_volumes", "series_files"]
@@ -62,13 +63,13 @@ class VolumeReader(ImageReader):
         """
         paths = ensure_tuple(img)
         if len(paths) != 1:
-            raise ValueError(f"Expected one file or folder per volume, got {len(paths)}: {', '.join(map(str, paths))}.")
+            raise UserError(f"Expected one file or folder per volume, got {len(paths)}: {', '.join(map(str, paths))}.")
         path = Path(paths[0])
         if not path.exists():
-            raise FileNotFoundError(f"Expected a volume, but there is no file or folder {path}.")
+            raise MissingFileError(f"Expected a volume, but there is no file or folder {path}.")
         files = series_files(path) if path.is_dir() else [path]
         if not path.is_dir() and not is_dicom(path) and suffix_of(path) not in NIFTI_SUFFIXES:
-            raise ValueError(
+            raise UserError(
                 f"{path} is no volume: expected NIfTI, a folder with a DICOM series, or a multi-frame DICOM file. "
                 "Pictures are segmented by the bundle kdsam_deepgrow_2d."
             )
@@ -78,9 +79,9 @@ class VolumeReader(ImageReader):
             raise
         except Exception as error:  # what a decoder raises depends on the damage
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise ValueError(f"Cannot read {path}: it is damaged, incomplete, or no volume ({reason}).") from error
+            raise UserError(f"Cannot read {path}: it is damaged, incomplete, or no volume ({reason}).") from error
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(f"{path} contains NaN or infinite values. Replace the file or leave it out.")
+            raise UserError(f"{path} contains NaN or infinite values. Replace the file or leave it out.")
         color = array.ndim == 4
         return array, {
             MetaKeys.AFFINE: affine.copy(),
@@ -101,7 +102,7 @@ def series_files(folder: Path) -> list[Path]:
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         found = ", ".join(series) or "none"
-        raise ValueError(f"Expected a folder with the files of one DICOM series, got {folder} with {found}.")
+        raise UserError(f"Expected a folder with the files of one DICOM series, got {folder} with {found}.")
     return [Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])]
 
 
@@ -116,7 +117,7 @@ def list_volumes(folder: str | Path) -> list[dict[str, str]]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"Expected a folder with volumes, but there is none at {folder}.")
+        raise MissingFileError(f"Expected a folder with volumes, but there is none at {folder}.")
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     volumes = {path for path in files if suffix_of(path) in NIFTI_SUFFIXES}
     for path in files:
@@ -128,7 +129,7 @@ def list_volumes(folder: str | Path) -> list[dict[str, str]]:
         if suffix_of(path) not in NIFTI_SUFFIXES:
             _check_grid(path)
     if not volumes:
-        raise ValueError(f"No volume in {folder}. Expected NIfTI (.nii, .nii.gz) or folders of DICOM files.")
+        raise UserError(f"No volume in {folder}. Expected NIfTI (.nii, .nii.gz) or folders of DICOM files.")
     return [{"image": str(path)} for path in sorted(volumes)]
 
 
@@ -138,7 +139,7 @@ def _check_grid(path: Path) -> None:
     try:
         slice_grid(files)
     except ValueError as error:
-        raise ValueError(f"{path} is no volume: {error}.") from error
+        raise UserError(f"{path} is no volume: {error}.") from error
 
 
 def _count_frames(file: Path) -> int:
@@ -185,9 +186,9 @@ def _read_dicom(files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64], d
 
 def _check_shape(shape: tuple[int, ...], is_color: bool = False) -> None:
     if len(shape) < 3 or shape[2] < 2:
-        raise ValueError(
+        raise UserError(
             f"it is a 2-D picture: its array is {shape}; the bundle kdsam_deepgrow_2d segments pictures, and a DICOM "
             "series is named by its folder"
         )
     if len(shape) > 3 and not is_color:
-        raise ValueError(f"it is no single volume: its array is {shape}; cut a time series into volumes")
+        raise UserError(f"it is no single volume: its array is {shape}; cut a time series into volumes")

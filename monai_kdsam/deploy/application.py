@@ -34,6 +34,7 @@ from monai_kdsam.deploy.operators import (
 from monai_kdsam.deploy.prompt_file import Prompts, read_prompts
 from monai_kdsam.deploy.segment import Segment, segment_named
 from monai_kdsam.deploy.sources import Source
+from monai_kdsam.errors import ExistingFileError, UserError
 from monai_kdsam.files import scratch_folder
 
 __all__ = ["SegmentationApplication", "run_application"]
@@ -106,11 +107,11 @@ class SegmentationApplication(Application):
         self.add_flow(collect, draw, {(name, name) for name in ("seg_image", "source", "output_folder")})
 
     def check_complete(self) -> None:
-        """Raise a RuntimeError unless all is written: told to end, holoscan ends as if all had been done."""
+        """Raise a UserError unless all is written: told to end, holoscan ends as if all had been done."""
         files = [list(self.output_folder.glob(f"*/{name}")) for name in ("*.dcm", "overlay.png")]
         written = min(map(len, files))
         if not self.sources or written < len(self.sources):
-            raise RuntimeError(
+            raise UserError(
                 f"Stopped after {written} of {len(self.sources) or 'all'} segmentations, of which nothing is kept."
             )
 
@@ -123,7 +124,7 @@ class SegmentationApplication(Application):
             _ = context.models.get().predictor  # loads it
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"Cannot load {self.model.path} with this version of PyTorch: {reason}") from error
+            raise UserError(f"Cannot load {self.model.path} with this version of PyTorch: {reason}") from error
         return context
 
     def _writer(self) -> SegWriterOperator:
@@ -192,7 +193,7 @@ def _all_or_nothing(output: Path) -> Iterator[Path]:
     """A folder inside the output, whose content is moved up once the block has ended well."""
     existed = output.exists()
     if existed and (not output.is_dir() or any(not entry.name.startswith(".") for entry in output.iterdir())):
-        raise FileExistsError(f"Expected `--output` to be new or empty, got {output}.")
+        raise ExistingFileError(f"Expected `--output` to be new or empty, got {output}.")
     moved: list[Path] = []
     try:
         with scratch_folder(output, "unfinished") as scratch:

@@ -17,6 +17,7 @@ from monai_kdsam.data.dicom import check_deflated
 from monai_kdsam.data.dicom_header import checked_uid
 from monai_kdsam.deploy import MODALITIES
 from monai_kdsam.deploy.sources import SAME_POSITION, are_at_one_place, is_slice
+from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.pixels import TooLargeError
 
 if TYPE_CHECKING:
@@ -41,17 +42,17 @@ def check_folder(folder: str | Path, modalities: Sequence[str] = MODALITIES) -> 
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"Expected `--input` to be a folder of DICOM files, but there is none at {folder}.")
+        raise MissingFileError(f"Expected `--input` to be a folder of DICOM files, but there is none at {folder}.")
     paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
     files = [path for path in paths if path.is_file() and (is_dicom(path) or _is_bare(path))]
     if not files:
-        raise ValueError(f"There is no DICOM file in `--input` {folder}.")
+        raise UserError(f"There is no DICOM file in `--input` {folder}.")
     _tell_passed_over(sorted(set(paths) - set(files)))
     headers = {file: _read_header(file) for file in files}
     chosen = [file for file, header in headers.items() if header.Modality in modalities]
     others = sorted({str(header.Modality) for header in headers.values()} - set(modalities))
     if not chosen:
-        raise ValueError(
+        raise UserError(
             f"Expected series of modality {', '.join(modalities)} in {folder}, got {', '.join(others)}. "
             "`--modalities` allows others."
         )
@@ -67,7 +68,7 @@ def _read_header(file: Path) -> Dataset:
     from pydicom import dcmread
 
     if _is_bare(file):
-        raise ValueError(
+        raise UserError(
             f"Cannot use {file}: it is a DICOM data set without a preamble, which the App SDK passes over. Make a file "
             "of it, with DCMTK's dcmconv for one."
         )
@@ -78,9 +79,9 @@ def _read_header(file: Path) -> Dataset:
     except TooLargeError:
         raise
     except Exception as error:  # what pydicom raises depends on the damage
-        raise ValueError(f"Cannot read {file}: it is damaged or no DICOM file ({_first_line(error)}).") from error
+        raise UserError(f"Cannot read {file}: it is damaged or no DICOM file ({_first_line(error)}).") from error
     if missing:
-        raise ValueError(f"Cannot use {file}: it has no {missing[0]}.")
+        raise UserError(f"Cannot use {file}: it has no {missing[0]}.")
     return header
 
 
@@ -100,7 +101,7 @@ def _check_positions(headers: dict[Path, Dataset]) -> None:
         positions = np.array([header.ImagePositionPatient for header in slices], dtype=float)
         for one, other in sorted(cKDTree(positions).query_pairs(SAME_POSITION))[:1]:
             place = ", ".join(f"{value:g}" for value in positions[one])
-            raise ValueError(
+            raise UserError(
                 f"{files[one].name} and {files[other].name} are slices of one series at one position ({place}): put "
                 "one phase or echo alone into `--input`."
             )
@@ -112,7 +113,7 @@ def _check_uids(headers: dict[Path, Dataset]) -> None:
             try:
                 checked_uid(str(header[keyword].value), keyword)
             except ValueError as error:
-                raise ValueError(f"Cannot use {file}: {error}") from error
+                raise UserError(f"Cannot use {file}: {error}") from error
 
 
 def _is_bare(file: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import monai_kdsam
+from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.files import file_sha256
 from monai_kdsam.weights import check_crc
 
@@ -52,14 +53,14 @@ def open_model(path: str | Path) -> DeployModel:
     while place.is_dir() and not (place / "configs").is_dir():
         inside = [entry for entry in place.iterdir() if not entry.name.startswith(".")]
         if len(inside) != 1:
-            raise FileNotFoundError(f"Expected a bundle with configs/inference.json, or a TorchScript file, at {path}.")
+            raise MissingFileError(f"Expected a bundle with configs/inference.json, or a TorchScript file, at {path}.")
         place = inside[0]
     if place.is_dir():
         model = _open_folder(place)
     elif place.is_file():
         model = _open_file(place)
     else:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"Expected a bundle or a TorchScript file, but there is none at {path}. "
             "`python -m monai_kdsam bundle DIR` copies a bundle out, to be trained."
         )
@@ -67,23 +68,23 @@ def open_model(path: str | Path) -> DeployModel:
     try:
         check_crc(model.weights)
     except ValueError as error:
-        raise ValueError(f"{model.weights} is damaged: {error}. Copy it anew, or export again.") from error
+        raise UserError(f"{model.weights} is damaged: {error}. Copy it anew, or export again.") from error
     return model
 
 
 def _open_folder(folder: Path) -> DeployModel:
     for name in ("inference", "metadata"):
         if not (folder / "configs" / f"{name}.json").is_file():
-            raise FileNotFoundError(f"Expected a bundle with configs/{name}.json, got {folder}.")
+            raise MissingFileError(f"Expected a bundle with configs/{name}.json, got {folder}.")
     # In the order in which the App SDK looks for them.
     weights = [folder / "models" / name for name in ("model.ts", "model.pt")]
     found = [file for file in weights if file.is_file()]
     if not found:
-        raise FileNotFoundError(f"Expected weights at {weights[1]}. The phase `train` writes them (train.json).")
+        raise MissingFileError(f"Expected weights at {weights[1]}. The phase `train` writes them (train.json).")
     try:
         metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"Cannot read {folder / 'configs' / 'metadata.json'}: {error}.") from error
+        raise UserError(f"Cannot read {folder / 'configs' / 'metadata.json'}: {error}.") from error
     return DeployModel(folder, found[0], metadata)
 
 
@@ -97,20 +98,16 @@ def _open_file(file: Path) -> DeployModel:
             has_configs = set(configs.values()) <= set(names)
             metadata = json.loads(archive.read(configs["metadata"])) if has_configs else {}
     except (zipfile.BadZipFile, ValueError, IndexError) as error:
-        raise ValueError(f"Expected a TorchScript file, got {file}, which is damaged or of another kind.") from error
+        raise UserError(f"Expected a TorchScript file, got {file}, which is damaged or of another kind.") from error
     if not is_script:
-        raise ValueError(
-            f"Expected a TorchScript file, got {file}. For weights (model.pt) give the folder: `--bundle`."
-        )
+        raise UserError(f"Expected a TorchScript file, got {file}. For weights (model.pt) give the folder: `--bundle`.")
     if not has_configs:
-        raise ValueError(
+        raise UserError(
             f"{file} has no bundle's configs inside. Give the model.ts of "
             "`python -m monai_kdsam export --format torchscript`."
         )
     if file.stem != root:  # the App SDK would go on without the configs
-        raise ValueError(
-            f"The App SDK reads {file} only under the name that it was written with, {root}.ts: rename it."
-        )
+        raise UserError(f"The App SDK reads {file} only under the name that it was written with, {root}.ts: rename it.")
     return DeployModel(file, file, metadata)
 
 
@@ -127,9 +124,9 @@ def _check_metadata(model: DeployModel) -> None:
     except (KeyError, TypeError):
         fits, needed = False, None
     if not fits or not needed:
-        raise ValueError(f"Expected a model of the bundle kdsam_deepgrow_2d, of RGB images in 2-D, got {model.path}.")
+        raise UserError(f"Expected a model of the bundle kdsam_deepgrow_2d, of RGB images in 2-D, got {model.path}.")
     if _release(needed) != _release(monai_kdsam.__version__):
-        raise ValueError(
+        raise UserError(
             f"{model.path} is of monai_kdsam {needed}, and this is {monai_kdsam.__version__}: install that version, "
             "or make the model anew."
         )

@@ -23,6 +23,7 @@ from monai_kdsam.deploy.frame_segmentation import describe_frames
 from monai_kdsam.deploy.overlay import save_overlay
 from monai_kdsam.deploy.prompt_file import Prompts
 from monai_kdsam.deploy.sources import GEOMETRY, Source, group_sources, is_slice, with_prompts
+from monai_kdsam.errors import UserError
 from monai_kdsam.files import within
 
 __all__ = [
@@ -139,10 +140,10 @@ class FrameReaderOperator(Operator):
         loaded = {Path(instance.filename) for instances in series for instance in instances}
         for file in self.files:
             if file not in loaded:  # the loader passes over what it does not understand
-                raise ValueError(f"The App SDK cannot load {file}. Repair its header, or leave it out.")
+                raise UserError(f"The App SDK cannot load {file}. Repair its header, or leave it out.")
         found = [source for instances in series for source in group_sources(instances)]
         if not found:
-            raise ValueError("The DICOM files hold no images.")
+            raise UserError("The DICOM files hold no images.")
         return with_prompts(found, self.prompts)
 
     @staticmethod
@@ -251,7 +252,7 @@ class SegWriterOperator(DICOMSegmentationWriterOperator):
                 self._write_frames(image, instance, output_dir)
         except (ValueError, TypeError, AttributeError, KeyError) as error:  # highdicom's, of headers that it rejects
             reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"Cannot write a segmentation of {instance.filename}: its header has {reason}") from error
+            raise UserError(f"Cannot write a segmentation of {instance.filename}: its header has {reason}") from error
 
     def _write_frames(self, image: np.ndarray, instance: Any, output_dir: Path) -> None:
         # What stands in for the image: a class that highdicom knows, of images with a single frame and no geometry.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.transforms.host_prompts import points_from_request
 
 __all__ = ["Prompts", "Request", "Target", "read_prompts"]
@@ -52,7 +53,7 @@ class Prompts:
                 try:
                     points_from_request(request, size)
                 except ValueError as error:
-                    raise ValueError(f"{self.path}, prompt for {_text(target)}: {_in_our_words(str(error))}") from error
+                    raise UserError(f"{self.path}, prompt for {_text(target)}: {_in_our_words(str(error))}") from error
                 return target, request
         return None
 
@@ -60,7 +61,7 @@ class Prompts:
         """Raise ValueError when a prompt is for an image that is not there."""
         for target in self.requests:
             if target not in used:
-                raise ValueError(f"{self.path} has a prompt for {_text(target)}, which is not among the images.")
+                raise UserError(f"{self.path} has a prompt for {_text(target)}, which is not among the images.")
 
 
 def _text(target: Target) -> str:
@@ -84,44 +85,44 @@ def read_prompts(path: str | Path) -> Prompts:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"Expected `--prompts` to be a JSON file, but there is none at {path}.")
+        raise MissingFileError(f"Expected `--prompts` to be a JSON file, but there is none at {path}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of the decoding of the text, too
-        raise ValueError(f"Expected `--prompts` {path} to be JSON: {error}.") from error
+        raise UserError(f"Expected `--prompts` {path} to be JSON: {error}.") from error
     entries = content.get("prompts") if isinstance(content, dict) and len(content) == 1 else None
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f'Expected {path} to be {{"prompts": [...]}} with at least one entry, and no other key.')
+        raise UserError(f'Expected {path} to be {{"prompts": [...]}} with at least one entry, and no other key.')
     requests: dict[Target, Request] = {}
     for number, entry in enumerate(entries, start=1):
         try:
             target, request = _read_entry(entry)
             if target in requests:
-                raise ValueError(f"there is a prompt for {_text(target)} already")
+                raise UserError(f"there is a prompt for {_text(target)} already")
         except ValueError as error:
-            raise ValueError(f"{path}, prompt {number}: {error}.") from error
+            raise UserError(f"{path}, prompt {number}: {error}.") from error
         requests[target] = request
     return Prompts(path, requests)
 
 
 def _read_entry(entry: Any) -> tuple[Target, Request]:
     if not isinstance(entry, dict):
-        raise ValueError(f"expected an object, got {entry!r}")
+        raise UserError(f"expected an object, got {entry!r}")
     unknown = sorted(set(entry) - set(KEYS))
     if unknown:
-        raise ValueError(f"expected keys among {', '.join(KEYS)}, got {unknown[0]!r}")
+        raise UserError(f"expected keys among {', '.join(KEYS)}, got {unknown[0]!r}")
     points, labels, box = (entry.get(key) or [] for key in ("points", "labels", "box"))
     if not points and not box:
-        raise ValueError("expected `points`, `box` or both")
+        raise UserError("expected `points`, `box` or both")
     for name, value in (("points", points), ("labels", labels), ("box", box)):
         if not isinstance(value, list):
-            raise ValueError(f"expected `{name}` to be a list, got {value!r}")
+            raise UserError(f"expected `{name}` to be a list, got {value!r}")
     if any(not _is_numbers(point, 2) for point in points):
-        raise ValueError(f"expected `points` to be [[x, y], ...], got {points}")
+        raise UserError(f"expected `points` to be [[x, y], ...], got {points}")
     if len(labels) != len(points) or any(label not in (0, 1) or isinstance(label, bool) for label in labels):
-        raise ValueError(f"expected in `labels` a 1 or 0 for each of {len(points)} `points`, got {labels}")
+        raise UserError(f"expected in `labels` a 1 or 0 for each of {len(points)} `points`, got {labels}")
     if box and not _is_numbers(box, 4):
-        raise ValueError(f"expected `box` to be [x1, y1, x2, y2], got {box}")
+        raise UserError(f"expected `box` to be [x1, y1, x2, y2], got {box}")
     marked = list(zip(points, labels, strict=True))
     request: Request = {
         "foreground": [point for point, label in marked if label == 1],
@@ -134,12 +135,12 @@ def _read_entry(entry: Any) -> tuple[Target, Request]:
 def _read_target(entry: dict[str, Any]) -> Target:
     uids = [entry[key] for key in (SERIES, INSTANCE) if key in entry]
     if len(uids) != 1 or not isinstance(uids[0], str) or not uids[0]:
-        raise ValueError(f"expected either `{INSTANCE}` or `{SERIES}`, a text")
+        raise UserError(f"expected either `{INSTANCE}` or `{SERIES}`, a text")
     frame = entry.get("frame")
     if frame is None:
         return uids[0], None
     if INSTANCE not in entry or not isinstance(frame, int) or isinstance(frame, bool) or frame < 1:
-        raise ValueError(f"expected `frame` to be a whole number from 1, beside `{INSTANCE}`, got {frame!r}")
+        raise UserError(f"expected `frame` to be a whole number from 1, beside `{INSTANCE}`, got {frame!r}")
     return uids[0], frame
 
 

@@ -12,6 +12,8 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["prepare_runtime"]
 
 CUDA_RUNTIME = "libcudart.so.13"
@@ -29,7 +31,7 @@ def prepare_runtime() -> None:
     To be called before MONAI is imported: the App SDK is a part of MONAI's package and is imported with it.
 
     Raises:
-        RuntimeError: naming what is missing, and the command that installs it.
+        UserError: naming what is missing, and the command that installs it.
     """
     # Holoscan tells on stderr what is on the way to its caller as an exception.
     os.environ.setdefault("HOLOSCAN_LOG_LEVEL", "OFF")
@@ -47,7 +49,7 @@ def prepare_runtime() -> None:
 
 
 def _missing(package: str) -> NoReturn:
-    raise RuntimeError(f"`deploy` needs {package}, which is not installed here: {INSTALL[package]}")
+    raise UserError(f"`deploy` needs {package}, which is not installed here: {INSTALL[package]}")
 
 
 def _load_cuda_runtime() -> None:

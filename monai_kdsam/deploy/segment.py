@@ -7,6 +7,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["SEGMENTS", "Segment", "segment_named"]
 
 # Name to CATEGORY/TYPE: keywords of DICOM's context group 7150 and of SNOMED CT in pydicom's dictionaries.
@@ -52,11 +54,11 @@ def segment_named(text: str) -> Segment:
 
     name, separator, keywords = (part.strip() for part in text.partition("="))
     if not separator and name not in SEGMENTS:
-        raise ValueError(f"Expected `--segment` among {', '.join(SEGMENTS)}, or NAME=CATEGORY/TYPE, got {text!r}.")
+        raise UserError(f"Expected `--segment` among {', '.join(SEGMENTS)}, or NAME=CATEGORY/TYPE, got {text!r}.")
     category, slash, kind = (part.strip() for part in (keywords or SEGMENTS.get(name, "")).partition("/"))
     # 64 characters fit into DICOM's Segment Label.
     if not (name and slash) or len(name) > 64:
-        raise ValueError(f"Expected `--segment` NAME=CATEGORY/TYPE with a NAME of 1 to 64 characters, got {text!r}.")
+        raise UserError(f"Expected `--segment` NAME=CATEGORY/TYPE with a NAME of 1 to 64 characters, got {text!r}.")
     return Segment(name, _code(codes.CID7150, category, "CATEGORY"), _code(codes.SCT, kind, "TYPE"))
 
 
@@ -65,5 +67,5 @@ def _code(dictionary: Any, keyword: str, part: str) -> Any:
     if keyword not in known:
         near = difflib.get_close_matches(keyword, known, n=3) or (known if part == "CATEGORY" else [])
         hint = f" Near: {', '.join(near)}." if near else ""
-        raise ValueError(f"Expected a keyword of pydicom's {part} codes in `--segment`, got {keyword!r}.{hint}")
+        raise UserError(f"Expected a keyword of pydicom's {part} codes in `--segment`, got {keyword!r}.{hint}")
     return getattr(dictionary, keyword)

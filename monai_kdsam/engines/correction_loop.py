@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_kdsam.engines.click_simulation import add_corrective_click
+from monai_kdsam.errors import UserError
 from monai_kdsam.networks.kdsam import KDSAM
 
 __all__ = ["CorrectionLoop", "TeacherLoop"]
@@ -39,9 +40,9 @@ class CorrectionLoop(nn.Module):
         super().__init__()
         for name, value, least in (("rounds", rounds, 0), ("draws", draws, 1), ("corrected", corrected, 1)):
             if value is not None and value < least:
-                raise ValueError(f"Expected `{name}` to be at least {least}, got {value}.")
+                raise UserError(f"Expected `{name}` to be at least {least}, got {value}.")
         if not 0 <= mask_share <= 1:
-            raise ValueError(f"Expected `mask_share` to be between 0 and 1, got {mask_share}.")
+            raise UserError(f"Expected `mask_share` to be between 0 and 1, got {mask_share}.")
         self.network = network
         self.rounds, self.draws, self.expect_iou = rounds, draws, expect_iou
         self.corrected, self.mask_share = corrected, mask_share

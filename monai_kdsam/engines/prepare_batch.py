@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from monai.engines import PrepareBatch, PrepareBatchExtraInput
 from torch import Tensor, nn
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["MosaicPrepareBatch", "PromptedTeacherPrepareBatch", "TeacherPrepareBatch"]
 
 
@@ -37,9 +39,9 @@ class TeacherPrepareBatch(PrepareBatch):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """A batch with `image` (B, 3, S, S) and `valid` (B, 1, S, S) -> (image, target of the embedding losses)."""
         if "valid" not in batchdata:
-            raise ValueError("Expected the batch to hold `valid`, which ValidRegiond adds before the padding.")
+            raise UserError("Expected the batch to hold `valid`, which ValidRegiond adds before the padding.")
         if self.encoder is None and "embedding" not in batchdata:
-            raise ValueError("Expected the batch to hold `embedding`, which LoadEmbeddingd adds, or an `encoder`.")
+            raise UserError("Expected the batch to hold `embedding`, which LoadEmbeddingd adds, or an `encoder`.")
         # Plain tensors: the embedding has another frame than the image, so its metadata would lie.
         image, valid = (
             torch.as_tensor(batchdata[key]).as_subclass(Tensor).to(device, non_blocking=non_blocking, **kwargs)
@@ -94,7 +96,7 @@ class MosaicPrepareBatch(PrepareBatchExtraInput):
     def __init__(self, extra_keys: dict[str, str], *, share: float = 0.0) -> None:
         super().__init__(extra_keys)
         if not 0 <= share <= 1:
-            raise ValueError(f"Expected `share` (config: `mosaic_share`) to be between 0 and 1, got {share}.")
+            raise UserError(f"Expected `share` (config: `mosaic_share`) to be between 0 and 1, got {share}.")
         self.share = share
 
     def __call__(self, batchdata: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -18,6 +18,7 @@ import torch
 import monai_kdsam
 from monai_kdsam.data.image_reader import list_images
 from monai_kdsam.data.phantoms import write_phantoms
+from monai_kdsam.errors import ExistingFileError, UserError, UserFileError
 from monai_kdsam.export.parity import LEAST_IOU, Parity, check_parity, draw_prompts
 from monai_kdsam.files import ROOM, file_sha256, scratch_folder
 from monai_kdsam.inferers import BundlePredictor
@@ -72,7 +73,7 @@ def export_bundle(
     _check_choice(form, precision, calibration)
     target = bundle / "models" / f"{form}_{precision}" if output is None else Path(output)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
-        raise FileExistsError(f"Expected `output` to be new, empty or an earlier export, got {target}.")
+        raise ExistingFileError(f"Expected `output` to be new, empty or an earlier export, got {target}.")
     predictor = BundlePredictor(bundle, device="$torch.device('cpu')", progress=False)
     with scratch_folder(target.parent, "export") as scratch:
         _check_room(scratch, bundle / "models" / "model.pt")
@@ -86,7 +87,7 @@ def export_bundle(
             predictor = BundlePredictor(bundle, device="$torch.device('cpu')", progress=False)
         parity = check_parity(built, predictor, checked)
         if not parity.holds:
-            raise ValueError(f"The masks of {form} {precision} differ too much. {parity}. {_ADVICE[precision]}")
+            raise UserError(f"The masks of {form} {precision} differ too much. {parity}. {_ADVICE[precision]}")
         manifest.parity.update(parity.summary())
         manifest.write(built)
         if target.exists():
@@ -104,19 +105,19 @@ _ADVICE = {
 
 def _check_choice(form: str, precision: str, calibration: str | Path | None) -> None:
     if form not in FORMATS:
-        raise ValueError(f"Expected `format` to be one of {', '.join(FORMATS)}, got {form!r}.")
+        raise UserError(f"Expected `format` to be one of {', '.join(FORMATS)}, got {form!r}.")
     if precision not in LEAST_IOU:
-        raise ValueError(f"Expected `precision` to be one of {', '.join(LEAST_IOU)}, got {precision!r}.")
+        raise UserError(f"Expected `precision` to be one of {', '.join(LEAST_IOU)}, got {precision!r}.")
     if precision == "int8" and form == "torchscript":
-        raise ValueError("Expected `precision` fp32 or fp16 for torchscript, got 'int8': export onnx or openvino.")
+        raise UserError("Expected `precision` fp32 or fp16 for torchscript, got 'int8': export onnx or openvino.")
     if precision == "int8" and calibration is None:
-        raise ValueError("Expected `calibration`, a folder of pictures like those that the model will see, for int8.")
+        raise UserError("Expected `calibration`, a folder of pictures like those that the model will see, for int8.")
     needed = _PACKAGES[form] + (("nncf",) if precision == "int8" else ())
     for package in needed:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"`format` {form} needs the package {package}, which cannot be imported ({error}): "
                 "pip install 'monai_kdsam[export]'"
             ) from error
@@ -127,7 +128,9 @@ def _check_room(folder: Path, weights: Path) -> None:
     needed, free = 3 * weights.stat().st_size, shutil.disk_usage(folder).free
     if free < needed:
         place = folder.parent
-        raise OSError(f"An export needs {needed / 2**20:.0f} MiB in {place}, where {free / 2**20:.0f} are free. {ROOM}")
+        raise UserFileError(
+            f"An export needs {needed / 2**20:.0f} MiB in {place}, where {free / 2**20:.0f} are free. {ROOM}"
+        )
 
 
 def _pictures(calibration: str | Path | None, images: str | Path | None, scratch: Path) -> tuple[list[str], list[str]]:
@@ -198,7 +201,7 @@ def _describe(
     config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
     missing = [key for key in ("pixel_mean", "pixel_std") if key not in config]
     if missing:
-        raise ValueError(f"Expected `{missing[0]}` at the top of {bundle / 'configs' / 'inference.json'}, found none.")
+        raise UserError(f"Expected `{missing[0]}` at the top of {bundle / 'configs' / 'inference.json'}, found none.")
     packages = ("torch", "monai", *_PACKAGES[form], *(("nncf",) if precision == "int8" else ()))
     versions = {"monai_kdsam": monai_kdsam.__version__, "python": platform.python_version()}
     versions |= {package: importlib.metadata.version(package) for package in packages}

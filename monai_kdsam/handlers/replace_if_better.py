@@ -17,6 +17,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from monai_kdsam.data.held_out import FEW
+from monai_kdsam.errors import UserError
 from monai_kdsam.files import file_sha256, write_text
 from monai_kdsam.networks import save_weights
 from monai_kdsam.sidecar import copy_with_sidecar
@@ -98,7 +99,7 @@ class ReplaceIfBetter:
     def attach(self, engine: Engine) -> None:
         """Measure when the trainer starts, report on each epoch, decide when it has completed the last one."""
         if idist.get_world_size() > 1:
-            raise ValueError("The phase `learn` is for one process: leave multi_gpu_train.json out.")
+            raise UserError("The phase `learn` is for one process: leave multi_gpu_train.json out.")
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.tell)
         engine.add_event_handler(Events.COMPLETED, self.decide)

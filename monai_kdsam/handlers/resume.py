@@ -15,6 +15,7 @@ from monai.utils import set_determinism
 from torch import nn
 
 from monai_kdsam.data.seeding import SeededDataset
+from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.files import replacing
 from monai_kdsam.networks import save_weights
 from monai_kdsam.weights import load_tensors
@@ -91,7 +92,7 @@ class BestWeightsSaver:
         # Details are gathered from all processes; a metric without them is judged by its value.
         found = state.metric_details.get(name, state.metrics.get(name))
         if found is not None and torch.as_tensor(found).isnan().all():
-            raise ValueError(
+            raise UserError(
                 f"Expected the key metric {name!r} to be defined on some validation image, got NaN on all of them: "
                 "Dice, for one, is not where a mask is empty. Add images with foreground to the list 'validation'."
             )
@@ -151,7 +152,7 @@ class ResumeHandler:
     def load(self, engine: Engine) -> None:
         """Restore the state."""
         if not self.path.is_file():
-            raise FileNotFoundError(f"Nothing to resume: {self.path} does not exist. Start without `--resume True`.")
+            raise MissingFileError(f"Nothing to resume: {self.path} does not exist. Start without `--resume True`.")
         try:
             state = load_tensors(self.path)
             epoch, iteration, max_epochs = state["epoch"], state["iteration"], state["max_epochs"]
@@ -162,17 +163,17 @@ class ResumeHandler:
                 item.load_state_dict(stored | {key: own[key] for key in SCHEDULE if key in own})
             best = dict(state["best"])
         except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"Cannot resume from {self.path}: {str(error).partition(chr(10))[0]} - "
                 "it is damaged or of another network; start without `--resume True`."
             ) from error
         if max_epochs != engine.state.max_epochs and not is_longer:
-            raise ValueError(
+            raise UserError(
                 f"Cannot resume from {self.path}: its learning rate is scheduled for {max_epochs} epochs, and `epochs` "
                 f"is now {engine.state.max_epochs}. Ask for as many `epochs` or more, or start without `--resume True`."
             )
         if max_epochs is not None and epoch >= max_epochs and not is_longer:
-            raise ValueError(
+            raise UserError(
                 f"Nothing to resume: {self.path} is of a run that finished its {epoch} epochs. "
                 "Ask for more `epochs`, or start without `--resume True`."
             )

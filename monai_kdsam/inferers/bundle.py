@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from monai_kdsam.bundles import make_importable
 from monai_kdsam.data.image_reader import Image2DReader, PixelsReader
-from monai_kdsam.errors import find_mistake
+from monai_kdsam.errors import MissingFileError, UserError, find_mistake
 from monai_kdsam.inferers.prompted import PromptedInferer
 from monai_kdsam.pixels import pillow_pixels
 from monai_kdsam.runtime.rgb import to_rgb
@@ -74,7 +74,7 @@ class BundlePredictor:
         bundle = Path(bundle)
         file = bundle / "configs" / "inference.json"
         if not file.is_file():
-            raise FileNotFoundError(f"Expected a bundle with configs/inference.json at `bundle`, got {bundle}.")
+            raise MissingFileError(f"Expected a bundle with configs/inference.json at `bundle`, got {bundle}.")
         make_importable(bundle)
         parser = ConfigParser()
         parser.read_config(str(file))
@@ -135,7 +135,7 @@ class BundlePredictor:
             ValueError: see the call; also of a bundle of volumes.
         """
         if not isinstance(self.inferer, PromptedInferer):
-            raise ValueError("Expected a bundle of pictures for `predict`; of volumes there are masks alone.")
+            raise UserError("Expected a bundle of pictures for `predict`; of volumes there are masks alone.")
         loaded, logits = self._infer(
             image, {"foreground": list(foreground), "background": list(background), "roi": roi}
         )
@@ -162,7 +162,7 @@ class BundlePredictor:
             return self.preprocessing({"image": str(image), **prompts})
         load, *others = self.preprocessing.transforms
         if not isinstance(load, LoadImaged) or not any(isinstance(r, Image2DReader) for r in load._loader.readers):
-            raise ValueError(f"Expected `image` to be a path, as this bundle reads files, got {type(image).__name__}.")
+            raise UserError(f"Expected `image` to be a path, as this bundle reads files, got {type(image).__name__}.")
         return Compose(others)(load({"image": "array", **prompts}, reader=PixelsReader(_to_pixels(image))))
 
 

@@ -12,6 +12,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["PromptedInferer", "require_finite"]
 
 
@@ -22,7 +24,7 @@ def require_finite(logits: Tensor) -> None:
         ValueError: with the likely reasons.
     """
     if not logits.isfinite().all():
-        raise ValueError(
+        raise UserError(
             "The network's output is not finite, so there is no mask: its weights hold NaN or infinity, or its "
             "precision is too low for this image. Load other weights, or run it in float32."
         )

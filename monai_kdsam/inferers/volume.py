@@ -15,6 +15,7 @@ from monai.transforms import Compose
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.inferers.prompted import require_finite
 from monai_kdsam.inferers.propagation import Prompt, propagate
 from monai_kdsam.networks import KDSAM
@@ -79,9 +80,9 @@ class VolumeInferer(Inferer):
     def __init__(self, *, prepare: Sequence[Callable[[Any], Any]], margin: float, min_overlap: float) -> None:
         super().__init__()
         if not margin >= 0:
-            raise ValueError(f"Expected `margin` to be 0 or more, got {margin}.")
+            raise UserError(f"Expected `margin` to be 0 or more, got {margin}.")
         if not 0 <= min_overlap <= 1:
-            raise ValueError(f"Expected `min_overlap` within 0 and 1, got {min_overlap}.")
+            raise UserError(f"Expected `min_overlap` within 0 and 1, got {min_overlap}.")
         self.prepare = Compose(list(prepare))
         self.margin = margin
         self.min_overlap = min_overlap
@@ -100,7 +101,7 @@ class VolumeInferer(Inferer):
             ValueError: when there is more than one volume.
         """
         if inputs.ndim != 5 or inputs.shape[0] != 1:
-            raise ValueError(f"Expected `inputs` of shape (1, C, H, W, D), got {tuple(inputs.shape)}.")
+            raise UserError(f"Expected `inputs` of shape (1, C, H, W, D), got {tuple(inputs.shape)}.")
         volume = inputs.as_subclass(Tensor)[0]
         segment = SliceSegmenter(volume, network, self.prepare)
         prompts = prompts_by_slice(inputs.meta)

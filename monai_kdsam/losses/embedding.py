@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["EmbeddingMSELoss", "MSSSIMLoss", "masked_mse", "valid_positions"]
 
 
@@ -48,7 +50,7 @@ def without_fine(pred: Tensor, target: Tensor) -> Tensor:
     """
     pred = pred[:, : target.shape[1]]
     if pred.shape != target.shape:
-        raise ValueError(
+        raise UserError(
             f"Expected the student's embedding of the teacher's shape {tuple(target.shape)}, got {tuple(pred.shape)}: "
             "both need the same `image_size` and 256 channels at a stride of 16."
         )

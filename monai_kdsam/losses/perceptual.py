@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.losses.embedding import enlarge, valid_positions, without_fine
 from monai_kdsam.weights import read_state_dict
 
@@ -63,7 +64,7 @@ def build_vgg16(weights: str | Path | None, last_layer: str = "relu3_3") -> nn.S
         ValueError: on an unknown layer or a file that holds something else.
     """
     if last_layer not in VGG16_LAYERS:
-        raise ValueError(f"Expected `last_layer` to be one of {', '.join(VGG16_LAYERS)}, got {last_layer!r}.")
+        raise UserError(f"Expected `last_layer` to be one of {', '.join(VGG16_LAYERS)}, got {last_layer!r}.")
     if weights is None:
         logger.warning("The perceptual loss runs on a VGG16 with random weights.")
         with torch.random.fork_rng(devices=[]):
@@ -76,7 +77,7 @@ def build_vgg16(weights: str | Path | None, last_layer: str = "relu3_3") -> nn.S
         try:
             features.load_state_dict(state, assign=True)
         except RuntimeError as error:
-            raise ValueError(f"Expected the VGG16 weights of torchvision in {weights}: {error}") from error
+            raise UserError(f"Expected the VGG16 weights of torchvision in {weights}: {error}") from error
     return features[: VGG16_LAYERS[last_layer]].eval().requires_grad_(False)
 
 
@@ -103,7 +104,7 @@ class PerceptualLoss(nn.Module):
         self.mapping = ChannelProjection() if mapping is None else mapping
         self.layers = frozenset([len(features) - 1] if layers is None else layers)
         if not self.layers or not self.layers <= set(range(len(features))):
-            raise ValueError(f"Expected `layers` to be indices from 0 to {len(features) - 1}, got {layers}.")
+            raise UserError(f"Expected `layers` to be indices from 0 to {len(features) - 1}, got {layers}.")
 
     def train(self, mode: bool = True) -> PerceptualLoss:
         """The features stay in eval mode."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["WeightedSumLoss"]
 
 
@@ -36,13 +38,11 @@ class WeightedSumLoss(nn.Module):
         weights = dict(weights or {})
         unknown = sorted(set(weights) - set(terms))
         if unknown:
-            raise ValueError(
-                f"Expected `weights` for terms among {', '.join(terms)}, got one for {', '.join(unknown)}."
-            )
+            raise UserError(f"Expected `weights` for terms among {', '.join(terms)}, got one for {', '.join(unknown)}.")
         self.weights = {name: float(weights.get(name, 1.0)) for name in terms}
         self.terms = nn.ModuleDict({name: term for name, term in terms.items() if self.weights[name] != 0})
         if not self.terms:
-            raise ValueError("Expected at least one term with a weight other than 0.")
+            raise UserError("Expected at least one term with a weight other than 0.")
         self.values: dict[str, Tensor] = {}
 
     def forward(self, pred: Any, target: Any) -> Tensor:
@@ -57,13 +57,13 @@ class WeightedSumLoss(nn.Module):
         """The total and every term of the last call, as an `output_transform` of MONAI's logging handlers.
 
         Raises:
-            FloatingPointError: when a term is not finite, instead of training on with weights that are lost.
+            UserError: when a term is not finite, instead of training on with weights that are lost.
         """
         first = output[0] if isinstance(output, list) else output
         values = {"loss": float(first["loss"])} | {name: float(value) for name, value in self.values.items()}
         broken = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
         if broken:
-            raise FloatingPointError(
+            raise UserError(
                 f"The loss is no longer finite: {', '.join(broken)}. Lower `learning_rate`; the best weights and the "
                 "state of the last complete epoch are kept."
             )

@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 
 from monai_kdsam.download import require_weights
+from monai_kdsam.errors import UserError
 from monai_kdsam.networks.checkpoint import load_weights, mismatches
 from monai_kdsam.networks.image_encoder import FineFeatures, NeckName, ResNetEncoder, build_neck
 from monai_kdsam.networks.kdsam import KDSAM
@@ -65,7 +66,7 @@ def build_kdsam(
     """
     settings = _scalars("build_kdsam", locals())
     if image_size <= 0 or image_size % 32:
-        raise ValueError(f"Expected `image_size` to be a positive multiple of 32, got {image_size}.")
+        raise UserError(f"Expected `image_size` to be a positive multiple of 32, got {image_size}.")
     prompt_encoder = build_prompt_encoder(image_size, prompt_map=prompt_map)
     network = KDSAM(image_encoder, prompt_encoder, build_mask_decoder(), multimask=multimask)
     network.settings = settings
@@ -125,7 +126,7 @@ def _build_resnet_encoder(
     backbone: str, neck: NeckName, imagenet_weights: str | Path | None, fine_features: bool
 ) -> ResNetEncoder:
     if backbone not in BACKBONES:
-        raise ValueError(
+        raise UserError(
             f"Expected `backbone` to be one of {', '.join(BACKBONES)}, or {PREFIX}NAME for a model of timm, "
             f"got {backbone!r}."
         )
@@ -136,7 +137,7 @@ def _build_resnet_encoder(
         trunk.fc = nn.Identity()
         problems = mismatches(state, trunk.state_dict())
         if problems:
-            raise ValueError(f"`imagenet_weights` {imagenet_weights} do not fit {backbone}: {problems}.")
+            raise UserError(f"`imagenet_weights` {imagenet_weights} do not fit {backbone}: {problems}.")
         trunk.load_state_dict(state)
     channels = BACKBONES[backbone]
     fine = FineFeatures(channels[:2]) if fine_features else None
@@ -168,9 +169,9 @@ def build_teacher(
     """
     settings = _scalars("build_teacher", locals())
     if kind not in TEACHERS:
-        raise ValueError(f"Expected `kind` to be one of {', '.join(TEACHERS)}, got {kind!r}.")
+        raise UserError(f"Expected `kind` to be one of {', '.join(TEACHERS)}, got {kind!r}.")
     if preprocessing not in ("sam", "medsam"):
-        raise ValueError(f"Expected `preprocessing` to be sam or medsam, got {preprocessing!r}.")
+        raise UserError(f"Expected `preprocessing` to be sam or medsam, got {preprocessing!r}.")
     if checkpoint is not None:
         require_weights(checkpoint)  # before a ViT-H is built in vain
     encoder = build_vit(**TEACHERS[kind], image_size=image_size, own_range=preprocessing == "medsam")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.files import replacing
 from monai_kdsam.networks.sam import fit_positions
 from monai_kdsam.networks.transformers_layout import to_sam_layout
@@ -95,7 +96,7 @@ def load_weights(
     state = {name: value for name, value in own.items() if name.startswith("image_encoder.fine.")} | state
     problems = mismatches(state, own)
     if problems:
-        raise ValueError(
+        raise UserError(
             f"The weights in {path} are of another architecture{_describe(state)}: {problems}. "
             "Choose the network that the checkpoint was made for (`teacher`, `backbone`, `neck`); entries that it has "
             "beyond that network can be left out (`leave_out`)."
@@ -110,7 +111,7 @@ def _without(state: dict[str, Tensor], patterns: Sequence[str], path: str | Path
     for pattern in patterns:
         found = fnmatch.filter(state, pattern)
         if not found:
-            raise ValueError(f"Expected `leave_out` to name entries of {path}, got {pattern!r}, which none is like.")
+            raise UserError(f"Expected `leave_out` to name entries of {path}, got {pattern!r}, which none is like.")
         logger.info("%d entries of %s are left out: %s.", len(found), path, _few(found))
         state = {name: value for name, value in state.items() if name not in found}
     return state
@@ -156,7 +157,7 @@ def _check_settings(path: Path, own: dict[str, Any], may_differ: Collection[str]
     )
     if others:
         was, now = (", ".join(f"{each[0]}={_as_typed(each[place])}" for each in others) for place in (1, 2))
-        raise ValueError(
+        raise UserError(
             f"{path} was trained with {was}, and is to run with {now}: its masks would be wrong. Ask for what it was "
             "trained with, on the command line for one run or in the bundle's configs (`bundle DIR --set`) for good; "
             "or train anew."

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["FillBox"]
 
 _LOGIT = 10.0
@@ -37,7 +39,7 @@ class FillBox(nn.Module):
     def __init__(self, shape: Literal["box", "ellipse"] = "box") -> None:
         super().__init__()
         if shape not in ("box", "ellipse"):
-            raise ValueError(f'Expected `shape` to be "box" or "ellipse", got {shape!r}.')
+            raise UserError(f'Expected `shape` to be "box" or "ellipse", got {shape!r}.')
         self.shape = shape
 
     def forward(self, image: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
@@ -76,9 +78,9 @@ class FillBox(nn.Module):
             last = last.expand(len(image), 1, 2)
             return torch.zeros_like(last), last
         if points is None or labels is None:
-            raise ValueError("Expected `points` and `labels` together, got only one of them.")
+            raise UserError("Expected `points` and `labels` together, got only one of them.")
         if labels.ndim not in (2, 3) or points.shape != (*labels.shape, 2) or len(points) != len(image):
-            raise ValueError(
+            raise UserError(
                 "Expected `points` (B, N, 2) and `labels` (B, N), or (B, K, N, 2) and (B, K, N), with "
                 f"B = {len(image)} as the image, got {tuple(points.shape)} and {tuple(labels.shape)}."
             )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.networks.sam import LayerNorm2d
 from monai_kdsam.networks.upscaling import pack
 
@@ -94,7 +95,7 @@ def build_neck(name: NeckName, channels: tuple[int, int]) -> nn.Module:
     """
     necks = {"fpn": FPNNeck, "sam": SamNeck, "deconv": DeconvNeck}
     if name not in necks:
-        raise ValueError(f"Expected `neck` to be one of {', '.join(necks)}, got {name!r}.")
+        raise UserError(f"Expected `neck` to be one of {', '.join(necks)}, got {name!r}.")
     return necks[name](channels)
 
 

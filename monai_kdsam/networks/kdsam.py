@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.networks.embedding_cache import EmbeddingCache
 from monai_kdsam.networks.fingerprint import Fingerprint
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder, best_mask
@@ -101,7 +102,7 @@ class KDSAM(nn.Module):
         """
         size = self.image_size
         if image.ndim != 4 or tuple(image.shape[1:]) != (3, size, size):
-            raise ValueError(f"Expected `image` of shape (B, 3, {size}, {size}), got {tuple(image.shape)}.")
+            raise UserError(f"Expected `image` of shape (B, 3, {size}, {size}), got {tuple(image.shape)}.")
         return self.image_encoder(image)
 
     def embed(self, image: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -235,7 +236,7 @@ class KDSAM(nn.Module):
     def _check_prompts(images: int, points: Tensor, labels: Tensor) -> None:
         fits = points.ndim in (3, 4) and points.shape[-1] == 2 and points.shape[0] == images
         if not fits or points.shape[:-1] != labels.shape:
-            raise ValueError(
+            raise UserError(
                 "Expected `points` of shape (B, N, 2) or (B, K, N, 2) and `labels` of the same shape without the last "
                 f"dimension, with B = {images}; got {tuple(points.shape)} and {tuple(labels.shape)}."
             )
@@ -254,7 +255,7 @@ class KDSAM(nn.Module):
         """
         for part in parts:
             if part not in PARTS:
-                raise ValueError(f"Expected `parts` among {', '.join(PARTS)}, got {part!r}.")
+                raise UserError(f"Expected `parts` among {', '.join(PARTS)}, got {part!r}.")
             self.get_submodule(PARTS[part]).requires_grad_(False)
         self._frozen |= set(parts)
         return self.train(self.training)
@@ -279,6 +280,6 @@ class KDSAM(nn.Module):
 
 def _check_together(points: Tensor | None, labels: Tensor | None) -> None:
     if (points is None) != (labels is None):
-        raise ValueError(
+        raise UserError(
             f"Expected `points` and `labels` together, got no `{'points' if points is None else 'labels'}`."
         )

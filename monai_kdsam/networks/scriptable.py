@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.networks.sam import best_mask
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class _Scriptable(nn.Module):
         prompts = 1
         if points is None or labels is None:
             if points is not None or labels is not None:
-                raise ValueError("Expected `points` and `labels` together, got one of them.")
+                raise UserError("Expected `points` and `labels` together, got one of them.")
             points = torch.zeros([image.shape[0], 1, 2], device=image.device)
             labels = torch.full([image.shape[0], 1], -1, device=image.device)
         elif points.dim() == 4:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.networks.checkpoint import mismatches
 from monai_kdsam.networks.image_encoder import FineFeatures, NeckName, build_neck
 from monai_kdsam.networks.imagenet import fold_normalization, to_timm_names
@@ -77,7 +78,7 @@ def build_timm_encoder(
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(PREFIX + other for other in near)}?" if near else ""
-        raise ValueError(f"timm {timm.__version__} has no model {name!r}.{hint}")
+        raise UserError(f"timm {timm.__version__} has no model {name!r}.{hint}")
     try:
         settings = {"pretrained": False} | ({"img_size": image_size} if _needs_size(timm, name) else {})
         stages = timm.create_model(name, features_only=True, **settings).feature_info
@@ -86,7 +87,7 @@ def build_timm_encoder(
         if "img_size" in settings:  # which some accept and pass over
             _try_size(trunk, image_size)
     except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
-        raise ValueError(f"timm's {name} cannot be built for {image_size} pixels: {error}") from error
+        raise UserError(f"timm's {name} cannot be built for {image_size} pixels: {error}") from error
     if imagenet_weights is not None:
         _load_imagenet(trunk, timm.create_model(name, **settings), imagenet_weights, name)
     fine = FineFeatures((channels[0], channels[1])) if fine_features else None
@@ -97,7 +98,7 @@ def _import_timm() -> Any:
     try:
         return importlib.import_module("timm")
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"A `backbone` that begins with {PREFIX!r} needs the package timm, which cannot be imported ({error}): "
             'pip install ".[timm]" in a clone of monai_kdsam, or pip install timm'
         ) from error
@@ -128,7 +129,7 @@ def _select(name: str, stages: Any, neck: str, fine_features: bool) -> tuple[lis
     for stride, reason in needed.items():
         if stride not in found:
             strides = ", ".join(str(stride) for stride in found)
-            raise ValueError(f"timm's {name} has no stage of stride {stride}{reason}; its strides: {strides}.")
+            raise UserError(f"timm's {name} has no stage of stride {stride}{reason}; its strides: {strides}.")
     chosen = [found[stride] for stride in ((4, 8) if fine_features else ()) + (16, 32) if stride in found]
     return [index for index, _ in chosen], [width for _, width in chosen]
 
@@ -142,7 +143,7 @@ def _load_imagenet(trunk: nn.Module, whole: nn.Module, path: str | Path, name: s
         if fit is not None and len(inspect.signature(fit).parameters) >= 2:
             state = fit(state, whole)
     except (KeyError, RuntimeError, IndexError, AttributeError, ValueError) as error:
-        raise ValueError(f"`imagenet_weights` {path} do not fit timm's {name}: {error!r}") from error
+        raise UserError(f"`imagenet_weights` {path} do not fit timm's {name}: {error!r}") from error
     cfg: Any = whole.pretrained_cfg
     if f"{cfg['first_conv']}.weight" in state:
         state = fold_normalization(state, whole, cfg["first_conv"], cfg["mean"], cfg["std"])
@@ -154,7 +155,7 @@ def _load_imagenet(trunk: nn.Module, whole: nn.Module, path: str | Path, name: s
     needless = {key for key in given if key not in own.values() and _plain(key) in known}
     problems = mismatches({k: v for k, v in given.items() if k not in needless}, trunk.state_dict())
     if problems:
-        raise ValueError(f"`imagenet_weights` {path} do not fit timm's {name}: {problems}.")
+        raise UserError(f"`imagenet_weights` {path} do not fit timm's {name}: {problems}.")
     trunk.load_state_dict({key: given[key] for key in own.values()})
 
 

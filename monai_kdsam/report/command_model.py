@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_kdsam.data.decoding import decode
+from monai_kdsam.errors import UserError, UserFileError
 from monai_kdsam.report.models import Prediction
 from monai_kdsam.report.prompts import Prompt
 
@@ -53,7 +54,7 @@ class CommandModel:
         except (OSError, ValueError) as error:
             self._complaints.close()
             self._folder.cleanup()
-            raise OSError(f"Cannot start the `command` of {name}, {command!r}: {error}.") from error
+            raise UserFileError(f"Cannot start the `command` of {name}, {command!r}: {error}.") from error
 
     def close(self) -> None:
         """End the program."""
@@ -70,7 +71,7 @@ class CommandModel:
         """A mask for each prompt.
 
         Raises:
-            RuntimeError: when the program ends, gives no answer, or writes no mask.
+            UserError: when the program ends, gives no answer, or writes no mask.
         """
         return [self._predict(prompt) for prompt in prompts]
 
@@ -79,10 +80,10 @@ class CommandModel:
         request = {"image": self._image, "points": prompt.points.tolist(), "labels": prompt.labels.tolist()}
         answer = self._ask(json.dumps(request | {"mask": str(self._mask)}))
         if not self._mask.is_file():
-            raise RuntimeError(f"The `command` of {self.name} wrote no mask of {self._image} to the path under `mask`.")
+            raise UserError(f"The `command` of {self.name} wrote no mask of {self._image} to the path under `mask`.")
         iou = answer.get("iou")
         if iou is not None and not isinstance(iou, (int, float)):
-            raise RuntimeError(f"Expected a number under `iou` from the `command` of {self.name}, got {iou!r}.")
+            raise UserError(f"Expected a number under `iou` from the `command` of {self.name}, got {iou!r}.")
         return decode(self._mask, mask=True).pixels > 0, math.nan if iou is None else float(iou)
 
     def _ask(self, line: str) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class CommandModel:
             pass
         finally:
             alarm.cancel()
-        raise RuntimeError(self._ending())
+        raise UserError(self._ending())
 
     def _ending(self) -> str:
         status = self._process.wait()

@@ -18,6 +18,7 @@ from monai_kdsam.data import Image2DReader
 from monai_kdsam.data.decoding import PICTURE_SUFFIXES, decode, split_frame, suffix_of
 from monai_kdsam.data.layouts import SPLITS, Item, read_dataset, read_head_circumferences
 from monai_kdsam.data.split_file import check_files, with_absolute_paths
+from monai_kdsam.errors import UserError
 from monai_kdsam.transforms.masks import clean_mask
 
 __all__ = ["SplitName", "load_reference", "read_split", "with_units"]
@@ -50,14 +51,14 @@ def read_split(
         counts = {name: sum(item["source"] in roots for item in stored[name]) for name in SPLITS}
         items = _from_split_file(path, stored, split, roots)
     elif roots and path.is_file():
-        raise ValueError(f"Expected `source` only with a split.json that training wrote; {path} has its own paths.")
+        raise UserError(f"Expected `source` only with a split.json that training wrote; {path} has its own paths.")
     else:
         listed = [item for item in read_dataset("datalist", path) if "label" in item]
         counts = Counter(item["official_split"] for item in listed)
         items = [item for item in listed if item["official_split"] == split]
     if not items:
         found = ", ".join(f"{name} {counts.get(name, 0)}" for name in SPLITS)
-        raise ValueError(f"Expected images in the list {split!r} of {path}, got none ({found}). Name another `split`.")
+        raise UserError(f"Expected images in the list {split!r} of {path}, got none ({found}). Name another `split`.")
     return items
 
 
@@ -74,7 +75,7 @@ def _from_split_file(path: Path, stored: dict[str, Any], split: str, roots: Mapp
     known = stored["sources"]
     if not roots or not set(roots) <= set(known):
         got = ", ".join(sorted(roots)) or "none"
-        raise ValueError(f"Expected `source` to name folders for some of {', '.join(known)} of {path}, got {got}.")
+        raise UserError(f"Expected `source` to name folders for some of {', '.join(known)} of {path}, got {got}.")
     folders = {name: Path(root).absolute() for name, root in roots.items()}
     items = [with_absolute_paths(item, folders[item["source"]]) for item in stored[split] if item["source"] in folders]
     check_files({name: items if name == split else [] for name in SPLITS}, path)
@@ -101,7 +102,7 @@ def load_reference(item: Item) -> NDArray[np.bool_]:
     try:
         mask = clean_mask(np.moveaxis(stored, -1, 0), item.get("mask_kind", "binary"), foreground_values=values)
     except ValueError as error:
-        raise ValueError(f"{item['label']}: {error}") from error
+        raise UserError(f"{item['label']}: {error}") from error
     return mask[0].T > 0
 
 
@@ -128,7 +129,7 @@ def with_units(items: list[Item]) -> tuple[list[Item], dict[str, str]]:
             )
     for item in items:
         if "head_circumference" in item and units[item["source"]] == "px":
-            raise ValueError(
+            raise UserError(
                 f"Expected a `spacing` for every image of {item['source']}, because {item['image']} has a "
                 f"`head_circumference` in mm; {missing[item['source']]} have none."
             )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import monai_kdsam
+from monai_kdsam.errors import UserError
 from monai_kdsam.files import check_writable, write_texts
 from monai_kdsam.report.case_pictures import draw_cases, notable_cases
 from monai_kdsam.report.command_model import CommandModel
@@ -71,9 +72,9 @@ def write_report(
         RuntimeError: when a command fails.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("`report` draws its plots with matplotlib: pip install 'monai_kdsam[report]'")
+        raise UserError("`report` draws its plots with matplotlib: pip install 'monai_kdsam[report]'")
     if not tolerance > 0:
-        raise ValueError(f"Expected `tolerance` in mm above 0, got {tolerance}.")
+        raise UserError(f"Expected `tolerance` in mm above 0, got {tolerance}.")
     from monai_kdsam.report.report_page import render_page  # needs matplotlib
 
     items, units = with_units(read_split(data_list, split, sources))
@@ -83,7 +84,7 @@ def write_report(
         names = [model.name for model in models]
         scores = score_images(models, items, units, seed=seed, tolerances=tolerances, progress=progress)
         if all(score.empty_reference for score in scores):
-            raise ValueError(
+            raise UserError(
                 f"Expected foreground in a mask of the list {split!r} of {data_list}, got empty masks only."
             )
         summary: dict[str, Any] = {
@@ -132,14 +133,14 @@ def _models(bundle: str, others: Sequence[str], teacher: str | None, commands: S
         names = [model.name for model in models]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"Two models are named {name!r}. Name one, as in `--other earlier={name}`.")
+                raise UserError(f"Two models are named {name!r}. Name one, as in `--other earlier={name}`.")
         yield models
 
 
 def _teacher(spec: str, folder: str) -> BundleModel:
     kind, path = _named(spec)
     if kind == path:
-        raise ValueError(
+        raise UserError(
             f"Expected `teacher` as KIND=FILE, for example vit_b=models/sam_vit_b_01ec64.pth, got {spec!r}."
         )
     network = {"_target_": "monai_kdsam.networks.build_teacher", "kind": kind, "image_size": "@image_size"}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from monai_kdsam.data.layouts import Item
+from monai_kdsam.errors import UserError
 from monai_kdsam.report.corrective_clicks import correct
 from monai_kdsam.report.head_circumference import head_circumference
 from monai_kdsam.report.items import load_reference
@@ -122,7 +123,7 @@ def predict_checked(model: Model, prompts: Sequence[Prompt], reference: Mask, it
     predictions = model.predict(prompts)
     for mask, _ in predictions:
         if mask.shape != reference.shape:
-            raise ValueError(
+            raise UserError(
                 f"Expected {model.name} to give a mask of {item['image']} of (H, W) {reference.shape} as the reference "
                 f"{item['label']}, got {mask.shape}."
             )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.files import file_sha256, write_text
 
 __all__ = ["FORMATS", "MANIFEST", "PARTS", "Manifest"]
@@ -59,21 +60,21 @@ class Manifest:
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
-            raise FileNotFoundError(f"Expected `folder` with {MANIFEST}, as `python -m monai_kdsam export` writes it.")
+            raise MissingFileError(f"Expected `folder` with {MANIFEST}, as `python -m monai_kdsam export` writes it.")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             layout = content["layout"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged or no manifest of exported models. Export again.") from error
+            raise UserError(f"{path} is damaged or no manifest of exported models. Export again.") from error
         if layout != LAYOUT:
             writer = content.get("versions", {}).get("monai_kdsam", "of another version")
-            raise ValueError(
+            raise UserError(
                 f"Expected exported files of layout {LAYOUT}, got {layout!r} in {path}: they were written by "
                 f"monai_kdsam {writer}. Export again, or install that version."
             )
         missing = sorted({each.name for each in fields(cls)} - content.keys())
         if missing:
-            raise ValueError(f"{path} is damaged: it has no {', '.join(missing)}. Export again.")
+            raise UserError(f"{path} is damaged: it has no {', '.join(missing)}. Export again.")
         manifest = cls(**{each.name: content[each.name] for each in fields(cls)})
         manifest.check_files(path.parent)
         return manifest
@@ -83,9 +84,9 @@ class Manifest:
         for name, expected in self.sha256.items():
             file = folder / name
             if not file.is_file():
-                raise FileNotFoundError(f"Expected {name} beside {MANIFEST} in {folder}. Copy the whole folder.")
+                raise MissingFileError(f"Expected {name} beside {MANIFEST} in {folder}. Copy the whole folder.")
             if file_sha256(file) != expected:
-                raise ValueError(f"{file} is damaged or of another export than {MANIFEST} beside it. Copy it again.")
+                raise UserError(f"{file} is damaged or of another export than {MANIFEST} beside it. Copy it again.")
 
     def write(self, folder: Path) -> None:
         """Write the manifest into the folder of its files."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.pixels import fit_longest, resize_pixels
 from monai_kdsam.runtime.manifest import Manifest
 from monai_kdsam.runtime.resampling import resampling_matrix, resize
@@ -144,12 +145,12 @@ class Predictor:
         if image is None:
             raise RuntimeError("An image must be set with `set_image` before `predict`, or be given as `image`.")
         if image.manifest != self.manifest:
-            raise ValueError("Expected `image` to be encoded by this export, got one that another export encoded.")
+            raise UserError("Expected `image` to be encoded by this export, got one that another export encoded.")
         xy, kinds, single = _prompts(points, labels, box, image.width, image.height)
         xy = ((xy + 0.5) * image.scale - 0.5).astype(np.float32)  # pixel centers lie at halves
         logits, iou = self._decoder(image.embedding, xy, kinds)
         if not np.isfinite(logits).all():
-            raise ValueError(
+            raise UserError(
                 "The exported models' output is not finite, so there is no mask: their weights hold NaN or infinity, "
                 f"or {self.manifest.precision} is too low a precision for this picture. Export anew, as fp32."
             )
@@ -162,13 +163,13 @@ def _prompts(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], bool]:
     """Points (K, N, 2) and labels (K, N) of all prompts, and whether they were given as one."""
     if labels is not None and points is None:
-        raise ValueError("Expected `points` with `labels`, got labels alone.")
+        raise UserError("Expected `points` with `labels`, got labels alone.")
     clicks = None if points is None else _numbers("points", points, (2, 3), 2)
     boxes = None if box is None else _numbers("box", box, (1, 2), 4)
     ranks = {array.ndim - least for array, least in ((clicks, 2), (boxes, 1)) if array is not None}
     counts = {len(array) for array, least in ((clicks, 3), (boxes, 2)) if array is not None and array.ndim == least}
     if len(ranks) > 1 or len(counts) > 1:
-        raise ValueError("Expected `points` and `box` of equally many prompts, got different numbers.")
+        raise UserError("Expected `points` and `box` of equally many prompts, got different numbers.")
     single = ranks != {1}
     xy = np.zeros((1 if single else counts.pop(), int(clicks is None and boxes is None), 2))
     kinds = np.full(xy.shape[:2], -1, dtype=np.int64)  # without a prompt, one point of padding
@@ -180,7 +181,7 @@ def _prompts(
         kinds = np.concatenate([kinds, np.tile([2, 3], (len(xy), 1))], axis=1)
     used = xy[kinds >= 0]
     if (used < 0).any() or (used > (width, height)).any():
-        raise ValueError(f"Expected `points` within the image of {width} x {height} pixels, got {used.tolist()}.")
+        raise UserError(f"Expected `points` within the image of {width} x {height} pixels, got {used.tolist()}.")
     return np.minimum(xy, (width - 1, height - 1)), kinds, single  # a click may be on the far edge of the last pixel
 
 
@@ -188,10 +189,10 @@ def _corners(boxes: NDArray[np.float64], width: int, height: int) -> NDArray[np.
     """(K, 2, 2), top-left and bottom-right; what reaches beyond the image is cut off at its edges."""
     corners = np.sort(boxes.reshape(-1, 2, 2), axis=1)
     if (corners[:, 0] == corners[:, 1]).any():
-        raise ValueError(f"Expected `box` to have an area, got {boxes.tolist()}.")
+        raise UserError(f"Expected `box` to have an area, got {boxes.tolist()}.")
     limit = (width - 1, height - 1)
     if (corners[:, 1] < 0).any() or (corners[:, 0] > limit).any():
-        raise ValueError(
+        raise UserError(
             f"Expected `box` to cover some of the image of {width} x {height} pixels, got {boxes.tolist()}."
         )
     return np.clip(corners, 0, limit)
@@ -201,12 +202,12 @@ def _numbers(name: str, value: ArrayLike, ranks: tuple[int, int], last: int) -> 
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"Expected numbers in `{name}`, got {value!r}.") from error
+        raise UserError(f"Expected numbers in `{name}`, got {value!r}.") from error
     if array.ndim not in ranks or array.shape[-1] != last or 0 in array.shape:
         shape = "(N, 2) or (K, N, 2)" if last == 2 else "(4,) or (K, 4)"
-        raise ValueError(f"Expected `{name}` of shape {shape}, got {array.shape}.")
+        raise UserError(f"Expected `{name}` of shape {shape}, got {array.shape}.")
     if not np.isfinite(array).all():
-        raise ValueError(f"Expected finite numbers in `{name}`, got {array.tolist()}.")
+        raise UserError(f"Expected finite numbers in `{name}`, got {array.tolist()}.")
     return array
 
 
@@ -215,7 +216,7 @@ def _labels(labels: ArrayLike | None, shape: tuple[int, ...], single: bool) -> N
         return np.ones(shape, dtype=np.int64)
     array = np.asarray(labels)
     if array.shape != (shape[1:] if single else shape):
-        raise ValueError(f"Expected `labels` of shape {shape[1:] if single else shape}, got {array.shape}.")
+        raise UserError(f"Expected `labels` of shape {shape[1:] if single else shape}, got {array.shape}.")
     if not np.isin(array, (-1, 0, 1)).all():
-        raise ValueError(f"Expected `labels` among 1, 0 and -1, got {array.tolist()}; a box goes into `box`.")
+        raise UserError(f"Expected `labels` among 1, 0 and -1, got {array.tolist()}; a box goes into `box`.")
     return array.astype(np.int64).reshape(shape)

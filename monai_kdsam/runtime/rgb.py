@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.pixels import TooLargeError, open_picture, pillow_pixels, rgb_from_pixels
 
 __all__ = ["read_picture", "to_rgb"]
@@ -24,19 +25,19 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"Expected `image` to be an image file or an array, but there is no file {path}.")
+        raise MissingFileError(f"Expected `image` to be an image file or an array, but there is no file {path}.")
     try:
         with open_picture(path) as image:
             if getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"it has {getattr(image, 'n_frames', 1)} frames; give one of them as an array")
+                raise UserError(f"it has {getattr(image, 'n_frames', 1)} frames; give one of them as an array")
             if image.tile and ";16" in str(image.tile[0][3]) and image.mode in ("RGB", "RGBA", "LA"):
-                raise ValueError("it has 16-bit colors, of which Pillow drops half; give it as an array")
+                raise UserError("it has 16-bit colors, of which Pillow drops half; give it as an array")
             image.load()
             return to_rgb(pillow_pixels(image))
     except TooLargeError:
         raise
     except Exception as error:  # what a decoder raises depends on the damage
-        raise ValueError(f"Cannot read {path} as a picture: {str(error) or type(error).__name__}.") from error
+        raise UserError(f"Cannot read {path} as a picture: {str(error) or type(error).__name__}.") from error
 
 
 def to_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -56,7 +57,7 @@ def to_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
         (1, 2, 3)
     """
     if pixels.dtype.kind not in "uif" or pixels.ndim not in (2, 3) or 0 in pixels.shape or pixels.shape[2:] > (4,):
-        raise ValueError(f"Expected `image` of shape (H, W) or (H, W, 1 to 4), got {pixels.dtype} {pixels.shape}.")
+        raise UserError(f"Expected `image` of shape (H, W) or (H, W, 1 to 4), got {pixels.dtype} {pixels.shape}.")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise ValueError("Expected `image` of finite values, got NaN or infinity among them.")
+        raise UserError("Expected `image` of finite values, got NaN or infinity among them.")
     return np.broadcast_to(rgb_from_pixels(pixels), (*pixels.shape[:2], 3))

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["Part", "open_part"]
 
 # Inputs by position, outputs in their order. Threads may call one together.
@@ -34,11 +36,11 @@ def open_part(path: Path, form: str, *, threads: int | None = None, device: str 
     """
     openers = {"onnx": _open_onnx, "openvino": _open_openvino, "torchscript": _open_torchscript}
     if form not in openers:
-        raise ValueError(f"Expected the format {', '.join(openers)}, got {form!r} for {path}.")
+        raise UserError(f"Expected the format {', '.join(openers)}, got {form!r} for {path}.")
     if threads is not None and threads < 1:
-        raise ValueError(f"Expected `threads` to be at least 1, got {threads}.")
+        raise UserError(f"Expected `threads` to be at least 1, got {threads}.")
     if device not in DEVICES:
-        raise ValueError(f"Expected `device` to be one of {', '.join(DEVICES)}, got {device!r}.")
+        raise UserError(f"Expected `device` to be one of {', '.join(DEVICES)}, got {device!r}.")
     package = {"onnx": "onnxruntime", "openvino": "openvino", "torchscript": "torch"}[form]
     try:
         library = importlib.import_module(package)
@@ -46,12 +48,12 @@ def open_part(path: Path, form: str, *, threads: int | None = None, device: str 
         raise ImportError(f"{path.name} needs the package {package}: pip install {package}") from error
     if device == "gpu" and not _HAS_GPU[form](library):
         # Each of them would compute on the CPU instead, and two of them without a word.
-        raise ValueError(f"Expected a GPU that {package} {library.__version__} can use for `device` 'gpu', found none.")
+        raise UserError(f"Expected a GPU that {package} {library.__version__} can use for `device` 'gpu', found none.")
     try:
         return openers[form](library, path, threads, device == "gpu", half)
     except Exception as error:  # each runtime has exceptions of its own
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{package} {library.__version__} cannot load {path}: {reason}") from error
+        raise UserError(f"{package} {library.__version__} cannot load {path}: {reason}") from error
 
 
 _HAS_GPU: dict[str, Callable[[Any], bool]] = {
@@ -68,7 +70,7 @@ def _open_onnx(ort: Any, path: Path, threads: int | None, gpu: bool, half: bool)
     provider = "CUDAExecutionProvider" if gpu else "CPUExecutionProvider"
     session = ort.InferenceSession(str(path), options, providers=[provider])
     if provider not in session.get_providers():
-        raise ValueError("the CUDA provider does not start; are CUDA and cuDNN of its version installed?")
+        raise UserError("the CUDA provider does not start; are CUDA and cuDNN of its version installed?")
     names = [node.name for node in session.get_inputs()]
     return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))
 

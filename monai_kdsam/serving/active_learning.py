@@ -15,6 +15,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.pixels import fit_longest
 from monai_kdsam.serving.dicom_series import series_images
@@ -67,7 +68,7 @@ class UncertaintyScoring(ScoringMethod):
         """
         most = request.get("max_samples", self.max_samples)
         if not isinstance(most, int) or most < 0:
-            raise ValueError(f"Expected `max_samples` to be a whole number from 0, got {most!r}.")
+            raise UserError(f"Expected `max_samples` to be a whole number from 0, got {most!r}.")
         start, stamp = time.monotonic(), weights_stamp(self.bundle)
         predictor = BundlePredictor(self.bundle)
         waiting = unscored_images(datastore, self.bundle)

@@ -25,6 +25,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.utils.others.generic import device_list
 
 from monai_kdsam.data.decoding import PICTURE_SUFFIXES
+from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.serving.dicom_seg import write_dicom_seg
 from monai_kdsam.serving.pacs import SeriesDatastore
 from monai_kdsam.serving.result_geometry import default_extension
@@ -55,7 +56,7 @@ def check_device(device: Any) -> None:
     """
     known = [*device_list(), "cpu", "cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     if device is not None and (device[0] if isinstance(device, list) and device else device) not in known:
-        raise ValueError(f"Expected `device` among {', '.join(known)}, got {device!r}.")
+        raise UserError(f"Expected `device` among {', '.join(known)}, got {device!r}.")
 
 
 class CheckedApp(MONAILabelApp):
@@ -117,7 +118,7 @@ class CheckedApp(MONAILabelApp):
 
     def _find_image(self, image: Any, store: Datastore) -> str:
         if not isinstance(image, str):
-            raise ValueError(f"Expected `image` to be a name, got {type(image).__name__}.")
+            raise UserError(f"Expected `image` to be a name, got {type(image).__name__}.")
         # Only the server itself has uploads; what it starts in the background has images of the studies.
         if self._server_mode and os.path.isabs(image) and os.path.exists(image):
             own = [Path(tempfile.gettempdir()), *([Path(self._sessions.store_path)] if self._sessions else [])]
@@ -125,7 +126,7 @@ class CheckedApp(MONAILabelApp):
                 return image
         path = str(store.get_image_uri(image))
         if not path:
-            raise FileNotFoundError("There is no such image.")
+            raise MissingFileError("There is no such image.")
         return path
 
 
@@ -133,19 +134,19 @@ def _check_request(request: Mapping[str, Any], path: str) -> None:
     check_device(request.get("device"))
     extension = request.get("result_extension") or default_extension(path)
     if str(extension).lower() not in EXTENSIONS:
-        raise ValueError(f"Expected `result_extension` among {', '.join(EXTENSIONS)}, got {extension!r}.")
+        raise UserError(f"Expected `result_extension` among {', '.join(EXTENSIONS)}, got {extension!r}.")
     dtypes = DTYPES if extension.lower() not in PICTURE_SUFFIXES else PICTURE_DTYPES.get(extension.lower(), ("uint8",))
     if request.get("result_dtype") not in (None, *dtypes):
-        raise ValueError(
+        raise UserError(
             f"Expected `result_dtype` for {extension} among {', '.join(dtypes)}, got {request['result_dtype']!r}."
         )
     if str(request.get("logging", "INFO")).upper() not in LEVELS:
-        raise ValueError(f"Expected `logging` among {', '.join(LEVELS)}, got {request['logging']!r}.")
+        raise UserError(f"Expected `logging` among {', '.join(LEVELS)}, got {request['logging']!r}.")
     if request.get("model_filename") not in (None, "model.pt", ["model.pt"]):
-        raise ValueError(f"Expected `model_filename` to be model.pt, got {request['model_filename']!r}.")
+        raise UserError(f"Expected `model_filename` to be model.pt, got {request['model_filename']!r}.")
     for name in INTERNAL:
         if name in request:
-            raise ValueError(f"Expected a request without `{name}`, which is the server's own.")
+            raise UserError(f"Expected a request without `{name}`, which is the server's own.")
 
 
 def _check_written(file: str) -> None:

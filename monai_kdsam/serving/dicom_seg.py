@@ -22,6 +22,7 @@ from pydicom.sr.codedict import codes
 
 import monai_kdsam
 from monai_kdsam.data.dicom_header import complete_header, complete_thickness
+from monai_kdsam.errors import UserError
 from monai_kdsam.serving.dicom_series import CONVERTED, stored_files
 from monai_kdsam.serving.submitted_label import open_label
 
@@ -54,14 +55,14 @@ def write_dicom_seg(series_dir: str, label: str, label_info: Sequence[Mapping[st
     mask = _read_mask(Path(label), Path(series_dir))
     values = np.unique(mask[mask > 0])
     if not values.size:
-        raise ValueError("The mask is empty: there is nothing to write as DICOM SEG.")
+        raise UserError("The mask is empty: there is nothing to write as DICOM SEG.")
     infos = _infos_of(values.tolist(), label_info or [])
     segments = [_describe(number, info) for number, info in enumerate(infos, start=1)]
     # The standard numbers segments from 1 without a gap.
     numbered = np.searchsorted(np.concatenate([[0], values]), mask).astype(np.uint8)
     frames = sum(int(source.get("NumberOfFrames") or 1) for source in sources)
     if frames != len(mask):
-        raise ValueError(f"Expected a mask of {frames} slices, as many as the series has, got {len(mask)}.")
+        raise UserError(f"Expected a mask of {frames} slices, as many as the series has, got {len(mask)}.")
     segmentation = _segmentation(sources, numbered, segments, infos[0].get("model_name") or "monai_kdsam")
     segmentation.SpecificCharacterSet = "ISO_IR 192"  # as the sources' headers are now
     with tempfile.NamedTemporaryFile(suffix=".dcm", delete=False) as file:
@@ -77,11 +78,11 @@ def _infos_of(values: Sequence[Any], given: Sequence[Mapping[str, Any]]) -> list
     for number, info in enumerate(given, start=1):
         value = info.get("value", number)
         if type(value) is not int or value < 1:
-            raise ValueError(f"Expected `value` in `label_info` to be a whole number above 0, got {value!r}.")
+            raise UserError(f"Expected `value` in `label_info` to be a whole number above 0, got {value!r}.")
         infos[value] = info
     if not set(values) <= set(infos):
         wanted, got = (", ".join(map(str, numbers)) for numbers in (values, sorted(infos)))
-        raise ValueError(
+        raise UserError(
             f"Expected `label_info` for the values {wanted} of the mask, got it for {got}: its entries are for the "
             "values 1, 2 and so on, or for those that they name as `value`."
         )
@@ -109,7 +110,7 @@ def _segmentation(
         )
     # A cine without a position in space, or a kind of image that the standard has retired.
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"DICOM SEG cannot refer to this series: {error}") from error
+        raise UserError(f"DICOM SEG cannot refer to this series: {error}") from error
 
 
 def _read_mask(label: Path, series_dir: Path) -> np.ndarray:
@@ -121,11 +122,11 @@ def _read_mask(label: Path, series_dir: Path) -> np.ndarray:
     size = (*reference.GetSize()[:2], reference.GetSize()[2] if reference.GetDimension() > 2 else 1)
     found = (*image.GetSize(), 1)[:3]
     if found != size:
-        raise ValueError(f"Expected a mask of {size} voxels, as the series has, got {found}.")
+        raise UserError(f"Expected a mask of {size} voxels, as the series has, got {found}.")
     if image.GetDimension() == reference.GetDimension() == 3:
         pairs = ((image.GetOrigin(), reference.GetOrigin()), (image.GetDirection(), reference.GetDirection()))
         if not all(np.allclose(*pair, atol=1e-2) for pair in pairs):
-            raise ValueError(
+            raise UserError(
                 f"Expected a mask where the series is, from {reference.GetOrigin()}, got one from {image.GetOrigin()} "
                 "or turned."
             )
@@ -154,6 +155,6 @@ def _code(given: Mapping[str, str] | None) -> CodedConcept:
     try:
         return CodedConcept(given["CodeValue"], given["CodingSchemeDesignator"], given["CodeMeaning"])
     except KeyError as error:
-        raise ValueError(
+        raise UserError(
             f"Expected a code with CodeValue, CodingSchemeDesignator and CodeMeaning, got {given}."
         ) from error

@@ -14,6 +14,7 @@ from monai.transforms import MapTransform
 from monai_kdsam.data.decoding import count_frames, frame_path, is_dicom
 from monai_kdsam.data.slice_grid import slice_grid
 from monai_kdsam.data.volume_reader import series_files
+from monai_kdsam.errors import UserError
 from monai_kdsam.serving.result_geometry import picture_plane
 
 __all__ = ["ClickedSliced", "SeriesFilesd", "series_images", "stored_files"]
@@ -70,7 +71,7 @@ class SeriesFilesd(MapTransform):
                 path = files[0] if len(files) == 1 else folder
                 result[key] = str(path)
             if path.is_file() and is_dicom(path) and (np.diff(slice_grid([path]).order) < 0).any():
-                raise ValueError(
+                raise UserError(
                     f"The frames of {path.name} are not in the order of their positions, but clients count them as "
                     "they are stored. Sort them into a series first."
                 )
@@ -150,10 +151,10 @@ def _clicked_slice(data: Mapping[Hashable, Any], slices: int) -> int:
     if len(different) > 1 and data.get("slice") in different:  # it sends the clicks on other slices, too
         different = [data["slice"]]
     if len(different) != 1:
-        raise ValueError(
+        raise UserError(
             f"The series has {slices} slices, and this model segments one at a time. "
             f"Expected clicks [x, y, slice] on one slice, got {different or 'none with a slice'}."
         )
     if not isinstance(different[0], (int, float)) or different[0] not in range(slices):
-        raise ValueError(f"Expected clicks on a slice from 0 to {slices - 1}, got slice {different[0]}.")
+        raise UserError(f"Expected clicks on a slice from 0 to {slices - 1}, got slice {different[0]}.")
     return int(different[0])

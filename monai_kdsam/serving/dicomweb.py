@@ -9,6 +9,8 @@ import os
 import urllib.error
 import urllib.request
 
+from monai_kdsam.errors import UserError, UserFileError
+
 __all__ = ["check_dicomweb"]
 
 
@@ -33,17 +35,17 @@ def check_dicomweb(address: str, seconds: float = 10) -> None:
         status, kind, body = error.code, error.headers.get_content_type(), b""
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise OSError(
+        raise UserFileError(
             f"Expected a DICOMweb server at `--studies`, but {address} does not answer ({reason}). "
             "Is it running, and is the address right?"
         ) from error
     if status in (401, 403):
-        raise OSError(
+        raise UserFileError(
             f"{url} answered {status}, not allowed. Set MONAI_LABEL_DICOMWEB_USERNAME and "
             "MONAI_LABEL_DICOMWEB_PASSWORD to a user who may read and store."
         )
     if status != 204 and not _are_datasets(kind, body):
-        raise ValueError(
+        raise UserError(
             f"Expected a DICOMweb server at `--studies`, but {url} answered {status} with {kind}. "
             "Orthanc's address ends in /dicom-web, and its DICOMweb plugin must be loaded."
         )

@@ -19,6 +19,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["Gate", "read_origin"]
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ def read_origin(text: str) -> str:
     """
     parts = _split(text.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise ValueError(f"Expected `--allow-origin` of the kind https://label.example.org, got {text!r}.")
+        raise UserError(f"Expected `--allow-origin` of the kind https://label.example.org, got {text!r}.")
     return f"{parts.scheme}://{parts.netloc.lower()}"
 
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from monai_kdsam.bundles import own_modules
 from monai_kdsam.data.decoding import stem_of, suffix_of
-from monai_kdsam.errors import find_mistake
+from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, UserFileError, find_mistake
 from monai_kdsam.files import write_text
 from monai_kdsam.serving.dicomweb import check_dicomweb
 from monai_kdsam.sidecar import sidecar_path
@@ -88,17 +88,17 @@ def serve(
         What to tell the user at the end.
 
     Raises:
-        RuntimeError: when MONAI Label is not installed, with the command that does.
+        UserError: when MONAI Label is not installed, with the command that does.
         FileNotFoundError: when there are no studies, no bundle, or no weights in it.
         ValueError: when clients could not tell two bundles apart, a bundle does not predict, an origin is none, or
             what answers at the address is not DICOMweb.
         OSError: when the port or the folder is taken, holds files that are not ours, or no DICOMweb server answers.
     """
     if importlib.util.find_spec("monailabel") is None:
-        raise RuntimeError(f"MONAI Label is not installed here. In an environment of its own: pip install {PACKAGES}")
+        raise UserError(f"MONAI Label is not installed here. In an environment of its own: pip install {PACKAGES}")
     is_address = studies.startswith(("http://", "https://"))
     if not is_address and not Path(studies).is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"Expected `--studies` to be a folder of images or the http address of a DICOMweb server, got {studies}."
         )
     from monai_kdsam.serving.gate import read_origin
@@ -108,7 +108,7 @@ def serve(
     for bundle in bundles:
         _check_bundle(bundle)
     if len({served_name(bundle) for bundle in bundles}) < len(bundles):
-        raise ValueError(f"Expected `--model` to name bundles of different names, got {', '.join(map(str, bundles))}.")
+        raise UserError(f"Expected `--model` to name bundles of different names, got {', '.join(map(str, bundles))}.")
     _check_port(host, port)
     if is_address and "googleapis.com" not in studies:  # there the server logs in by itself
         check_dicomweb(studies)
@@ -166,7 +166,7 @@ def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
     model, app = Path(model).resolve(), Path(folder).resolve() / APP
     if not (app / "main.py").is_file():
         if app.exists():
-            raise FileExistsError(f"{app} is not this command's. Name another folder with `--dir`.")
+            raise ExistingFileError(f"{app} is not this command's. Name another folder with `--dir`.")
         with contextlib.redirect_stdout(io.StringIO()):
             _monailabel("apps", "--download", "--name", APP, "--output", str(app.parent))
     if not (app / f"{APP}.py").is_file():
@@ -203,12 +203,12 @@ def _link(source: Path, target: Path) -> None:
 
 def _check_bundle(model: Path) -> None:
     if not (model / "configs" / "inference.json").is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"Expected a bundle with configs/inference.json at `--model`, got {model}. "
             "`python -m monai_kdsam bundle DIR` copies one out, to be trained."
         )
     if not (model / "models" / "model.pt").is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"Expected weights at {model / 'models' / 'model.pt'}. The phase `train` writes them (train.json), "
             "best after `distill` (train.json with distill.json); README.md has both commands. "
             "kdsam_deepgrow_3d takes those of kdsam_deepgrow_2d."
@@ -229,7 +229,7 @@ def _check_prediction(model: Path) -> None:
         BundlePredictor(model)
     except Exception as error:  # whatever a config calls may raise
         reason = (str(find_mistake(error) or error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"Expected a bundle that predicts at `--model`, but {model} does not: {reason}") from None
+        raise UserError(f"Expected a bundle that predicts at `--model`, but {model} does not: {reason}") from None
 
 
 def _check_port(host: str, port: int) -> None:
@@ -240,7 +240,9 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise OSError(f"Cannot listen on {host}, port {port}: {reason}. Choose another with `--port`.") from error
+            raise UserFileError(
+                f"Cannot listen on {host}, port {port}: {reason}. Choose another with `--port`."
+            ) from error
 
 
 @contextlib.contextmanager
@@ -251,7 +253,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise OSError(f"Another server works in {folder}. Stop it, or name another folder with `--dir`.") from error
+        raise UserFileError(
+            f"Another server works in {folder}. Stop it, or name another folder with `--dir`."
+        ) from error
     try:
         yield
     finally:
@@ -272,7 +276,7 @@ def _empty(folder: Path) -> None:
     """Empty a folder that this command made, or make it; what a user keeps in one of that name is theirs."""
     marker = folder / MARKER
     if not marker.is_file() and folder.exists() and next(folder.iterdir(), None) is not None:
-        raise FileExistsError(f"{folder} is not empty and not this command's. Name another folder with `--dir`.")
+        raise ExistingFileError(f"{folder} is not empty and not this command's. Name another folder with `--dir`.")
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
     for path in folder.iterdir():

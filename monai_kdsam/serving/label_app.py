@@ -31,7 +31,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
-from monai_kdsam.errors import find_mistake
+from monai_kdsam.errors import UserError, find_mistake
 from monai_kdsam.serving import model_endpoint, train_endpoint
 from monai_kdsam.serving.dicom_seg import write_dicom_seg
 from monai_kdsam.serving.gate import Gate
@@ -62,7 +62,7 @@ run_task = AsyncTask.run
 def run_checked_task(method: str, request: Any = None, params: Any = None, **others: Any) -> Any:
     """Start a task; what is imported in its process is not for clients to say."""
     if "bundle_path" in {**(request or {}), **(params or {})}:
-        raise ValueError("Expected parameters without `bundle_path`, which is the server's own.")
+        raise UserError("Expected parameters without `bundle_path`, which is the server's own.")
     return run_task(method, request=request, params=params, **others)
 
 

@@ -18,7 +18,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 
 from monai_kdsam.data.held_out import hold_out
-from monai_kdsam.errors import find_mistake
+from monai_kdsam.errors import UserError, find_mistake
 from monai_kdsam.files import file_sha256, write_text
 from monai_kdsam.serving.checked_app import check_device
 from monai_kdsam.serving.series_labels import labelled_slices
@@ -121,7 +121,7 @@ class LearnTask(BundleTrainTask):
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise ValueError("Another training works on this bundle. Wait for its end, or stop its server.") from error
+            raise UserError("Another training works on this bundle. Wait for its end, or stop its server.") from error
         try:
             yield
         finally:
@@ -185,8 +185,8 @@ def _linked_bundle(served: Path) -> Path:
 def _check_parameters(request: Mapping[str, Any]) -> None:
     unknown = sorted(set(request) - set(PARAMETERS) - OTHERS)
     if unknown:
-        raise ValueError(f"Expected parameters among device, {', '.join(PARAMETERS)}; got {', '.join(unknown)}.")
+        raise UserError(f"Expected parameters among device, {', '.join(PARAMETERS)}; got {', '.join(unknown)}.")
     for name, parameter in PARAMETERS.items():
         if name in request and not parameter.is_allowed(request[name]):
-            raise ValueError(f"Expected `{name}` to be {parameter.allowed}, got {request[name]!r}.")
+            raise UserError(f"Expected `{name}` to be {parameter.allowed}, got {request[name]!r}.")
     check_device(request.get("device"))

@@ -14,6 +14,7 @@ from monai.data import ImageWriter
 from PIL import Image
 
 from monai_kdsam.data.decoding import suffix_of
+from monai_kdsam.errors import UserError
 from monai_kdsam.files import ROOM, replacing
 from monai_kdsam.serving.result_geometry import file_affine
 
@@ -29,7 +30,7 @@ def check_mask_format(output_ext: str) -> str:
     JPEG is none of them: it changes the values of a mask.
     """
     if output_ext not in (*PICTURES, *VOLUMES):
-        raise ValueError(f"Expected `output_ext` among {', '.join((*PICTURES, *VOLUMES))}, got {output_ext!r}.")
+        raise UserError(f"Expected `output_ext` among {', '.join((*PICTURES, *VOLUMES))}, got {output_ext!r}.")
     return output_ext
 
 

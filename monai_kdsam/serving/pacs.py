@@ -17,6 +17,7 @@ from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from monai_kdsam.data.dicom_header import checked_uid
+from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.serving.studies import StudiesDatastore, checked_name
 
 __all__ = ["SeriesDatastore"]
@@ -32,7 +33,7 @@ CONTENT_DATE, CONTENT_TIME = "00080023", "00080033"
 def _checked_uid(uid: str) -> str:
     """A UID, which leads out of no folder."""
     if not re.fullmatch(r"[0-9.]*[0-9][0-9.]*", uid):
-        raise FileNotFoundError(f"Expected a SeriesInstanceUID, got {uid!r}.")
+        raise MissingFileError(f"Expected a SeriesInstanceUID, got {uid!r}.")
     return uid
 
 
@@ -82,7 +83,7 @@ class SeriesDatastore(DICOMWebDatastore, StudiesDatastore):
             # What the server has just converted it returns under a name of its own, and forgets the file.
             returned = Path(super().get_image_uri(image_id))
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"The {len(list(folder.iterdir()))} images of series {image_id} differ in size or cannot be decoded, "
                 "and MONAI Label addresses whole series: each image needs a series of its own."
             ) from error
@@ -95,7 +96,7 @@ class SeriesDatastore(DICOMWebDatastore, StudiesDatastore):
         # An archive may ignore a filter.
         found = [item for item in found if _value(item, SERIES) == series]
         if not found:
-            raise FileNotFoundError(f"There is no series {series} in {self.name()}.")
+            raise MissingFileError(f"There is no series {series} in {self.name()}.")
         study = _value(found[0], STUDY)
         as_stored: Any = (("application/dicom", "*"),)
         with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:

@@ -16,6 +16,7 @@ from monai.transforms import MapTransform
 
 from monai_kdsam.bounded_cache import BoundedCache
 from monai_kdsam.data.decoding import split_frame, suffix_of
+from monai_kdsam.errors import MissingFileError
 from monai_kdsam.files import file_sha256
 
 __all__ = ["RememberedImaged"]
@@ -78,7 +79,7 @@ class RememberedImaged(MapTransform):
             files = sorted(part for part in file.iterdir() if part.is_file())
             return " ".join(map(_content, files)), "", None
         if not file.is_file():
-            raise FileNotFoundError(f"There is no image file {path!r}." if path else "There is no such image.")
+            raise MissingFileError(f"There is no image file {path!r}." if path else "There is no such image.")
         return _content(file), suffix_of(file), frame
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from monai_kdsam.data.decoding import NIFTI_SUFFIXES, PICTURE_SUFFIXES, is_dicom, split_frame, suffix_of
 from monai_kdsam.data.dicom import open_dicom, open_itk
 from monai_kdsam.data.geometry import itk_affine, nifti_affine, plane_of
+from monai_kdsam.errors import UserError
 from monai_kdsam.pixels import open_picture
 
 __all__ = ["ResultGeometryd", "VolumeFormatd", "default_extension", "file_affine", "picture_plane"]
@@ -51,7 +52,7 @@ def _nifti_shape(path: str) -> tuple[int, ...]:
     try:
         header: Any = nibabel.load(path)
     except Exception as error:  # what a damaged file raises depends on the damage
-        raise ValueError(f"Cannot read {path}: it is damaged, incomplete, or no NIfTI file ({error}).") from error
+        raise UserError(f"Cannot read {path}: it is damaged, incomplete, or no NIfTI file ({error}).") from error
     return tuple(header.shape)
 
 
@@ -122,7 +123,7 @@ class VolumeFormatd(MapTransform):
         if path is not None:
             result["result_extension"] = extension = result.get("result_extension") or default_extension(path)
             if str(extension).lower() in PICTURE_SUFFIXES:
-                raise ValueError(
+                raise UserError(
                     f"Expected `result_extension` of a format for volumes, .nii.gz or .nrrd, got {extension}."
                 )
         return result

@@ -17,6 +17,8 @@ from typing import Any
 from fastapi import HTTPException
 from monailabel.utils.sessions import SessionInfo, Sessions
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["BoundedSessions"]
 
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError)
@@ -91,7 +93,7 @@ def _unpack(archive: str, folder: str, room: int) -> None:
             left = room
             for name, size in _members(opened):
                 if PurePosixPath(name).is_absolute() or {"..", ""} & set(re.split(r"[/\\]", name.rstrip("/"))):
-                    raise ValueError(f"Expected an archive of files in its own folder, got {name[:200]!r} in it.")
+                    raise UserError(f"Expected an archive of files in its own folder, got {name[:200]!r} in it.")
                 left -= size
                 if left < 0:
                     raise HTTPException(413, _full())
@@ -99,7 +101,7 @@ def _unpack(archive: str, folder: str, room: int) -> None:
                 opened.extraction_filter = tarfile.data_filter
             opened.extractall(folder)
     except DAMAGED as error:
-        raise ValueError(f"Expected a ZIP or tar archive, got one that is none or damaged: {error}.") from error
+        raise UserError(f"Expected a ZIP or tar archive, got one that is none or damaged: {error}.") from error
 
 
 def _members(archive: Any) -> Iterator[tuple[str, int]]:
@@ -109,5 +111,5 @@ def _members(archive: Any) -> Iterator[tuple[str, int]]:
         return
     for member in archive:
         if not (member.isreg() or member.isdir()):
-            raise ValueError(f"Expected an archive of files and folders, got the link or device {member.name[:200]!r}.")
+            raise UserError(f"Expected an archive of files and folders, got the link or device {member.name[:200]!r}.")
         yield member.name, member.size

@@ -20,6 +20,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
 from monai_kdsam.data.decoding import SUFFIXES, is_dicom, is_supported, stem_of, suffix_of
+from monai_kdsam.errors import UserError
 from monai_kdsam.files import replacing
 
 __all__ = ["StudiesDatastore", "checked_name"]
@@ -37,7 +38,7 @@ def checked_name(name: str, what: str) -> str:
     """
     allowed = name.isprintable() and not set(name) & set('/\\:*?"<>|') and not name.startswith(".")
     if not name or not allowed or len(name.encode()) > 200:
-        raise ValueError(f"Expected {what} without separators, got {name[:200]!r}.")
+        raise UserError(f"Expected {what} without separators, got {name[:200]!r}.")
     return name
 
 
@@ -188,7 +189,7 @@ class StudiesDatastore(LocalDatastore):
         stem, suffix = self._to_id(os.path.basename(image_filename))
         image = checked_name(image_id or stem, "an image's name")
         if not any(fnmatch(f"a{suffix}".lower(), pattern) for pattern in self._extensions):
-            raise ValueError(f"Expected an image of {', '.join(self._extensions)}, got a file named {suffix!r}.")
+            raise UserError(f"Expected an image of {', '.join(self._extensions)}, got a file named {suffix!r}.")
         name = self._filename(image, suffix)
         info = {**(image_info or {}), "ts": int(time.time()), "name": name}
         target = Path(self._datastore.image_path(), name)
@@ -205,9 +206,9 @@ class StudiesDatastore(LocalDatastore):
         tag = checked_name(getattr(label_tag, "value", label_tag), "a tag")
         _, suffix = self._to_id(os.path.basename(label_filename))
         if suffix.lower() not in LABEL_SUFFIXES:
-            raise ValueError(f"Expected a label of {', '.join(LABEL_SUFFIXES)}, got a file named {suffix!r}.")
+            raise UserError(f"Expected a label of {', '.join(LABEL_SUFFIXES)}, got a file named {suffix!r}.")
         if _is_empty(Path(label_filename)):
-            raise ValueError("Expected a label, got a file of 0 bytes.")
+            raise UserError("Expected a label, got a file of 0 bytes.")
         if image_id not in self._datastore.objects:  # whose name is a file's already
             raise ImageNotFoundException(f"Image {image_id} not found")
         folder, name = Path(self._datastore.label_path(tag)), self._filename(image_id, suffix)

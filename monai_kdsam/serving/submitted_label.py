@@ -20,6 +20,7 @@ from monai_kdsam.data.decoding import PICTURE_SUFFIXES, decode, suffix_of
 from monai_kdsam.data.dicom import open_itk
 from monai_kdsam.data.geometry import itk_affine
 from monai_kdsam.data.picture import label_values
+from monai_kdsam.errors import UserError
 from monai_kdsam.serving.result_geometry import file_affine, picture_plane
 from monai_kdsam.transforms.masks import clean_mask
 
@@ -48,9 +49,9 @@ def read_label(label: str, image: str, shape: tuple[int, ...]) -> NDArray[Any]:
     pixels = _read_nrrd(label) if suffix_of(label) == ".nrrd" else decode(label, mask=True).pixels
     if pixels.shape != shape:
         sizes = [f"{width} x {height}" for height, width in (shape, pixels.shape)]
-        raise ValueError(f"Expected a label of {sizes[0]} pixels, as its image, got {sizes[1]}.")
+        raise UserError(f"Expected a label of {sizes[0]} pixels, as its image, got {sizes[1]}.")
     if suffix_of(label) not in PICTURE_SUFFIXES and not _lies_on(label, image, shape):
-        raise ValueError(
+        raise UserError(
             "Expected a label that lies on its image, but its axes or its position are other ones. "
             "Save it in the image's geometry, or as PNG, which has none."
         )
@@ -67,12 +68,12 @@ def open_label(path: Path) -> sitk.ImageFileReader:
     """
     suffix = suffix_of(path)
     if suffix not in ITK_READERS:
-        raise ValueError(f"Expected a label in one of {', '.join(ITK_READERS)}, got {path.name}.")
+        raise UserError(f"Expected a label in one of {', '.join(ITK_READERS)}, got {path.name}.")
     if suffix == ".nrrd":
         with open(path, "rb") as stream:
             header = [line.lower() for line in takewhile(bytes.strip, stream)]
         if any(line.startswith((b"data file", b"datafile")) for line in header):
-            raise ValueError(f"Expected a label in one file, but {path.name} has its pixels in another.")
+            raise UserError(f"Expected a label in one file, but {path.name} has its pixels in another.")
     return open_itk(path, ITK_READERS[suffix])
 
 
@@ -80,9 +81,9 @@ def _read_nrrd(path: str) -> NDArray[Any]:
     try:
         pixels = sitk.GetArrayFromImage(open_label(Path(path)).Execute())
     except RuntimeError as error:
-        raise ValueError(f"Cannot read {Path(path).name}: it is damaged or incomplete.") from error
+        raise UserError(f"Cannot read {Path(path).name}: it is damaged or incomplete.") from error
     if pixels.ndim not in (2, 3) or pixels.shape[:-2] not in ((), (1,)):
-        raise ValueError(f"Expected one slice, got an array of shape {pixels.shape}.")
+        raise UserError(f"Expected one slice, got an array of shape {pixels.shape}.")
     return label_values(pixels.reshape(pixels.shape[-2:]))
 
 
@@ -111,7 +112,7 @@ def slice_label(label: str, series: str, index: int) -> NDArray[Any]:
         reference.SetFileName(series)
         reference.ReadImageInformation()
     except RuntimeError as error:
-        raise ValueError(f"Cannot read {Path(label).name}: it is damaged or incomplete.") from error
+        raise UserError(f"Cannot read {Path(label).name}: it is damaged or incomplete.") from error
     width, height = reference.GetSize()[:2]
     pixels = np.reshape(sitk.GetArrayFromImage(volume), (-1, *volume.GetSize()[1::-1]))
     corners = np.array([[x, y, index, 1] for x in (0, width - 1) for y in (0, height - 1)], dtype=np.float64).T
@@ -119,7 +120,7 @@ def slice_label(label: str, series: str, index: int) -> NDArray[Any]:
     place = round(float(moved[2, 0]))
     off = np.abs(moved - np.stack([corners[0], corners[1], np.full(4, place), corners[3]])).max()
     if pixels.shape[1:] != (height, width) or off > 0.1:
-        raise ValueError(
+        raise UserError(
             f"Expected a label that lies on the series' slices of {width} x {height} pixels, got one of "
             f"{pixels.shape[2]} x {pixels.shape[1]} that lies {off:.1f} voxels beside them."
         )
@@ -149,12 +150,12 @@ def check_labels(items: Sequence[Mapping[Any, Any]], foreground_values: Collecti
             shape = decode(item["image"]).pixels.shape[:2]
             pixels = _label_of(item, item["label"], item["image"], shape)
             if not clean_mask(pixels[None], foreground_values=foreground_values).any():
-                raise ValueError("The label has no foreground. Draw the structure, or remove the label.")
+                raise UserError("The label has no foreground. Draw the structure, or remove the label.")
         except (OSError, ValueError) as error:
             problems.append(f"{Path(item['image']).name}: {error}")
     if problems:
         shown = " ".join(problems[:5]) + (f" And {len(problems) - 5} more." if len(problems) > 5 else "")
-        raise ValueError(f"{len(problems)} of {len(items)} labels cannot be learned from. {shown}")
+        raise UserError(f"{len(problems)} of {len(items)} labels cannot be learned from. {shown}")
 
 
 class SubmittedLabeld(MapTransform):

@@ -15,6 +15,7 @@ from monai.utils import convert_to_tensor
 from numpy.random import RandomState
 from torch import Tensor
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.transforms.prompts import PROMPT_KINDS, PromptKind, simulate_prompts
 
 __all__ = ["FixedPromptd", "RandPromptd", "ValidRegiond"]
@@ -36,19 +37,19 @@ class _Promptd(MapTransform):
     ) -> None:
         super().__init__(keys)
         if isinstance(kinds, str) or not kinds or not set(kinds) <= set(PROMPT_KINDS):
-            raise ValueError(f"Expected `kinds` (config: `prompts`) to be a list among {PROMPT_KINDS}, got {kinds!r}.")
+            raise UserError(f"Expected `kinds` (config: `prompts`) to be a list among {PROMPT_KINDS}, got {kinds!r}.")
         if target not in ("union", "component"):
-            raise ValueError(f"Expected `target` to be 'union' or 'component', got {target!r}.")
+            raise UserError(f"Expected `target` to be 'union' or 'component', got {target!r}.")
         if np.shape(box_jitter) != (2,) or not -1 <= box_jitter[0] <= box_jitter[1] <= 1:
-            raise ValueError(f"Expected `box_jitter` to be (low, high) with -1 <= low <= high <= 1, got {box_jitter}.")
+            raise UserError(f"Expected `box_jitter` to be (low, high) with -1 <= low <= high <= 1, got {box_jitter}.")
         if not 0 <= box_size_jitter <= 1:
-            raise ValueError(f"Expected `box_size_jitter` to be between 0 and 1, got {box_size_jitter}.")
+            raise UserError(f"Expected `box_size_jitter` to be between 0 and 1, got {box_size_jitter}.")
         for name, count, least in (
             ("max_clicks", max_clicks, 1),
             ("max_background_clicks", max_background_clicks, 0),
         ):
             if count < least:
-                raise ValueError(f"Expected `{name}` to be at least {least}, got {count}.")
+                raise UserError(f"Expected `{name}` to be at least {least}, got {count}.")
         self.kinds = tuple(kinds)
         self.settings: dict[str, Any] = {
             "box_jitter": tuple(box_jitter),
@@ -61,7 +62,7 @@ class _Promptd(MapTransform):
     def _prompt(self, data: Mapping[Hashable, Any], key: Hashable, rng: RandomState) -> dict[Hashable, Any]:
         mask = data[key]
         if mask.ndim != 3 or mask.shape[0] != 1:
-            raise ValueError(f"Expected `{key!s}` of shape (1, H, W), got {tuple(mask.shape)}.")
+            raise UserError(f"Expected `{key!s}` of shape (1, H, W), got {tuple(mask.shape)}.")
         foreground = np.asarray(mask[0]) > 0.5
         result = dict(data)
         region = result.pop("region", None)

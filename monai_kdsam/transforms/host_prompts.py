@@ -13,6 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["HostPromptsd", "points_from_request", "to_network_frame"]
 
 MAX_POINTS = 64
@@ -46,15 +48,15 @@ def points_from_request(data: Mapping[Hashable, Any], shape: tuple[int, ...]) ->
     numbers = finite_numbers("roi", roi)
     if numbers.size:
         if numbers.size not in (4, 6):
-            raise ValueError(f"Expected `roi` to be [x1, y1, x2, y2] or [x1, x2, y1, y2, z1, z2], got {roi}.")
+            raise UserError(f"Expected `roi` to be [x1, y1, x2, y2] or [x1, x2, y1, y2, z1, z2], got {roi}.")
         corners = numbers.reshape(2, 2) if numbers.size == 4 else numbers[:4].reshape(2, 2).T
         low, high = corners.min(axis=0), corners.max(axis=0)
         if (low == high).any():
-            raise ValueError(f"Expected `roi` to be a box with an area, got {roi}.")
+            raise UserError(f"Expected `roi` to be a box with an area, got {roi}.")
         points += _cut("roi", low, high, shape)
         labels += [2, 3]
     if len(points) > MAX_POINTS:
-        raise ValueError(f"Expected at most {MAX_POINTS} points in a prompt, got {len(points)}.")
+        raise UserError(f"Expected at most {MAX_POINTS} points in a prompt, got {len(points)}.")
     return np.array(points, dtype=np.float64).reshape(-1, 2), np.array(labels, dtype=np.int64)
 
 
@@ -74,11 +76,11 @@ def labelled_clicks(
     for key, label in (("foreground", 1), ("background", 0)):
         clicks = [] if data.get(key) is None else data[key]
         if not isinstance(clicks, (list, tuple, np.ndarray)):
-            raise ValueError(f"Expected `{key}` to be a list of clicks, got {clicks!r}.")
+            raise UserError(f"Expected `{key}` to be a list of clicks, got {clicks!r}.")
         for click in clicks:
             numbers = finite_numbers(key, click)
             if numbers.size not in sizes:
-                raise ValueError(f"Expected clicks {form} in `{key}`, got {click}.")
+                raise UserError(f"Expected clicks {form} in `{key}`, got {click}.")
             yield key, label, numbers
 
 
@@ -87,15 +89,15 @@ def finite_numbers(key: str, value: Any) -> NDArray[Any]:
     try:
         numbers = np.asarray(value, dtype=np.float64).ravel()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"Expected numbers in `{key}`, got {value!r}.") from error
+        raise UserError(f"Expected numbers in `{key}`, got {value!r}.") from error
     if not np.isfinite(numbers).all():
-        raise ValueError(f"Expected finite numbers in `{key}`, got {value!r}.")
+        raise UserError(f"Expected finite numbers in `{key}`, got {value!r}.")
     return numbers
 
 
 def _inside(key: str, xy: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     if (xy < 0).any() or (xy > np.array(shape[:2])).any():
-        raise ValueError(f"Expected `{key}` within the image of {shape[0]} x {shape[1]} pixels, got {xy.tolist()}.")
+        raise UserError(f"Expected `{key}` within the image of {shape[0]} x {shape[1]} pixels, got {xy.tolist()}.")
     return np.minimum(xy, np.array(shape[:2]) - 1)  # a box may end on the far edge of the last pixel
 
 
@@ -104,7 +106,7 @@ def _cut(key: str, low: NDArray[Any], high: NDArray[Any], shape: tuple[int, ...]
     size = np.array(shape[:2])
     if (high < 0).any() or (low > size - 1).any():
         box = [*low.tolist(), *high.tolist()]
-        raise ValueError(f"Expected `{key}` to cover some of the image of {shape[0]} x {shape[1]} pixels, got {box}.")
+        raise UserError(f"Expected `{key}` to cover some of the image of {shape[0]} x {shape[1]} pixels, got {box}.")
     return [np.clip(corner, 0, size - 1) for corner in (low, high)]
 
 

@@ -14,6 +14,8 @@ from monai.utils import convert_data_type, convert_to_dst_type
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["MASK_KINDS", "CleanMaskd", "MaskKind", "clean_mask", "fill_outline", "remove_specks", "threshold_mask"]
 
 MaskKind = Literal["binary", "lossy", "outline"]
@@ -44,12 +46,12 @@ def threshold_mask(mask: Mask) -> Mask:
     # The maximum itself overshoots: JPEG makes 161 of 128 at an edge.
     bright = float(np.median(array[array > array.max() / 2])) if array.any() else 0.0
     if 0 < bright < DARKEST_FOREGROUND:
-        raise ValueError(
+        raise UserError(
             f"Expected a lossy mask of 0 and a bright value, got one of {bright:g}, where labels and the noise of JPEG "
             "cannot be told apart. Save the mask as PNG, or its foreground as 255."
         )
     if bright and (other := _other_value(array, bright)) is not None:
-        raise ValueError(
+        raise UserError(
             f"Expected a lossy mask of 0 and one bright value, got {bright:g} and flat areas of about {other:g}. "
             "Labels of several structures cannot be told apart in a JPEG: save the mask as PNG."
         )
@@ -114,7 +116,7 @@ def clean_mask(mask: Mask, kind: MaskKind = "binary", *, foreground_values: Coll
     [[[0.0, 1.0]]]
     """
     if kind not in MASK_KINDS:
-        raise ValueError(f"Expected `mask_kind` to be one of {', '.join(MASK_KINDS)}, got {kind!r}.")
+        raise UserError(f"Expected `mask_kind` to be one of {', '.join(MASK_KINDS)}, got {kind!r}.")
     array = convert_data_type(mask, np.ndarray)[0]
     if kind == "lossy":
         array = remove_specks(np.stack([threshold_mask(channel) for channel in array]))
@@ -168,14 +170,14 @@ class CleanMaskd(MapTransform):
                     item[key], item.get(self.kind_key, "binary"), foreground_values=self.foreground_values
                 )
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+                raise UserError(f"{name}: {error}") from error
         return item
 
 
 def _per_channel(mask: Mask, function: Callable[[np.ndarray], np.ndarray]) -> Mask:
     foreground = convert_data_type(mask, np.ndarray)[0] > 0
     if foreground.ndim not in (2, 3):
-        raise ValueError(f"Expected `mask` of shape (H, W) or (C, H, W), got {tuple(foreground.shape)}.")
+        raise UserError(f"Expected `mask` of shape (H, W) or (C, H, W), got {tuple(foreground.shape)}.")
     result = np.stack([function(channel) for channel in foreground]) if foreground.ndim == 3 else function(foreground)
     return convert_to_dst_type(result, dst=mask, dtype=bool)[0]
 
@@ -184,7 +186,7 @@ def _two_valued(channel: np.ndarray) -> np.ndarray:
     values = np.unique(channel)
     if len(values) > 2 or (len(values) == 2 and values[0] != 0):
         listed = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if len(values) > 8 else "")
-        raise ValueError(
+        raise UserError(
             f"Expected a mask of 0 and one other value, got {len(values)} values ({listed}). Say which are foreground "
             'with `foreground_values`, or set the item\'s `mask_kind` to "lossy" if the mask was stored as JPEG.'
         )
@@ -214,7 +216,7 @@ def _filled(outline: np.ndarray) -> np.ndarray:
         corners = [np.stack([rows + down, columns + right], axis=1) for down in (0, 1) for right in (0, 1)]
         hull_area = ConvexHull(np.concatenate(corners)).volume
     except (QhullError, ValueError):
-        raise ValueError("Expected an outline to fill, got an empty mask.") from None
+        raise UserError("Expected an outline to fill, got an empty mask.") from None
     # Four neighbors, so that the background does not slip through a diagonal step of the curve.
     regions, _ = ndimage.label(~outline)
     center = (rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2
@@ -224,7 +226,7 @@ def _filled(outline: np.ndarray) -> np.ndarray:
     # A curve without gaps holds its inside within its hull, save a corner of the image: a quarter disk is 2.75 hulls.
     most = 3 if filled[:: len(filled) - 1 or 1, :: filled.shape[1] - 1 or 1].any() else 1.05
     if not 0.8 <= filled.sum() / hull_area <= most or (filled & ~box).any() or filled.all():
-        raise ValueError(
+        raise UserError(
             f"Cannot fill the outline: its inside has {filled.sum()} pixels where about {hull_area:.0f} were expected. "
             'Close its gaps, or set `mask_kind` to "binary" if the mask is filled already.'
         )

@@ -14,6 +14,8 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["PROMPT_KINDS", "box_from_mask", "center_click", "clicks_from_mask", "jitter_box", "simulate_prompts"]
 
 PromptKind = Literal["box", "center", "click", "clicks", "box+clicks", "none"]
@@ -38,7 +40,7 @@ def box_from_mask(mask: Mask) -> Points:
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
-        raise ValueError("Expected a `mask` with foreground, got an empty one.")
+        raise UserError("Expected a `mask` with foreground, got an empty one.")
     return _with_area(np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], dtype=np.float32), mask.shape)
 
 

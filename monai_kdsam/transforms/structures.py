@@ -16,6 +16,8 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["RandCropAroundMaskd", "RandRegiond", "region_of"]
 
 GRID = 160  # side of the picture that is segmented; twice the side takes four times as long
@@ -46,7 +48,7 @@ class RandCropAroundMaskd(RandomizableTransform, MapTransform):
         RandomizableTransform.__init__(self, prob)
         MapTransform.__init__(self, keys, allow_missing_keys)
         if not 1 <= margin[0] <= margin[1]:
-            raise ValueError(f"Expected `margin` to be (low, high) with 1 <= low <= high, got {tuple(margin)}.")
+            raise UserError(f"Expected `margin` to be (low, high) with 1 <= low <= high, got {tuple(margin)}.")
         self.mask_key, self.margin = mask_key, margin
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -129,7 +131,7 @@ def region_of(image: torch.Tensor, rng: RandomState) -> torch.Tensor | None:
 def _segment(pixels: NDArray[np.float32], scale: float) -> NDArray[np.int64]:
     felzenszwalb, found = optional_import("skimage.segmentation", name="felzenszwalb")
     if not found:
-        raise ValueError(
+        raise UserError(
             "Regions (`region_share` above 0) need the package scikit-image: pip install scikit-image, or set "
             "`region_share` to 0."
         )

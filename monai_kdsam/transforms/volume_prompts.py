@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.transforms.host_prompts import MAX_POINTS, finite_numbers, labelled_clicks
 
 __all__ = ["VolumePromptsd", "box_from_request", "clicks_from_request"]
@@ -63,19 +64,19 @@ def box_from_request(data: Mapping[Hashable, Any]) -> NDArray[Any] | None:
     if numbers.size == 4:
         number = finite_numbers("slice", [] if data.get("slice") is None else data["slice"])
         if number.size != 1:
-            raise ValueError(f"Expected `slice` with a `roi` of four numbers, to say where it is, got roi {roi} alone.")
+            raise UserError(f"Expected `slice` with a `roi` of four numbers, to say where it is, got roi {roi} alone.")
         corners = np.column_stack([numbers.reshape(2, 2), np.repeat(number, 2)])
     elif numbers.size == 6:
         corners = numbers.reshape(3, 2).T
     else:
-        raise ValueError(f"Expected `roi` to be [i1, i2, j1, j2, k1, k2], or [i1, j1, i2, j2] and `slice`, got {roi}.")
+        raise UserError(f"Expected `roi` to be [i1, i2, j1, j2, k1, k2], or [i1, j1, i2, j2] and `slice`, got {roi}.")
     return np.sort(corners, axis=0)
 
 
 def _inside(key: str, voxel: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     if (voxel < 0).any() or (voxel > np.array(shape)).any():
         size = " x ".join(map(str, shape))
-        raise ValueError(f"Expected `{key}` within the volume of {size} voxels, got {voxel.tolist()}.")
+        raise UserError(f"Expected `{key}` within the volume of {size} voxels, got {voxel.tolist()}.")
     return np.minimum(voxel, np.array(shape) - 1)
 
 
@@ -110,7 +111,7 @@ class VolumePromptsd(MapTransform):
             volume: MetaTensor = result[key]
             points, labels, bounds = self._in_stack(data, volume)
             if len(labels) > MAX_POINTS:
-                raise ValueError(f"Expected at most {MAX_POINTS} points in a prompt, got {len(labels)}.")
+                raise UserError(f"Expected at most {MAX_POINTS} points in a prompt, got {len(labels)}.")
             padded, kinds = torch.zeros(MAX_POINTS, 3), torch.full((MAX_POINTS,), -1)
             padded[: len(labels)] = torch.from_numpy(points)
             kinds[: len(labels)] = torch.from_numpy(labels)
@@ -143,10 +144,10 @@ class VolumePromptsd(MapTransform):
         size = np.array([width, height, depth])
         if (box[1] < [0, 0, -0.5]).any() or (box[0] > size - [1, 1, 0.5]).any():
             limits = " x ".join(map(str, stored))
-            raise ValueError(f"Expected `roi` to cover some of the volume of {limits} voxels, got {data['roi']}.")
+            raise UserError(f"Expected `roi` to cover some of the volume of {limits} voxels, got {data['roi']}.")
         box = np.clip(box, 0, size - 1)
         if (box[0, :2] >= box[1, :2]).any():
-            raise ValueError(f"Expected `roi` to be a box with an area on a slice, got {data['roi']}.")
+            raise UserError(f"Expected `roi` to be a box with an area on a slice, got {data['roi']}.")
         first, last = box[:, 2].round().astype(int)
         clicked = {int(number) for number in points[labels == 1, 2].round() if first <= number <= last}
         for number in sorted(clicked) or [(first + last) // 2]:
@@ -160,5 +161,5 @@ def _truth(value: Any) -> bool:
     known = {"true": True, "false": False, "1": True, "0": False}
     text = str(value).lower()
     if text not in known:
-        raise ValueError(f"Expected `propagate` to be true or false, got {value!r}.")
+        raise UserError(f"Expected `propagate` to be true or false, got {value!r}.")
     return known[text]

@@ -21,6 +21,8 @@ from monai.transforms import (
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
+from monai_kdsam.errors import UserError
+
 __all__ = ["GrayValuesd", "SlicesLastd", "through_plane_axis"]
 
 Axis = Literal["acquisition", "axial", "coronal", "sagittal"]
@@ -61,7 +63,7 @@ class SlicesLastd(MapTransform, InvertibleTransform):
     def __init__(self, keys: KeysCollection, axis: Axis = "acquisition") -> None:
         super().__init__(keys)
         if axis not in ("acquisition", *PLANES):
-            raise ValueError(f"Expected `axis` to be acquisition, {', '.join(PLANES)}, got {axis!r}.")
+            raise UserError(f"Expected `axis` to be acquisition, {', '.join(PLANES)}, got {axis!r}.")
         self.axis = axis
         self.orientations = {plane: Orientation(axcodes=codes, labels=LABELS) for plane, codes in PLANES.items()}
 
@@ -124,12 +126,12 @@ class GrayValuesd(MapTransform):
     ) -> None:
         super().__init__(keys)
         if modality not in ("auto", "ct", "other"):
-            raise ValueError(f"Expected `modality` to be auto, ct or other, got {modality!r}.")
+            raise UserError(f"Expected `modality` to be auto, ct or other, got {modality!r}.")
         if not width > 0:
-            raise ValueError(f"Expected `width` of the window to be above 0, got {width}.")
+            raise UserError(f"Expected `width` of the window to be above 0, got {width}.")
         low, high = percentiles
         if not 0 <= low < high <= 100:
-            raise ValueError(f"Expected `percentiles` to rise within 0 and 100, got {percentiles}.")
+            raise UserError(f"Expected `percentiles` to rise within 0 and 100, got {percentiles}.")
         self.modality = modality
         self.window = ScaleIntensityRange(level - width / 2, level + width / 2, 0, 255, clip=True, dtype=np.float32)
         self.percentiles = [low, high]

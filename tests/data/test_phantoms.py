@@ -142,7 +142,7 @@ def test_wrong_arguments_are_named(arguments, message) -> None:
 
 def test_writing_where_a_file_stands_says_so(tmp_path) -> None:
     (tmp_path / "taken").touch()
-    with pytest.raises(RuntimeError, match=r"Could not write phantoms to .*taken.*choose another folder"):
+    with pytest.raises(ValueError, match=r"Could not write phantoms to .*taken.*choose another folder"):
         write_phantoms(tmp_path / "taken", per_kind=1)
     with pytest.raises(ValueError, match="`per_kind` to be between 1 and 100000, got 0"):
         write_phantoms(tmp_path, per_kind=0)

@@ -33,14 +33,14 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(packages, f
     for file in (packages / folder).glob("*"):
         file.unlink()
     (packages / folder).rmdir()
-    with pytest.raises(RuntimeError, match=command):
+    with pytest.raises(ValueError, match=command):
         runtime.prepare_runtime()
 
 
 def test_a_missing_cuda_runtime_is_told_too(packages, monkeypatch):
     monkeypatch.setattr(runtime, "CUDA_RUNTIME", "libcudart.so.99")
     monkeypatch.setitem(runtime.INSTALL, "libcudart.so.99", "pip install nvidia-cuda-runtime")
-    with pytest.raises(RuntimeError, match=r"needs libcudart\.so\.99, .* pip install nvidia-cuda-runtime"):
+    with pytest.raises(ValueError, match=r"needs libcudart\.so\.99, .* pip install nvidia-cuda-runtime"):
         runtime.prepare_runtime()
 
 

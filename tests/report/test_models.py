@@ -104,14 +104,14 @@ print('{{"iou": {iou}}}', flush=True)"""
     if iou == "null":
         assert all(math.isnan(iou) for _, iou in asked(tmp_path, picture, body))
     else:
-        with pytest.raises(RuntimeError, match=r"Expected a number under `iou` from the `command` of .*, got 'high'"):
+        with pytest.raises(ValueError, match=r"Expected a number under `iou` from the `command` of .*, got 'high'"):
             asked(tmp_path, picture, body)
 
 
 def test_a_command_that_fails_is_told_with_its_last_words(tmp_path, picture):
-    with pytest.raises(RuntimeError, match=r"ended with status 1.*picture\.png: ValueError: no such model"):
+    with pytest.raises(ValueError, match=r"ended with status 1.*picture\.png: ValueError: no such model"):
         asked(tmp_path, picture, "raise ValueError('no such model')")
-    with pytest.raises(RuntimeError, match=r"theirs wrote no mask of .*picture\.png"):
+    with pytest.raises(ValueError, match=r"theirs wrote no mask of .*picture\.png"):
         asked(tmp_path, picture, "print('{}', flush=True)")
     with pytest.raises(OSError, match="Cannot start the `command` of theirs, 'no-such-program'"):
         CommandModel("theirs", "no-such-program")
