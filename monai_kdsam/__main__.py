@@ -18,7 +18,7 @@ def _demo(arguments: argparse.Namespace) -> str:
 
 
 def _download(arguments: argparse.Namespace) -> str:
-    from monai_kdsam.download import download
+    from monai_kdsam.weights.download import download
 
     return str(download(arguments.name, arguments.dir))
 

@@ -21,7 +21,7 @@ from scipy import ndimage
 from monai_kdsam.bundles import bundle_path, config_path
 from monai_kdsam.data.phantoms import make_phantom
 from monai_kdsam.networks import build_teacher, load_weights
-from monai_kdsam.sidecar import read_sidecar
+from monai_kdsam.weights.sidecar import read_sidecar
 
 OVERLAYS = sorted(str(path.relative_to(config_path())) for path in config_path().rglob("*.yaml"))
 NEEDS_SAM = {"teachers/vit_b.yaml", "teachers/vit_l.yaml", "teachers/vit_h.yaml", "teachers/medsam.yaml"}

@@ -21,10 +21,10 @@ import yaml
 
 from monai_kdsam.__main__ import main
 from monai_kdsam.data.phantoms import write_phantoms
-from monai_kdsam.download import WEIGHTS
 from monai_kdsam.export import export_bundle
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.networks import build_kdsam, save_weights
+from monai_kdsam.weights.download import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -135,7 +135,7 @@ def test_files_that_belong_together_are_replaced_together_or_not_at_all(tmp_path
 # Who writes a file otherwise, and why no old content can be lost by it.
 OWN_WAY = {
     "files.py": "is the way",
-    "download.py": "appends to a part of a download, which is renamed when it is whole",
+    "weights/download.py": "appends to a part of a download, which is renamed when it is whole",
     "processes.py": "torchrun's file of errors, at the end of a process that failed",
 }
 

@@ -20,7 +20,7 @@ from monai_kdsam.data.held_out import FEW
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import file_sha256, write_text
 from monai_kdsam.networks import save_weights
-from monai_kdsam.sidecar import copy_with_sidecar
+from monai_kdsam.weights.sidecar import copy_with_sidecar
 
 __all__ = ["ReplaceIfBetter", "is_better"]
 

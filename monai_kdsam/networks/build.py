@@ -11,14 +11,14 @@ from typing import Any, Literal
 import torchvision
 from torch import nn
 
-from monai_kdsam.download import require_weights
 from monai_kdsam.errors import UserError
-from monai_kdsam.networks.checkpoint import load_weights, mismatches
-from monai_kdsam.networks.image_encoder import FineFeatures, NeckName, ResNetEncoder, build_neck
+from monai_kdsam.networks.encoders import FineFeatures, NeckName, ResNetEncoder, build_neck
 from monai_kdsam.networks.kdsam import KDSAM
 from monai_kdsam.networks.sam import build_mask_decoder, build_prompt_encoder, build_vit
 from monai_kdsam.networks.timm_encoder import PREFIX, build_timm_encoder
-from monai_kdsam.weights import read_state_dict
+from monai_kdsam.weights.checkpoint import load_weights, mismatches
+from monai_kdsam.weights.download import require_weights
+from monai_kdsam.weights.reading import read_state_dict
 
 __all__ = ["build_kdsam", "build_student", "build_teacher"]
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_kdsam.errors import UserError
-from monai_kdsam.networks.embedding_cache import EmbeddingCache
 from monai_kdsam.networks.fingerprint import Fingerprint
+from monai_kdsam.networks.memory import EmbeddingCache
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder, best_mask
-from monai_kdsam.networks.scriptable import scriptable
+from monai_kdsam.networks.torchscript import scriptable
 
 __all__ = ["KDSAM"]
 

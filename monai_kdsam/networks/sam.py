@@ -6,7 +6,6 @@ The only file of this package that knows `segment_anything`. Parameter names sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -22,8 +21,8 @@ from segment_anything.modeling.transformer import TwoWayAttentionBlock as SamTwo
 from torch import Tensor, nn
 
 from monai_kdsam.networks.cross_attention import attend_to_image, image_attends
+from monai_kdsam.networks.decoding import arrange, upscale
 from monai_kdsam.networks.prompt_map import draw_prompts
-from monai_kdsam.networks.upscaling import arrange, upscale
 
 __all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "best_mask", "build_vit"]
 
@@ -284,23 +283,3 @@ def to_own_range(image: Tensor) -> Tensor:
 
 def _tensor(channels: tuple[float, ...]) -> Tensor:
     return torch.tensor(channels)[None, :, None, None]
-
-
-def fit_positions(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Interpolate a ViT checkpoint's position tables to another input size (SAM's are for 1024 pixels).
-
-    Args:
-        state: a SAM state_dict; tables that already fit, and all other entries, pass unchanged.
-        own: the state_dict of the network that it is for. Its shapes tell which tables depend on the input's size:
-            those of windowed blocks do not.
-    """
-    fitted = dict(state)
-    for name, value in state.items():
-        wanted = own[name].shape if name in own else value.shape
-        if name.endswith("pos_embed") and value.ndim == 4 and value.shape != wanted:
-            maps = F.interpolate(value.permute(0, 3, 1, 2), size=wanted[1:3], mode="bicubic", align_corners=False)
-            fitted[name] = maps.permute(0, 2, 3, 1)
-        elif ".rel_pos_" in name and value.ndim == 2 and value.shape != wanted:
-            columns = F.interpolate(value.t()[None], size=wanted[0], mode="linear", align_corners=False)
-            fitted[name] = columns[0].t()
-    return fitted

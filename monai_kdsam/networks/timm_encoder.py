@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from monai_kdsam.errors import UserError
-from monai_kdsam.networks.checkpoint import mismatches
-from monai_kdsam.networks.image_encoder import FineFeatures, NeckName, build_neck
-from monai_kdsam.networks.imagenet import fold_normalization, to_timm_names
-from monai_kdsam.weights import read_state_dict
+from monai_kdsam.networks.encoders import FineFeatures, NeckName, build_neck
+from monai_kdsam.weights.checkpoint import mismatches
+from monai_kdsam.weights.imagenet import fold_normalization, to_timm_names
+from monai_kdsam.weights.reading import read_state_dict
 
 __all__ = ["PREFIX", "TimmEncoder", "build_timm_encoder", "fused"]
 

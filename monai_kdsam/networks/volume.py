@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from monai_kdsam.networks.build import build_student
-from monai_kdsam.networks.embedding_cache import EmbeddingCache
 from monai_kdsam.networks.kdsam import KDSAM
+from monai_kdsam.networks.memory import EmbeddingCache
 
 __all__ = ["VolumeKDSAM", "build_volume_student"]
 

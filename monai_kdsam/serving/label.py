@@ -23,7 +23,7 @@ from monai_kdsam.data.decoding import stem_of, suffix_of
 from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, UserFileError, find_mistake
 from monai_kdsam.files import write_text
 from monai_kdsam.serving.dicomweb import check_dicomweb
-from monai_kdsam.sidecar import sidecar_path
+from monai_kdsam.weights.sidecar import sidecar_path
 
 __all__ = ["prepare_app", "serve"]
 

@@ -19,7 +19,7 @@ from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import file_checksum, strtobool
 
 from monai_kdsam.networks import load_weights
-from monai_kdsam.sidecar import copy_with_sidecar
+from monai_kdsam.weights.sidecar import copy_with_sidecar
 
 __all__ = ["router"]
 

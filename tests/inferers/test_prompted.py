@@ -9,7 +9,7 @@ from monai.data import MetaTensor, list_data_collate
 from torch import Tensor
 
 from monai_kdsam.inferers import PromptedInferer
-from monai_kdsam.inferers.volume import SliceSegmenter
+from monai_kdsam.inferers.volume_inferer import SliceSegmenter
 from monai_kdsam.networks import KDSAM, FillBox, build_teacher
 
 SIZE = 64

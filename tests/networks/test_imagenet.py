@@ -10,7 +10,7 @@ import timm
 import torch
 
 from monai_kdsam.networks import build_student
-from monai_kdsam.networks.imagenet import EXPANDED, OUTER, SEPARABLE, fold_normalization
+from monai_kdsam.weights.imagenet import EXPANDED, OUTER, SEPARABLE, fold_normalization
 
 MEAN, STD = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1), torch.tensor([58.395, 57.12, 57.375])
 NAME = "tf_efficientnet_lite0"

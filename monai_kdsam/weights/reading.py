@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from monai_kdsam.download import require_weights
 from monai_kdsam.errors import UserError
+from monai_kdsam.weights.download import require_weights
 
 __all__ = ["check_crc", "load_tensors", "read_state_dict"]
 

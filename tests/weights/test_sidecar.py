@@ -13,7 +13,7 @@ import torch
 import monai_kdsam
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.networks import build_student, build_teacher, build_volume_student, load_weights, save_weights
-from monai_kdsam.sidecar import copy_with_sidecar, read_sidecar
+from monai_kdsam.weights.sidecar import copy_with_sidecar, read_sidecar
 
 IMAGES = {"pixel_mean": [1.0, 2.0, 3.5], "pixel_std": [4.0, 5.0, 6.0]}
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from monai_kdsam import download as module
-from monai_kdsam.download import WEIGHTS, WeightFile, download, require_weights, sha256_of
+from monai_kdsam.weights import download as module
+from monai_kdsam.weights.download import WEIGHTS, WeightFile, download, require_weights, sha256_of
 
 CONTENT = bytes(range(256)) * 9000  # 2.3 MB: more than one chunk
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

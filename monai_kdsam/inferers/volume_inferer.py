@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_kdsam.errors import UserError
-from monai_kdsam.inferers.prompted import require_finite
+from monai_kdsam.inferers.prompted_inferer import require_finite
 from monai_kdsam.inferers.propagation import Prompt, propagate
 from monai_kdsam.networks import KDSAM
 from monai_kdsam.pixels import fit_longest

@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["to_sam_layout"]
+__all__ = ["fit_positions", "to_sam_layout"]
 
 # Applied one after the other, of transformers' names to SAM's.
 _RENAMED = (
@@ -58,3 +59,23 @@ def _renamed(name: str) -> str:
     for pattern, replacement in _RENAMED:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def fit_positions(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Interpolate a ViT checkpoint's position tables to another input size (SAM's are for 1024 pixels).
+
+    Args:
+        state: a SAM state_dict; tables that already fit, and all other entries, pass unchanged.
+        own: the state_dict of the network that it is for. Its shapes tell which tables depend on the input's size:
+            those of windowed blocks do not.
+    """
+    fitted = dict(state)
+    for name, value in state.items():
+        wanted = own[name].shape if name in own else value.shape
+        if name.endswith("pos_embed") and value.ndim == 4 and value.shape != wanted:
+            maps = F.interpolate(value.permute(0, 3, 1, 2), size=wanted[1:3], mode="bicubic", align_corners=False)
+            fitted[name] = maps.permute(0, 2, 3, 1)
+        elif ".rel_pos_" in name and value.ndim == 2 and value.shape != wanted:
+            columns = F.interpolate(value.t()[None], size=wanted[0], mode="linear", align_corners=False)
+            fitted[name] = columns[0].t()
+    return fitted

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from monai_kdsam.bundles import make_importable
 from monai_kdsam.data.image_reader import Image2DReader, PixelsReader
 from monai_kdsam.errors import MissingFileError, UserError, find_mistake
-from monai_kdsam.inferers.prompted import PromptedInferer
+from monai_kdsam.inferers.prompted_inferer import PromptedInferer
 from monai_kdsam.pixels import pillow_pixels
 from monai_kdsam.runtime.rgb import to_rgb
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from monai_kdsam.errors import UserError
+from monai_kdsam.networks.decoding import pack
 from monai_kdsam.networks.sam import LayerNorm2d
-from monai_kdsam.networks.upscaling import pack
 
 __all__ = ["DeconvNeck", "FPNNeck", "FineFeatures", "NeckName", "ResNetEncoder", "SamNeck", "build_neck"]
 
