@@ -147,7 +147,7 @@ def label(session: nox.Session) -> None:
         "no:cacheprovider",
         "--durations=5",
         "tests/integration",
-        "tests/serving",
+        "tests/label",
     )
     session.run(*command, env=environment)
 

@@ -29,8 +29,8 @@ from benchmarks.label_server import MODEL, LabelServer, running_server
 from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.data import read_dataset
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.label.active_learning import score_file
 from monai_kdsam.report.items import load_reference
-from monai_kdsam.serving.active_learning import score_file
 from monai_kdsam.transforms.prompts import box_from_mask, center_click
 
 FOLDERS = {"kvasir": "Kvasir-SEG", "isic2017": ".", "hc18": "HC18", "busi": "Dataset_BUSI_with_GT"}

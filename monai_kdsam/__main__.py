@@ -66,7 +66,7 @@ def _report(arguments: argparse.Namespace) -> str:
 
 
 def _label(arguments: argparse.Namespace) -> str:
-    from monai_kdsam.serving.label import serve
+    from monai_kdsam.label.serve import serve
 
     given = {"host": arguments.host, "port": arguments.port, "folder": arguments.dir}
     names = ("allow_origin", "allow_model_upload", "max_upload", "max_sessions")

@@ -31,7 +31,7 @@ if importlib.util.find_spec("monailabel") is None:
 from monailabel.client.client import MONAILabelClient
 
 from benchmarks.label_server import MODEL, LabelServer, random_bundle, running_server
-from monai_kdsam.serving.active_learning import score_file
+from monai_kdsam.label.active_learning import score_file
 
 LABELLED = [f"{kind}_{number:03d}" for kind in ("polyp", "skin_lesion") for number in range(4)]
 UNSEEN = "polyp_004"

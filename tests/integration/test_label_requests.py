@@ -31,7 +31,7 @@ from pydicom.data import get_testdata_file
 
 from benchmarks.label_server import MODEL, random_bundle
 from monai_kdsam.data.phantoms import write_phantoms
-from monai_kdsam.serving import label
+from monai_kdsam.label import serve
 
 CLICK = {"foreground": [[40, 45]]}
 FOREIGN = {"Origin": "https://news.example.org"}
@@ -49,9 +49,9 @@ class Place:
         (self.studies / "Upper_Case.PNG").write_bytes((self.studies / "polyp_000.png").read_bytes())
         shutil.copy(get_testdata_file("MR_small.dcm"), self.studies / "IM0001")
         (root / "secret.png").write_bytes((self.studies / "polyp_000.png").read_bytes())
-        app, name = label.prepare_app(self.dir, self.bundle)
-        label._empty(self.tmp)
-        monkeypatch.setattr(label.tempfile, "tempdir", str(self.tmp))
+        app, name = serve.prepare_app(self.dir, self.bundle)
+        serve._empty(self.tmp)
+        monkeypatch.setattr(serve.tempfile, "tempdir", str(self.tmp))
         monkeypatch.chdir(root)
         from monailabel.config import settings
 
@@ -60,12 +60,12 @@ class Place:
             "MONAI_LABEL_APP_DIR": str(app),
             "MONAI_LABEL_STUDIES": str(self.studies),
             "MONAI_LABEL_APP_CONF": conf,
-            "MONAI_LABEL_DATASTORE_FILE_EXT": list(label.SUFFIXES),
+            "MONAI_LABEL_DATASTORE_FILE_EXT": list(serve.SUFFIXES),
             "MONAI_LABEL_SESSION_PATH": str(self.dir / "sessions"),
         }.items():
             monkeypatch.setattr(settings, key, value)
         self.conf = conf
-        from monai_kdsam.serving.label_app import app as served
+        from monai_kdsam.label.web_app import app as served
 
         self.client = TestClient(served, base_url="http://127.0.0.1:8000")
 
@@ -86,7 +86,7 @@ class Place:
         return {str(f) for f in self.root.rglob("*") if f.is_file() and not any(map(f.is_relative_to, own))}
 
     def uploads(self) -> list[str]:
-        return sorted(path.name for path in self.tmp.iterdir() if path.name != label.MARKER)
+        return sorted(path.name for path in self.tmp.iterdir() if path.name != serve.MARKER)
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,7 @@ def test_a_full_disk_is_told_and_what_was_accepted_stays(place, monkeypatch):
     assert place.save(place.mask()).status_code == 200
     stored, listed = place.studies / "labels" / "final" / "polyp_000.png", place.studies / "datastore_v2.json"
     before = listed.read_bytes()
-    for writer in ("monai_kdsam.serving.studies.shutil.copyfile", "pathlib.Path.write_text"):
+    for writer in ("monai_kdsam.label.studies.shutil.copyfile", "pathlib.Path.write_text"):
         with monkeypatch.context() as disk:
             disk.setattr(writer, full)
             answer = place.save(place.mask("polyp_001"))

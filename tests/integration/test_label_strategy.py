@@ -15,9 +15,9 @@ if importlib.util.find_spec("monailabel") is None:
 
 from monailabel.datastore.local import LocalDatastore
 
-from monai_kdsam.serving import active_learning
-from monai_kdsam.serving.active_learning import LeastSureFirst, UncertaintyScoring, unscored_images
-from monai_kdsam.serving.uncertainty import Uncertainty
+from monai_kdsam.label import active_learning
+from monai_kdsam.label.active_learning import LeastSureFirst, UncertaintyScoring, unscored_images
+from monai_kdsam.label.uncertainty import Uncertainty
 
 REQUEST = {"strategy": "uncertainty"}
 

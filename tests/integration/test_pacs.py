@@ -28,9 +28,9 @@ from dicomweb_client import DICOMwebClient
 from benchmarks.label_server import MODEL, free_port, label_command, random_bundle, running_server
 from benchmarks.orthanc import encoded, mr_series, running_orthanc, ultrasound_still
 from monai_kdsam.inferers import BundlePredictor
-from monai_kdsam.serving.active_learning import UncertaintyScoring
-from monai_kdsam.serving.pacs import SeriesDatastore
-from monai_kdsam.serving.series_labels import labelled_slices
+from monai_kdsam.label.active_learning import UncertaintyScoring
+from monai_kdsam.label.archive import SeriesDatastore
+from monai_kdsam.label.series_labels import labelled_slices
 
 SLICE = 6
 CLICK = [60, 50]

@@ -20,9 +20,9 @@ from monailabel.utils.others.generic import device_list
 from monai_kdsam.data.held_out import hold_out
 from monai_kdsam.errors import UserError, find_mistake
 from monai_kdsam.files import file_sha256, write_text
-from monai_kdsam.serving.checked_app import check_device
-from monai_kdsam.serving.series_labels import labelled_slices
-from monai_kdsam.serving.submitted_label import check_labels
+from monai_kdsam.label.app import check_device
+from monai_kdsam.label.labels import check_labels
+from monai_kdsam.label.series_labels import labelled_slices
 
 __all__ = ["LearnTask"]
 

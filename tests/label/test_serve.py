@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from benchmarks.label_server import random_bundle
 from monai_kdsam.__main__ import main
-from monai_kdsam.serving import label
+from monai_kdsam.label import serve
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def server(monkeypatch):
             app.mkdir(parents=True)
             (app / "main.py").write_text("MONAI Label's")
 
-    monkeypatch.setattr(label, "_monailabel", command)
-    monkeypatch.setattr(label, "_check_prediction", lambda model: None)  # the bundles here are hollow
+    monkeypatch.setattr(serve, "_monailabel", command)
+    monkeypatch.setattr(serve, "_check_prediction", lambda model: None)  # the bundles here are hollow
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(label.tempfile, "tempdir", None)
+    monkeypatch.setattr(serve.tempfile, "tempdir", None)
     return calls
 
 
@@ -90,7 +90,7 @@ def test_a_folder_is_one_servers_while_it_runs(server, bundle, studies, tmp_path
 
 
 def test_the_app_serves_the_bundles_own_files_and_no_teacher(server, bundle, tmp_path):
-    app, name = label.prepare_app(tmp_path / "label", bundle)
+    app, name = serve.prepare_app(tmp_path / "label", bundle)
     served = app / "model" / name
     assert name == "trained_deepgrow"
     assert (served / "configs" / "inference.json").read_text() == "configs/inference.json"
@@ -101,7 +101,7 @@ def test_the_app_serves_the_bundles_own_files_and_no_teacher(server, bundle, tmp
     (bundle / "models" / "model.json").write_text("their settings")
     assert (served / "models" / "model.pt").read_text() == "trained on"
     (bundle / "my_parts.py").write_text("own code")
-    label.prepare_app(tmp_path / "label", bundle)
+    serve.prepare_app(tmp_path / "label", bundle)
     assert (served / "models" / "model.json").read_text() == "their settings"
     assert (served / "my_parts.py").read_text() == "own code"
 
@@ -118,9 +118,9 @@ def test_several_bundles_are_served_together(server, bundle, studies, tmp_path, 
 
 
 def test_a_second_start_uses_the_app_again_with_another_bundle(server, bundle, tmp_path):
-    label.prepare_app(tmp_path / "label", bundle)
+    serve.prepare_app(tmp_path / "label", bundle)
     other = bundle.rename(tmp_path / "my_deepgrow")
-    app, name = label.prepare_app(tmp_path / "label", other)
+    app, name = serve.prepare_app(tmp_path / "label", other)
     assert name == "my_deepgrow"
     assert (app / "model" / name / "models" / "model.pt").read_text() == "models/model.pt"
     assert (app / "monaibundle.py").read_text() == "MONAI Label's"
@@ -164,14 +164,14 @@ def test_without_monai_label_the_pip_command_is_told(monkeypatch, bundle, studie
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run(studies=studies, model=bundle) == 1
     error = capsys.readouterr().err
-    assert f"pip install {label.PACKAGES}" in error
+    assert f"pip install {serve.PACKAGES}" in error
     assert error.count("\n") == 1
 
 
 def test_the_pip_command_is_that_of_the_extra():
     setup = (Path(__file__).resolve().parents[2] / "setup.py").read_text(encoding="utf-8")
     extra = re.findall(r'^ +"(.+)",$', re.search(r'"label": \[(.*?)\]', setup, re.DOTALL)[1], re.MULTILINE)
-    assert sorted(extra) == sorted(label.PACKAGES.replace('"', "").split())
+    assert sorted(extra) == sorted(serve.PACKAGES.replace('"', "").split())
 
 
 @pytest.mark.parametrize("kept", ["tmp", "monaibundle/model/trained_deepgrow"])

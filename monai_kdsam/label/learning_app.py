@@ -21,9 +21,9 @@ from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import tasks
 from monailabel.utils.others.generic import strtobool
 
-from monai_kdsam.serving.active_learning import NAME, LeastSureFirst, UncertaintyScoring, unscored_images
-from monai_kdsam.serving.checked_app import CheckedApp
-from monai_kdsam.serving.learning import LearnTask
+from monai_kdsam.label.active_learning import NAME, LeastSureFirst, UncertaintyScoring, unscored_images
+from monai_kdsam.label.app import CheckedApp
+from monai_kdsam.label.tasks import LearnTask
 
 __all__ = ["SERVER", "is_busy", "with_learning"]
 

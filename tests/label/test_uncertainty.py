@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from monai_kdsam.label.uncertainty import disagreement, uncertainty
 from monai_kdsam.networks import build_student
-from monai_kdsam.serving.uncertainty import disagreement, uncertainty
 
 
 def square(side: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from monai_kdsam.data.decoding import count_frames, frame_path, is_dicom
 from monai_kdsam.data.slice_grid import slice_grid
 from monai_kdsam.data.volume_reader import series_files
 from monai_kdsam.errors import UserError
-from monai_kdsam.serving.result_geometry import picture_plane
+from monai_kdsam.label.result_geometry import picture_plane
 
 __all__ = ["ClickedSliced", "SeriesFilesd", "series_images", "stored_files"]
 

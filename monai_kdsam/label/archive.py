@@ -18,7 +18,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 
 from monai_kdsam.data.dicom_header import checked_uid
 from monai_kdsam.errors import MissingFileError, UserError
-from monai_kdsam.serving.studies import StudiesDatastore, checked_name
+from monai_kdsam.label.studies import StudiesDatastore, checked_name
 
 __all__ = ["SeriesDatastore"]
 

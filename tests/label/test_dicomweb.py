@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from monai_kdsam.serving.dicomweb import check_dicomweb
+from monai_kdsam.label.dicomweb import check_dicomweb
 
 DICOM_JSON = "application/dicom+json"
 

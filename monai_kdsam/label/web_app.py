@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MONAI Label's own web application, with answers that tell a client what was wrong, and DICOM as archives have it.
 
-For `monailabel start_server --uvicorn_app monai_kdsam.serving.label_app:app`. Without it the server answers every
+For `monailabel start_server --uvicorn_app monai_kdsam.label.web_app:app`. Without it the server answers every
 mistake with "Internal Server Error", and the reason stands in its log alone; see `write_dicom_seg` for its DICOM SEG.
 """
 
@@ -32,15 +32,15 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from monai_kdsam.errors import UserError, find_mistake
-from monai_kdsam.serving import model_endpoint, train_endpoint
-from monai_kdsam.serving.dicom_seg import write_dicom_seg
-from monai_kdsam.serving.gate import Gate
-from monai_kdsam.serving.learning_app import SERVER
-from monai_kdsam.serving.temporary_files import tidy_up
+from monai_kdsam.label import endpoints, model_endpoint
+from monai_kdsam.label.dicom_seg import write_dicom_seg
+from monai_kdsam.label.gate import Gate
+from monai_kdsam.label.learning_app import SERVER
+from monai_kdsam.label.temporary_files import tidy_up
 
 __all__ = ["app"]
 
-# By name, as in `checked_app`, for what is not left to an app.
+# By name, as in `app`, for what is not left to an app.
 monailabel.endpoints.infer.nifti_to_dicom_seg = write_dicom_seg
 tidy_up()
 
@@ -153,7 +153,7 @@ app.router.lifespan_context = lifespan
 # MONAI Label's only one lets in every origin.
 app.user_middleware[:] = [Middleware(gate)]
 # Before the server's own routes of the same paths.
-app.router.routes[:0] = [*train_endpoint.router.routes, *model_endpoint.router.routes]
+app.router.routes[:0] = [*endpoints.router.routes, *model_endpoint.router.routes]
 app.add_exception_handler(AnyHTTPException, answer_refusal)
 for kind in (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, MONAILabelException):
     app.add_exception_handler(kind, answer_mistake)

@@ -9,9 +9,9 @@ import SimpleITK as sitk  # noqa: N813
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from monai_kdsam.data.volume_reader import series_files
-from monai_kdsam.serving import SubmittedLabeld
-from monai_kdsam.serving.series_labels import labelled_slices
-from monai_kdsam.serving.submitted_label import check_labels
+from monai_kdsam.label import SubmittedLabeld
+from monai_kdsam.label.labels import check_labels
+from monai_kdsam.label.series_labels import labelled_slices
 from tests.data.test_slice_grid import EVEN, write_series
 
 

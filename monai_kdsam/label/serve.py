@@ -22,7 +22,7 @@ from monai_kdsam.bundles import own_modules
 from monai_kdsam.data.decoding import stem_of, suffix_of
 from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, UserFileError, find_mistake
 from monai_kdsam.files import write_text
-from monai_kdsam.serving.dicomweb import check_dicomweb
+from monai_kdsam.label.dicomweb import check_dicomweb
 from monai_kdsam.weights.sidecar import sidecar_path
 
 __all__ = ["prepare_app", "serve"]
@@ -34,7 +34,7 @@ OWN_APP = '''# SPDX-License-Identifier: Apache-2.0
 
 import monaibundle
 
-from monai_kdsam.serving.learning_app import with_learning
+from monai_kdsam.label.learning_app import with_learning
 
 App = with_learning(monaibundle.MyApp)
 '''
@@ -101,7 +101,7 @@ def serve(
         raise MissingFileError(
             f"Expected `--studies` to be a folder of images or the http address of a DICOMweb server, got {studies}."
         )
-    from monai_kdsam.serving.gate import read_origin
+    from monai_kdsam.label.gate import read_origin
 
     origins = [read_origin(origin) for origin in allow_origin]
     bundles = [Path(model)] if isinstance(model, (str, Path)) else [Path(name) for name in model]
@@ -128,7 +128,7 @@ def serve(
         for key, value in settings.items():
             arguments += ["--conf", key, value]
         quiet = ("--verbose", "WARNING")
-        _monailabel("start_server", *arguments, *quiet, "--uvicorn_app", "monai_kdsam.serving.label_app:app")
+        _monailabel("start_server", *arguments, *quiet, "--uvicorn_app", "monai_kdsam.label.web_app:app")
     return "The server has stopped."
 
 

@@ -23,8 +23,8 @@ from pydicom.sr.codedict import codes
 import monai_kdsam
 from monai_kdsam.data.dicom_header import complete_header, complete_thickness
 from monai_kdsam.errors import UserError
-from monai_kdsam.serving.dicom_series import CONVERTED, stored_files
-from monai_kdsam.serving.submitted_label import open_label
+from monai_kdsam.label.dicom_series import CONVERTED, stored_files
+from monai_kdsam.label.labels import open_label
 
 __all__ = ["write_dicom_seg"]
 

@@ -26,12 +26,12 @@ from monailabel.utils.others.generic import device_list
 
 from monai_kdsam.data.decoding import PICTURE_SUFFIXES
 from monai_kdsam.errors import MissingFileError, UserError
-from monai_kdsam.serving.dicom_seg import write_dicom_seg
-from monai_kdsam.serving.pacs import SeriesDatastore
-from monai_kdsam.serving.result_geometry import default_extension
-from monai_kdsam.serving.sessions import BoundedSessions
-from monai_kdsam.serving.student_task import StudentTask
-from monai_kdsam.serving.studies import StudiesDatastore
+from monai_kdsam.label.archive import SeriesDatastore
+from monai_kdsam.label.dicom_seg import write_dicom_seg
+from monai_kdsam.label.result_geometry import default_extension
+from monai_kdsam.label.student_task import StudentTask
+from monai_kdsam.label.studies import StudiesDatastore
+from monai_kdsam.label.uploads import BoundedSessions
 
 __all__ = ["CheckedApp", "check_device"]
 

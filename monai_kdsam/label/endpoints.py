@@ -17,8 +17,8 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.task import AsyncTask
 
-from monai_kdsam.serving.learning import LearnTask
-from monai_kdsam.serving.learning_app import is_busy
+from monai_kdsam.label.learning_app import is_busy
+from monai_kdsam.label.tasks import LearnTask
 
 __all__ = ["router"]
 

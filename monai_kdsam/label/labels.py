@@ -21,7 +21,7 @@ from monai_kdsam.data.dicom import open_itk
 from monai_kdsam.data.geometry import itk_affine
 from monai_kdsam.data.picture import label_values
 from monai_kdsam.errors import UserError
-from monai_kdsam.serving.result_geometry import file_affine, picture_plane
+from monai_kdsam.label.result_geometry import file_affine, picture_plane
 from monai_kdsam.transforms.masks import clean_mask
 
 __all__ = ["SubmittedLabeld", "check_labels", "open_label", "read_label", "slice_label"]

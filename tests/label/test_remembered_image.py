@@ -13,7 +13,7 @@ from PIL import Image
 
 from monai_kdsam.data import Image2DReader
 from monai_kdsam.files import file_sha256
-from monai_kdsam.serving import RememberedImaged, remembered_image
+from monai_kdsam.label import RememberedImaged, remembered_image
 
 
 class Steps(Compose):

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monai_kdsam.serving.dicom_series import series_images
-from monai_kdsam.serving.submitted_label import slice_label
+from monai_kdsam.label.dicom_series import series_images
+from monai_kdsam.label.labels import slice_label
 
 __all__ = ["labelled_slices"]
 

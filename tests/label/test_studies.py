@@ -17,8 +17,8 @@ if importlib.util.find_spec("monailabel") is None:
     reason = "MONAI Label is not installed; `nox -s label` runs these tests in an environment that has it"
     pytest.skip(reason, allow_module_level=True)
 
-from monai_kdsam.serving.label import SUFFIXES
-from monai_kdsam.serving.studies import StudiesDatastore
+from monai_kdsam.label.serve import SUFFIXES
+from monai_kdsam.label.studies import StudiesDatastore
 
 LIST = "datastore_v2.json"
 

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from monai_kdsam.serving.gate import Gate, read_origin
+from monai_kdsam.label.gate import Gate, read_origin
 
 HERE = "http://127.0.0.1:8000"
 FOREIGN = "https://news.example.org"

@@ -17,9 +17,9 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from monai_kdsam.errors import UserError
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.label.dicom_series import series_images
+from monai_kdsam.label.uncertainty import Uncertainty, uncertainty
 from monai_kdsam.pixels import fit_longest
-from monai_kdsam.serving.dicom_series import series_images
-from monai_kdsam.serving.uncertainty import Uncertainty, uncertainty
 
 __all__ = ["NAME", "LeastSureFirst", "UncertaintyScoring", "unscored_images"]
 

@@ -18,7 +18,7 @@ import pydicom
 
 from benchmarks.orthanc import mr_series
 from monai_kdsam.data.volume_reader import series_files
-from monai_kdsam.serving.dicom_seg import write_dicom_seg
+from monai_kdsam.label.dicom_seg import write_dicom_seg
 
 
 def seg_of(folder, drawn, infos, change=lambda dataset: None):
