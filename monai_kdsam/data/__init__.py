@@ -9,7 +9,7 @@ from monai_kdsam.data.embedding_writer import EmbeddingWriter
 from monai_kdsam.data.embeddings import EmbeddingStore, LoadEmbeddingd
 from monai_kdsam.data.image_reader import Image2DReader, list_images
 from monai_kdsam.data.layouts import LAYOUTS, read_dataset
-from monai_kdsam.data.output_names import format_name
+from monai_kdsam.data.paths import format_name
 from monai_kdsam.data.seeding import SeededDataset
 from monai_kdsam.data.slices import write_slices
 from monai_kdsam.data.splits import duplicate_groups, split_items

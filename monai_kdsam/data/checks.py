@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import UNLABELED, Item
-from monai_kdsam.data.output_names import check_names
+from monai_kdsam.data.paths import check_names
 from monai_kdsam.data.picture import Picture, to_rgb
 from monai_kdsam.errors import UserError
 from monai_kdsam.transforms.masks import clean_mask, threshold_mask

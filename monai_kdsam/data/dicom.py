@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import re
 import tempfile
 import zlib
 from collections.abc import Mapping
@@ -18,48 +17,22 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from monai_kdsam.data.itk import open_itk
 from monai_kdsam.data.picture import Picture, no_geometry
 from monai_kdsam.errors import UserError
 from monai_kdsam.pixels import check_size
 
-__all__ = ["check_deflated", "decode_dicom", "has_dicom_magic", "open_dicom", "open_itk", "padding_range", "read_frame"]
+__all__ = ["check_deflated", "decode_dicom", "open_dicom", "padding_range"]
 
 PIXEL_DATA = 0x7FE00010
 CHUNK = 2**20
-VOLUME = 8  # pictures' worth of pixels
 PADDING = "0028|0120", "0028|0121"
 SPACING_TAGS = {"0028|0030", "0018|1164", "0018|2010"}  # of pixels, at the imager, as scanned
 EXACT_FUNCTIONS = ("LINEAR_EXACT", "SIGMOID")
 
 
-def has_dicom_magic(file: Path) -> bool:
-    """Whether a file holds DICOM's magic number; a DICOMDIR has it too, but no pixels, and does not count."""
-    if not file.is_file() or file.name.upper() == "DICOMDIR":
-        return False
-    with open(file, "rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
-
-
-def open_itk(file: Path, image_io: str) -> sitk.ImageFileReader:
-    """Read the header of a file of one format, the one that ITK's `image_io` reads.
-
-    Raises:
-        RuntimeError: when it is damaged or of another format.
-        TooLargeError: see `check_size`; several frames together may have as many voxels as a volume.
-    """
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(image_io)
-    reader.SetFileName(str(file))
-    reader.ReadImageInformation()
-    bits = int(re.findall(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))[0])
-    itemsize = bits // 8 * reader.GetNumberOfComponents()
-    check_size(file, reader.GetSize()[:2], itemsize)
-    check_size(file, reader.GetSize(), itemsize, pictures=VOLUME)
-    return reader
-
-
 def open_dicom(file: Path) -> sitk.ImageFileReader:
-    """Read the header of a DICOM file; its pixels are decoded by :func:`read_frame`.
+    """Read the header of a DICOM file; its pixels are decoded by :func:`monai_kdsam.data.itk.read_frame`.
 
     Raises:
         RuntimeError: when it is damaged or no DICOM image.
@@ -117,18 +90,6 @@ def _check_length(file: Path) -> None:
     expected = math.ceil(pixels * header.BitsAllocated / 8)
     if lengths[0] < expected:  # of compressed data it is 0xFFFFFFFF, not known
         raise UserError(f"it has {lengths[0]} of the {expected} bytes of pixels that its header claims")
-
-
-def read_frame(reader: sitk.ImageFileReader, frame: int) -> np.ndarray:
-    """Decode one frame, counted from 0, of the file of `reader` as (H, W) or (H, W, C)."""
-    reader.ReadImageInformation()
-    size = reader.GetSize()
-    if len(size) == 3:
-        reader.SetExtractIndex([0, 0, frame])
-        # As a slice of depth 1: ITK refuses to take the third axis off a sagittal or coronal frame.
-        reader.SetExtractSize([size[0], size[1], 1])
-        return sitk.GetArrayFromImage(reader.Execute())[0]
-    return sitk.GetArrayFromImage(reader.Execute())
 
 
 def decode_dicom(file: Path, frame: int) -> Picture:

@@ -24,8 +24,8 @@ from monai.transforms import Transform
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from monai_kdsam.data.decoding import split_frame
 from monai_kdsam.data.layouts import Item
+from monai_kdsam.data.paths import split_frame
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import file_sha256
 

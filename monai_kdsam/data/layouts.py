@@ -17,8 +17,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from monai_kdsam.data.decoding import stem_of, suffix_of, supported_files
 from monai_kdsam.data.list_file import LOSSY_SUFFIXES, SPLITS, UNLABELED, Item, read_list
+from monai_kdsam.data.paths import stem_of, suffix_of, supported_files
 from monai_kdsam.errors import MissingFileError, UserError
 
 __all__ = [

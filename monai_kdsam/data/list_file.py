@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from monai_kdsam.data.decoding import split_frame, suffix_of
+from monai_kdsam.data.paths import split_frame, suffix_of
 from monai_kdsam.errors import MissingFileError, UserError
 
 __all__ = ["LOSSY_SUFFIXES", "SPLITS", "UNLABELED", "Item", "read_list"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 
 from monai_kdsam.data.dicom import open_dicom
-from monai_kdsam.data.geometry import LPS_TO_RAS, itk_affine
+from monai_kdsam.data.itk import LPS_TO_RAS, itk_affine
 from monai_kdsam.errors import UserError
 
 __all__ = ["SliceGrid", "slice_grid"]

@@ -13,7 +13,7 @@ import numpy as np
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
 
-from monai_kdsam.data.decoding import stem_of
+from monai_kdsam.data.paths import stem_of
 from monai_kdsam.data.picture import label_values
 from monai_kdsam.data.volume_reader import VolumeReader
 from monai_kdsam.errors import UserError

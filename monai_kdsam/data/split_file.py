@@ -10,8 +10,8 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from monai_kdsam.data.decoding import split_frame
 from monai_kdsam.data.layouts import Item
+from monai_kdsam.data.paths import split_frame
 from monai_kdsam.errors import MissingFileError, UserError
 
 __all__ = ["check_files", "load_split_file", "relative_to", "with_absolute_paths", "with_relative_paths"]

@@ -16,7 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from monai_kdsam.data.held_out import FEW
+from monai_kdsam.data.splits import FEW
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import file_sha256, write_text
 from monai_kdsam.networks import save_weights

@@ -24,7 +24,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.utils.others.generic import device_list
 
-from monai_kdsam.data.decoding import PICTURE_SUFFIXES
+from monai_kdsam.data.paths import PICTURE_SUFFIXES
 from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.label.archive import SeriesDatastore
 from monai_kdsam.label.dicom_seg import write_dicom_seg

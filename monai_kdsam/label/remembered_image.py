@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from monai_kdsam.bounded_cache import BoundedCache
-from monai_kdsam.data.decoding import split_frame, suffix_of
+from monai_kdsam.data.paths import split_frame, suffix_of
 from monai_kdsam.errors import MissingFileError
 from monai_kdsam.files import file_sha256
 

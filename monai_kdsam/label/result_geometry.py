@@ -13,9 +13,10 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
-from monai_kdsam.data.decoding import NIFTI_SUFFIXES, PICTURE_SUFFIXES, is_dicom, split_frame, suffix_of
-from monai_kdsam.data.dicom import open_dicom, open_itk
-from monai_kdsam.data.geometry import itk_affine, nifti_affine, plane_of
+from monai_kdsam.data.dicom import open_dicom
+from monai_kdsam.data.itk import itk_affine, open_itk
+from monai_kdsam.data.nifti import nifti_affine, plane_of
+from monai_kdsam.data.paths import NIFTI_SUFFIXES, PICTURE_SUFFIXES, is_dicom, split_frame, suffix_of
 from monai_kdsam.errors import UserError
 from monai_kdsam.pixels import open_picture
 

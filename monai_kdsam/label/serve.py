@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from monai_kdsam.bundles import own_modules
-from monai_kdsam.data.decoding import stem_of, suffix_of
+from monai_kdsam.data.paths import stem_of, suffix_of
 from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, UserFileError, find_mistake
 from monai_kdsam.files import write_text
 from monai_kdsam.label.dicomweb import check_dicomweb

@@ -19,7 +19,7 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from monai_kdsam.data.decoding import SUFFIXES, is_dicom, is_supported, stem_of, suffix_of
+from monai_kdsam.data.paths import SUFFIXES, is_dicom, is_supported, stem_of, suffix_of
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import replacing
 

@@ -17,7 +17,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 
-from monai_kdsam.data.held_out import hold_out
+from monai_kdsam.data.splits import hold_out
 from monai_kdsam.errors import UserError, find_mistake
 from monai_kdsam.files import file_sha256, write_text
 from monai_kdsam.label.app import check_device

@@ -186,7 +186,9 @@ def test_subfolders_are_subjects_and_pictures_of_other_formats_are_named(
 
 def test_a_csv_file_is_a_datalist(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "a_mask.png", "b.png")
-    (tmp_path / "list.csv").write_text("\ufeffimage,label,split,subject\na.png,a_mask.png,test,7\nb.png,,unlabeled,8\n")
+    (tmp_path / "list.csv").write_text(
+        "\ufeffimage,label,split,subject\na.png,a_mask.png,test,7\nb.png,,unlabeled,8\n", encoding="utf-8"
+    )
     one, two = read_dataset("datalist", tmp_path / "list.csv")
     assert (one["official_split"], one["subject"], one["label"]) == ("test", "7", str(tmp_path / "a_mask.png"))
     assert two == {"image": str(tmp_path / "b.png"), "source": "datalist", "subject": "8"}

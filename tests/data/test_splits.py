@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from monai_kdsam.data.checks import inspect_items
 from monai_kdsam.data.layouts import read_busi
-from monai_kdsam.data.splits import duplicate_groups, split_items
+from monai_kdsam.data.splits import duplicate_groups, hold_out, split_items
 
 REAL = os.environ.get("KDSAM_DATA")
 needs_real_data = pytest.mark.skipif(not REAL, reason="set KDSAM_DATA to the folder of the real data sets")
@@ -136,3 +136,44 @@ def test_busi_has_its_known_duplicates_and_no_chains() -> None:
     assert 1 < np.bincount(groups).max() <= 4
     group_of = dict(zip((item["subject"] for item in items), groups.tolist(), strict=True))
     assert group_of["benign (437)"] == group_of["normal (34)"]
+
+
+IMAGES = [f"{number:03d}" for number in range(40)]
+
+
+def held(choice) -> set[str]:
+    return {image for image, out in choice.items() if out}
+
+
+@pytest.mark.parametrize(("images", "expected"), [(2, 1), (3, 1), (4, 2), (6, 3), (12, 3), (20, 4), (40, 8)])
+def test_a_fifth_is_held_out_but_at_least_three_and_at_most_half(images, expected):
+    assert len(held(hold_out(IMAGES[:images], {}, 0.2))) == expected
+
+
+def test_never_more_than_half_are_held_out():
+    assert len(held(hold_out(IMAGES[:10], {}, 0.9))) == 5
+
+
+def test_as_labels_come_in_no_image_changes_sides():
+    choice: dict[str, bool] = {}
+    for count in (2, 5, 9, 17, 40):
+        later = hold_out(IMAGES[-count:], choice, 0.2)
+        assert choice.items() <= later.items()
+        choice = later
+    assert len(held(choice)) == 8
+
+
+def test_the_order_of_the_images_does_not_matter():
+    assert hold_out(IMAGES, {}, 0.2) == hold_out(IMAGES[::-1], {}, 0.2)
+
+
+@pytest.mark.parametrize("side", [True, False])
+def test_where_the_labels_of_one_side_are_gone_one_image_changes_over(side):
+    choice = hold_out(["a", "b"], {"a": side, "b": side, "c": not side}, 0.2)
+    assert {choice["a"], choice["b"]} == {True, False}
+
+
+@pytest.mark.parametrize("images", [[], ["a"], ["a", "a"]])
+def test_one_image_is_not_enough(images):
+    with pytest.raises(ValueError, match=rf"at least 2 different images, .* got {len(set(images))}"):
+        hold_out(images, {}, 0.2)

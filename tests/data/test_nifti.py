@@ -8,7 +8,7 @@ import SimpleITK as sitk  # noqa: N813
 from scipy.spatial.transform import Rotation
 
 from monai_kdsam.data import Image2DReader, VolumeReader
-from monai_kdsam.data.geometry import nifti_affine
+from monai_kdsam.data.nifti import nifti_affine
 from monai_kdsam.label.result_geometry import file_affine
 
 TURNED = np.eye(4)
