@@ -12,7 +12,7 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 # `interruptions` is run on demand.
-nox.options.sessions = ["wheel", "numpy1", "export", "label", "deploy"]
+nox.options.sessions = ["wheel", "numpy1", "export", "label", "deploy", "docs"]
 
 # Site-packages of an environment that has the dependencies already; without it each session installs its own torch.
 DEPENDENCIES = os.environ.get("KDSAM_DEPENDENCIES")
@@ -162,3 +162,11 @@ def deploy(session: nox.Session) -> None:
     session.run("python", "-m", "pip", "check")
     tests = ("tests/integration/test_deploy.py", "tests/deploy")
     session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", *tests)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site; a link that leads nowhere, or a name of the API that is gone, ends it."""
+    # The API is read from the sources, so nothing of the package is installed.
+    session.install("-r", "docs/requirements.txt")
+    session.run("mkdocs", "build", "--strict", "--site-dir", str(Path(session.create_tmp()) / "site"))

@@ -12,6 +12,13 @@ ROOT = Path(__file__).resolve().parent
 DATA_FOLDERS = ("bundles", "configs")
 LEFT_OUT = shutil.ignore_patterns("models", "output", "eval", "mlruns", "__pycache__", ".*")
 
+
+def read_requirements(name: str) -> list[str]:
+    """The lines of a requirements file that are no comments."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 REQUIREMENTS = [
     # bundles, engines and transforms; its extras: fire and pyyaml for `python -m monai.bundle` and YAML overlays,
     # ignite for the engines, nibabel for NIfTI, tqdm for progress bars
@@ -125,10 +132,9 @@ EXTRAS = {
         # quantizes both to 8 bits, and finds the layers that must not be
         "nncf>=3.0",
     ],
-    # the tools of .ci/run, listed with their reasons
-    "dev": [
-        line for line in (ROOT / ".ci" / "tools.txt").read_text(encoding="utf-8").splitlines() if line[:1] not in "#"
-    ],
+    # the tools of .ci/run, and the documentation as a site, listed with their reasons
+    "dev": read_requirements(".ci/tools.txt"),
+    "docs": read_requirements("docs/requirements.txt"),
 }
 
 

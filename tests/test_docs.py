@@ -19,7 +19,8 @@ import torch
 import torchvision
 import yaml
 
-from monai_kdsam.__main__ import main
+from benchmarks.docs_tables import RESULTS, fill
+from monai_kdsam.__main__ import build_parser, main
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.export import export_bundle
 from monai_kdsam.inferers import BundlePredictor
@@ -29,6 +30,7 @@ from monai_kdsam.weights.download import WEIGHTS
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXTENDING = (ROOT / "docs" / "howto" / "extending.md").read_text(encoding="utf-8")
+IMAGES = (ROOT / "docs" / "howto" / "images.md").read_text(encoding="utf-8")
 
 
 def blocks(text, language):
@@ -177,7 +179,7 @@ def test_the_datalist_of_the_page_is_read(tmp_path):
 
     from monai_kdsam.data import read_dataset
 
-    (content,) = blocks(EXTENDING, "json")
+    (content,) = blocks(IMAGES, "json")
     items = [item for split in json.loads(content).values() for item in split]
     for item in items:
         for path in (tmp_path / item[key] for key in ("image", "label") if key in item):
@@ -189,7 +191,51 @@ def test_the_datalist_of_the_page_is_read(tmp_path):
     assert [item.get("official_split") for item in read] == ["training", "validation", "test", None]
 
 
-def test_pages_link_to_pages_that_exist():
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_pages_link_to_pages_and_headings_that_exist():
+    for page in PAGES:
+        for target, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.name}: {target}"
+            assert not heading or heading in headings(path), f"{page.name}: {target}#{heading}"
+
+
+def headings(page):
+    """Names of a page's headings, as forges make them."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in found}
+
+
+def test_readme_links_to_no_log():
+    assert "docs/log" not in README
+
+
+def test_every_page_but_the_log_is_in_the_navigation_of_the_site():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]}
+    assert set(re.findall(r"[\w/]+\.md", navigation)) == {page for page in pages if not page.startswith("log/")}
+
+
+def test_the_tables_of_the_pages_are_those_of_the_results():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert fill(text) == text, f"{page.name}: run python benchmarks/docs_tables.py"
+    for result in RESULTS.glob("*.json"):
+        assert {"command", "date", "machine"} <= json.loads(result.read_text(encoding="utf-8")).keys(), result.name
+
+
+@pytest.mark.parametrize("name", re.findall(r"^::: (.+)$", (ROOT / "docs/reference/api.md").read_text(), re.MULTILINE))
+def test_the_python_api_of_the_site_is_what_the_packages_export(name):
+    assert importlib.import_module(name).__all__
+
+
+def test_the_compose_file_starts_the_server_with_options_that_it_has():
+    folder = ROOT / "docs" / "howto" / "operate"
+    compose = yaml.safe_load((folder / "compose.yaml").read_text(encoding="utf-8"))
+    unit = (folder / "kdsam-label.service").read_text(encoding="utf-8").replace("\\\n", "")
+    for command in (compose["services"]["label"]["command"], re.search(r"-m monai_kdsam (.+)", unit)[1]):
+        arguments = build_parser().parse_args(shlex.split(command.replace(":?}", "}")))
+        assert arguments.allow_origin
+        assert arguments.studies.endswith("/dicom-web")

@@ -30,7 +30,7 @@ Picture = str | Path | NDArray[Any] | PIL.Image.Image | torch.Tensor
 class Segmentation(NamedTuple):
     """What the network finds in a picture.
 
-    Args:
+    Attributes:
         mask: (H, W) of 0 and 1.
         probability: (H, W) of foreground, within 0 and 1; the mask is where it is above a half.
         iou: the IoU that the network expects of the mask. Only a training of the IoU head makes it worth something.
