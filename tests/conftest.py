@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
 import pytest
 import torch
 
 from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.data.phantoms import write_phantoms
+from monai_kdsam.phases import run_phase
 
 SIZE = 64
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder with a copy of the bundle, the overlays and pictures; `run` is `python -m monai.bundle run`."""
+    """A folder with a copy of the bundle, the overlays and pictures; `run` runs a phase on them, small."""
 
     folder: Path
 
@@ -38,19 +38,14 @@ class Workspace:
     def output(self) -> Path:
         return self.bundle / "output"
 
-    def run(self, *configs: str, small: bool = True, **overrides: Any) -> None:
-        places = {".json": self.bundle / "configs", ".yaml": self.folder / "configs"}
-        names = [*configs, *(["offline.yaml", "smoke.yaml"] if small else [])]
-        overrides = {
-            "bundle_root": str(self.bundle),
-            "dataset_dir": str(self.folder / "phantoms"),
-            "progress": False,
-        } | overrides
-        if "train.json" in configs and not {"embed.json", "evaluate.json"} & set(configs):
-            overrides.setdefault("overwrite", True)
+    def run(self, phase: str, /, *overlays: str, small: bool = True, **settings: Any) -> Path:
+        own = {"dataset_dir": self.folder / "phantoms", "progress": False}
+        if phase not in ("embed", "evaluate", "inference"):
+            own["overwrite"] = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            monai.bundle.run(config_file=[str(places[Path(n).suffix] / n) for n in names], **overrides)
+            behind = ("offline", "smoke") if small else ()
+            return run_phase(self.bundle, phase, *overlays, *behind, **own | settings)
 
 
 def make_workspace(folder: Path, **settings: Any) -> Workspace:
@@ -68,9 +63,9 @@ def workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = make_workspace(tmp_path_factory.mktemp("trained"))
-    workspace.run("train.json", "adapt.json")
-    workspace.run("train.json", "distill.json")
-    workspace.run("train.json", device="cpu")
+    workspace.run("adapt")
+    workspace.run("distill")
+    workspace.run("train", device="cpu")
     return workspace
 
 

@@ -26,11 +26,11 @@ from monai_kdsam.weights.sidecar import read_sidecar
 OVERLAYS = sorted(str(path.relative_to(config_path())) for path in config_path().rglob("*.yaml"))
 NEEDS_SAM = {"teachers/vit_b.yaml", "teachers/vit_l.yaml", "teachers/vit_h.yaml", "teachers/medsam.yaml"}
 PHASE_OF = {
-    "evaluate_teacher.yaml": ("train.json", "evaluate.json"),
-    "teachers/adapted.yaml": ("train.json", "distill.json"),
-    "recipes/paper.yaml": ("train.json", "distill.json"),
-    "recipes/plus.yaml": ("train.json", "distill.json", "refine.json"),
-    "reproductions/sam_decoder.yaml": ("train.json", "adapt.json"),
+    "evaluate_teacher.yaml": "evaluate",
+    "teachers/adapted.yaml": "distill",
+    "recipes/paper.yaml": "distill",
+    "recipes/plus.yaml": "refine",
+    "reproductions/sam_decoder.yaml": "adapt",
 }
 
 
@@ -117,9 +117,9 @@ def test_each_overlay_runs_with_the_phase_it_is_for(trained, overlay, tmp_path):
         overrides["dataset_dir"] = str(tmp_path / "set")
     elif name.stem == "datalist":
         overrides["dataset_dir"] = str(as_datalist(trained.folder / "phantoms"))
-    configs = list(PHASE_OF.get(overlay, ("train.json",)))
+    overlays = ["offline", "smoke", overlay]
     if name.parts[0] == "students":
-        configs.append("without_distillation.yaml")  # the weights at hand are ResNet-18's
+        overlays.insert(0, "without_distillation")  # the weights at hand are ResNet-18's
     else:
         overrides["backbone"] = "resnet18"
     if name.stem == "promptable":
@@ -128,7 +128,7 @@ def test_each_overlay_runs_with_the_phase_it_is_for(trained, overlay, tmp_path):
     if name.stem == "paper":
         overrides["teacher"] = "vit_micro"  # which was adapted
     before = {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*") if path.is_file()}
-    trained.run(*configs, "offline.yaml", "smoke.yaml", overlay, small=False, **overrides | SMALL)
+    trained.run(PHASE_OF.get(overlay, "train"), *overlays, small=False, **overrides | SMALL)
     after = {path for path in trained.folder.rglob("*") if path.is_file()}
     written = {p.name for p in after if before.get(p) != p.stat().st_mtime_ns}
     weights = {"teacher.pt", "distilled.pt", "refined.pt", "model.pt", "without_distillation.pt"}
@@ -142,16 +142,15 @@ SMALL = {"batch_size": 2, "image_size": 64, "epochs": 1, "num_workers": 0}
 def test_a_teacher_of_medsams_kind_is_adapted_with_its_own_inputs_and_stays_of_that_kind(workspace):
     workspace.models.mkdir(exist_ok=True)
     torch.save(build_teacher("vit_micro", image_size=64).state_dict(), workspace.models / "medsam_vit_b.pth")
-    configs = ("train.json", "adapt.json", "offline.yaml", "smoke.yaml", "teachers/medsam.yaml")
-    workspace.run(*configs, small=False, teacher="vit_micro", **SMALL)
+    overlays = ("offline", "smoke", "teachers/medsam")
+    workspace.run("adapt", *overlays, small=False, teacher="vit_micro", **SMALL)
     assert read_sidecar(workspace.models / "teacher.pt")["network"]["preprocessing"] == "medsam"
 
 
 @pytest.mark.parametrize("overlay", sorted(NEEDS_SAM - {"teachers/medsam.yaml"}))
 def test_a_missing_sam_checkpoint_is_an_error_that_names_the_command(workspace, overlay):
-    configs = ("train.json", "distill.json", overlay)
     with pytest.raises(RuntimeError) as error:
-        workspace.run(*configs, small=False)
+        workspace.run("distill", overlay, small=False)
     cause = error.value
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -113,7 +113,7 @@ def examples(trained, monkeypatch):
 
 
 def test_own_student(examples):
-    examples.run("train.json", "distill.json", "own_student.yaml")
+    examples.run("distill", "own_student")
     state = torch.load(examples.models / "distilled.pt", weights_only=True)
     assert state["image_encoder.0.weight"].shape == (64, 3, 7, 7)
 
@@ -141,7 +141,7 @@ def test_own_student_in_predictor_report_and_export_each_with_its_bundle_s_own_m
 
 def test_a_trunk_of_timm(examples):
     pytest.importorskip("timm", reason="needs the extra `timm`")
-    examples.run("train.json", "distill.json", "offline.yaml", "smoke.yaml", "timm_student.yaml", small=False)
+    examples.run("distill", "offline", "smoke", "timm_student", small=False)
     state = torch.load(examples.models / "distilled.pt", weights_only=True)
     assert any(name.startswith("image_encoder.trunk.stages_3") for name in state)
 
@@ -150,25 +150,25 @@ def test_own_teacher(examples):
     from monai_kdsam.networks import build_student
 
     torch.save(build_student("resnet34", image_size=64).state_dict(), examples.models / "resnet34.pt")
-    examples.run("train.json", "distill.json", "own_teacher.yaml")
+    examples.run("distill", "own_teacher")
 
 
 def test_own_loss_is_summed_and_logged_under_its_name(examples, caplog):
     with caplog.at_level("INFO"):
-        examples.run("train.json", "distill.json", "own_loss.yaml", log_interval=1)
+        examples.run("distill", "own_loss", log_interval=1)
     assert "cosine: " in caplog.text
     assert "mse: " in caplog.text
 
 
 def test_another_metric_is_computed_and_logged(examples, caplog):
     with caplog.at_level("INFO"):
-        examples.run("train.json", "own_metric.yaml")
+        examples.run("train", "own_metric")
     assert "val_iou: " in caplog.text
 
 
 def test_another_metric_selects_the_weights(examples, caplog):
     with caplog.at_level("INFO"):
-        examples.run("train.json", "own_selection.yaml")
+        examples.run("train", "own_selection")
     assert "Key metric: val_iou best value" in caplog.text
 
 

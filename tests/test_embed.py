@@ -9,15 +9,12 @@ import re
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
 from monai_kdsam.bundles import bundle_path, config_checksum
 from monai_kdsam.data import EmbeddingWriter
 from monai_kdsam.data.embeddings import read_header
 from monai_kdsam.data.phantoms import write_phantoms
-
-EMBED = ("train.json", "distill.json", "embed.json")
-DISTILL = ("train.json", "distill.json")
+from monai_kdsam.phases import read_phase
 
 
 def reason(error: BaseException) -> str:
@@ -42,14 +39,14 @@ def distill(workspace, caplog, **overrides):
     path = workspace.output / "student.pt"
     with caplog.at_level(logging.INFO):
         settings = {"batch_size": 4, "learning_rate": 1e-4, "epochs": 3, "log_interval": 1, "logging_file": False}
-        workspace.run(*DISTILL, best_checkpoint=str(path), **settings, **overrides)
+        workspace.run("distill", best_checkpoint=str(path), **settings, **overrides)
     losses = [float(text) for text in re.findall(r"Iter: .* loss: ([\d.]+)", caplog.text)]
     return losses, torch.load(path, weights_only=True)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_distilling_from_the_cache_equals_distilling_live(trained, caplog, precision):
-    trained.run(*EMBED, augment=False, embedding_variants=1, embedding_precision=precision)
+    trained.run("embed", augment=False, embedding_variants=1, embedding_precision=precision)
     cached, student = distill(trained, caplog, augment=False, embedding_variants=1, cached_embeddings=True)
     live, same_student = distill(trained, caplog, augment=False)
     assert len(live) > 2
@@ -59,7 +56,7 @@ def test_distilling_from_the_cache_equals_distilling_live(trained, caplog, preci
 
 
 def test_every_variant_is_stored_and_the_student_is_trained_on_all(trained, caplog):
-    trained.run(*EMBED, augment=True, embedding_variants=3)
+    trained.run("embed", augment=True, embedding_variants=3)
     stored = sum(len(read_header(shard)["entries"]) for shard in shards(trained))
     assert stored == 3 * images(trained)
     losses, _ = distill(trained, caplog, augment=True, embedding_variants=3, cached_embeddings=True)
@@ -71,19 +68,19 @@ def test_unlabeled_images_are_embedded_and_distilled_and_the_other_phases_have_t
     write_phantoms(trained.folder / "more", per_kind=1, size=72, seed=9)
     (trained.folder / "more" / "images").rename(trained.folder / "phantoms" / "unlabeled")
     (trained.output / "split.json").unlink()
-    trained.run(*EMBED, embedding_variants=1)
+    trained.run("embed", embedding_variants=1)
     assert sum(len(read_header(shard)["entries"]) for shard in shards(trained)) == images(trained) + 4
     losses, _ = distill(trained, caplog, embedding_variants=1, cached_embeddings=True)
     assert len(losses) == 3 * ((images(trained) + 4) // 4)
     live, _ = distill(trained, caplog)
     assert len(live) == len(losses)
-    for configs, settings in (
-        ((*DISTILL, "refine.json"), {"embedding_variants": 1, "cached_embeddings": True}),
-        (("train.json",), {"initial_checkpoint": str(trained.models / "refined.pt")}),
+    for phase, settings in (
+        ("refine", {"embedding_variants": 1, "cached_embeddings": True}),
+        ("train", {"initial_checkpoint": trained.models / "refined.pt"}),
     ):
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            trained.run(*configs, batch_size=4, log_interval=1, logging_file=False, **settings)
+            trained.run(phase, batch_size=4, log_interval=1, logging_file=False, **settings)
         assert len(re.findall(r"Iter: .* loss: ", caplog.text)) == images(trained) // 4
 
 
@@ -99,14 +96,14 @@ def test_an_interrupted_run_goes_on_after_its_last_shard(trained, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(EmbeddingWriter, "flush", flush)
         with pytest.raises(KeyboardInterrupt):
-            trained.run(*EMBED, embedding_shard_size=2)
+            trained.run("embed", embedding_shard_size=2)
     kept = {shard: shard.read_bytes() for shard in shards(trained)}
     assert len(kept) == 2
-    trained.run(*EMBED, embedding_shard_size=2)
+    trained.run("embed", embedding_shard_size=2)
     assert all(shard.read_bytes() == content for shard, content in kept.items())
     assert len(shards(trained)) == -(-4 * images(trained) // 2)
     before = {shard: shard.stat().st_mtime_ns for shard in shards(trained)}
-    trained.run(*EMBED, embedding_shard_size=2)  # nothing is left to do
+    trained.run("embed", embedding_shard_size=2)  # nothing is left to do
     assert {shard: shard.stat().st_mtime_ns for shard in shards(trained)} == before
 
 
@@ -120,7 +117,7 @@ def test_an_interrupted_run_goes_on_after_its_last_shard(trained, monkeypatch):
     ],
 )
 def test_a_cache_of_something_else_is_refused_by_name(trained, change, name):
-    trained.run(*EMBED)
+    trained.run("embed")
     if name == "teacher":
         weights = torch.load(trained.models / "teacher.pt", weights_only=True)
         first = next(key for key in weights if key.startswith("image_encoder"))
@@ -128,37 +125,35 @@ def test_a_cache_of_something_else_is_refused_by_name(trained, change, name):
         change = {"teacher_checkpoint": str(trained.models / "other.pt")}
         torch.save(weights, trained.models / "other.pt")
     with pytest.raises(RuntimeError) as error:
-        trained.run(*DISTILL, cached_embeddings=True, **change)
+        trained.run("distill", cached_embeddings=True, **change)
     assert f"were made from something else: {name} " in reason(error.value)
 
 
 def test_without_a_cache_the_command_to_run_is_named(trained):
     with pytest.raises(RuntimeError) as error:
-        trained.run(*DISTILL, cached_embeddings=True)
+        trained.run("distill", cached_embeddings=True)
     assert "Run the phase `embed` with the same settings" in reason(error.value)
 
 
 def test_verify_redoes_what_is_damaged(trained, caplog):
-    trained.run(*EMBED, embedding_shard_size=8, logging_file=False)
+    trained.run("embed", embedding_shard_size=8, logging_file=False)
     victim = shards(trained)[0]
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RuntimeError) as error:
-        trained.run(*DISTILL, cached_embeddings=True, logging_file=False)
+        trained.run("distill", cached_embeddings=True, logging_file=False)
     assert victim.name in reason(error.value)
     with caplog.at_level(logging.WARNING):
-        trained.run(*EMBED, embedding_shard_size=8, verify=True, logging_file=False)
+        trained.run("embed", embedding_shard_size=8, verify=True, logging_file=False)
     assert victim.name in caplog.text
     assert len(shards(trained)) == -(-4 * images(trained) // 8)
-    trained.run(*DISTILL, cached_embeddings=True)
+    trained.run("distill", cached_embeddings=True)
 
 
 @pytest.mark.parametrize(("augment", "count"), [(True, 3), (False, 1)])
 def test_without_augmentation_there_are_no_equal_variants_and_outside_of_a_run_the_preprocessing_counts(augment, count):
-    parser = ConfigParser()
-    parser.read_config([str(bundle_path() / "configs" / name) for name in ("train.json", "distill.json")])
-    parser.update({"augment": augment, "embedding_variants": 3, "embedding_store#made_from#teacher": "weights"})
-    parser.update({"embedding_dir": "nowhere"})
+    settings = {"augment": augment, "embedding_variants": 3, "embedding_store#made_from#teacher": "weights"}
+    parser = read_phase(bundle_path(), "distill", embedding_dir="nowhere", **settings)
     store = parser.get_parsed_content("embedding_store#variants"), parser.get_parsed_content("variant#0#variants")
     assert store == (count, count)
     checksum = "embedding_store#made_from#preprocessing"

@@ -19,22 +19,21 @@ import torch
 
 from monai_kdsam.data import EmbeddingStore
 from monai_kdsam.data.embeddings import read_header
+from monai_kdsam.phases import run_phase
 
 KILLS = int(os.environ.get("KDSAM_KILLS", "3"))
 KILLS_PER_CHAIN = 10
 EPOCHS = 3
-PHASES = {"embed": ("distill", "embed"), "distill": ("distill",), "train": ()}
+PHASES = ("embed", "distill", "train")
 # The server process has only imported: a fork of it starts within milliseconds, and no thread is lost.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["monai.bundle", "monai.engines", "monai_kdsam.bundles", "monai_kdsam.handlers"])
+FORKS.set_forkserver_preload(["monai_kdsam.phases", "monai.engines", "monai_kdsam.handlers"])
 
 
-def run_bundle(settings: dict[str, Any]) -> None:
-    import monai.bundle
-
+def run_bundle(bundle: Path, phase: str, settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    monai.bundle.run(**settings)
+    run_phase(bundle, phase, "offline", "smoke", **settings)
 
 
 class Chain:
@@ -45,12 +44,7 @@ class Chain:
         self.workspace = workspace
 
     def settings(self, phase: str) -> dict[str, Any]:
-        names = ("train", *PHASES[phase])
-        files = [str(self.workspace.bundle / "configs" / f"{name}.json") for name in names]
-        files += [str(self.workspace.folder / "configs" / f"{name}.yaml") for name in ("offline", "smoke")]
         result: dict[str, Any] = {
-            "config_file": files,
-            "bundle_root": str(self.workspace.bundle),
             "dataset_dir": str(self.workspace.folder / "phantoms"),
             "output_dir": str(self.output),
             "progress": False,
@@ -80,7 +74,7 @@ class Chain:
         """Run a phase, killed after so many seconds; whether it came to its end."""
         if self.is_finished(phase):
             return True
-        process = FORKS.Process(target=run_bundle, args=(self.settings(phase),))
+        process = FORKS.Process(target=run_bundle, args=(self.workspace.bundle, phase, self.settings(phase)))
         process.start()
         process.join(seconds)
         if process.is_alive():

@@ -38,7 +38,7 @@ def test_each_phase_leaves_raw_weights_and_keeps_the_merged_config(trained):
 
 def test_the_log_names_seed_and_versions(workspace, caplog):
     with caplog.at_level(logging.INFO, logger="monai_kdsam"):
-        workspace.run("train.json", "adapt.json", "recipes/paper.yaml", seed=3, logging_file=False)
+        workspace.run("adapt", "recipes/paper", seed=3, logging_file=False)
     assert "Seed 3; monai_kdsam 0.1.0, monai" in caplog.text
     assert f"torch {torch.__version__}" in caplog.text
 
@@ -58,7 +58,7 @@ def test_fine_tuning_leaves_the_frozen_encoder_bit_for_bit_batch_norm_included(t
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(trained, tmp_path, monkeypatch):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     settings = {"batch_size": 4, "seed": 5}
-    trained.run("train.json", epochs=3, output_dir=str(whole), best_checkpoint=str(whole / "best.pt"), **settings)
+    trained.run("train", epochs=3, output_dir=str(whole), best_checkpoint=str(whole / "best.pt"), **settings)
 
     def save_then_die(self, engine, save=ResumeHandler.save):
         save(self, engine)
@@ -69,8 +69,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(trained, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(ResumeHandler, "save", save_then_die)
         with pytest.raises(KeyboardInterrupt):
-            trained.run("train.json", **halved)
-    trained.run("train.json", resume=True, **halved)
+            trained.run("train", **halved)
+    trained.run("train", resume=True, **halved)
     one, other = weights(whole / "train_state.pt"), weights(halves / "train_state.pt")
     assert one["epoch"] == other["epoch"] == 3
     assert one["best"] == other["best"]
@@ -80,17 +80,17 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(trained, tmp_path, m
 
 def test_a_run_shorter_than_the_validation_interval_still_leaves_weights(trained):
     best = trained.output / "short.pt"
-    trained.run("train.json", epochs=1, val_interval=5, best_checkpoint=str(best))
+    trained.run("train", epochs=1, val_interval=5, best_checkpoint=str(best))
     assert best.is_file()
 
 
 def test_mlflow_is_written_by_the_bundles_own_tracking(trained):
-    trained.run("train.json", tracking="mlflow", phase="tracked")
+    trained.run("train", tracking="mlflow", phase="tracked")
     assert (trained.output / "mlruns.db").stat().st_size > 0
 
 
 def test_evaluation_reports_every_image_and_prompt_at_the_files_own_size(trained):
-    trained.run("train.json", "evaluate.json")
+    trained.run("evaluate")
     with open(trained.output / "evaluate" / "cases.csv", newline="") as file:
         cases = list(csv.DictReader(file))
     splits = json.loads((trained.output / "split.json").read_text())
@@ -104,7 +104,7 @@ def test_evaluation_reports_every_image_and_prompt_at_the_files_own_size(trained
 
 def test_a_filled_box_scores_as_computed_by_hand(trained):
     baseline = {"_target_": "monai_kdsam.networks.FillBox"}
-    trained.run("train.json", "evaluate.json", network=baseline, box_jitter=[0.0, 0.0])
+    trained.run("evaluate", network=baseline, box_jitter=[0.0, 0.0])
     with open(trained.output / "evaluate" / "cases.csv", newline="") as file:
         for case in csv.DictReader(file):
             reference = np.asarray(Image.open(case["image"].replace("images", "masks"))) > 0
@@ -117,7 +117,7 @@ def test_a_filled_box_scores_as_computed_by_hand(trained):
 
 def test_inference_writes_a_mask_of_each_images_size(trained):
     masks = trained.folder / "masks_out"
-    trained.run("inference.json", dataset_dir=str(trained.folder / "phantoms" / "images"), output_dir=str(masks))
+    trained.run("inference", dataset_dir=str(trained.folder / "phantoms" / "images"), output_dir=str(masks))
     for image in (trained.folder / "phantoms" / "images").iterdir():
         mask = np.asarray(Image.open(masks / f"{image.stem}_mask.png"))
         assert mask.shape == np.asarray(Image.open(image)).shape[:2]
@@ -131,7 +131,7 @@ def test_inference_writes_a_mask_of_each_images_size(trained):
 
 def test_inference_takes_dicom_nifti_and_frames(trained, real_data):
     masks = trained.folder / "dicom_out"
-    trained.run("inference.json", dataset_dir=str(real_data / "dicom-us"), output_dir=str(masks))
+    trained.run("inference", dataset_dir=str(real_data / "dicom-us"), output_dir=str(masks))
     assert len(list(masks.glob("US1_J2KR_mask.png"))) == 1
     assert len(list(masks.glob("*#frame*_mask.png"))) > 1
 
@@ -152,7 +152,7 @@ def test_a_prompt_reaches_the_network_and_changes_the_mask(trained):
 
 def test_a_mistyped_key_stops_the_run_and_names_the_right_one(workspace):
     with pytest.raises(RuntimeError) as error:
-        workspace.run("train.json", epochz=5)
+        workspace.run("train", epochz=5)
     assert "'epochz'. Did you mean 'epochs'?" in str(error.value.__cause__)
 
 
@@ -169,7 +169,7 @@ def test_a_mistyped_key_stops_the_run_and_names_the_right_one(workspace):
 )
 def test_a_wrong_setting_is_told_in_one_line(trained, overrides, message):
     with pytest.raises((RuntimeError, ValueError)) as error:
-        trained.run("train.json", **({"split_file": str(trained.folder / "new.json")} | overrides))
+        trained.run("train", **({"split_file": str(trained.folder / "new.json")} | overrides))
     causes, cause = [], error.value
     while cause is not None:
         causes.append(str(cause))
@@ -189,10 +189,9 @@ def test_the_command_line_ends_in_one_line_without_a_traceback(workspace):
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_refining_trains_the_encoder_at_the_teachers_masks_and_leaves_the_decoder(trained, cached):
-    configs = ("train.json", "distill.json")
     if cached:
-        trained.run(*configs, "embed.json")
-    trained.run(*configs, "refine.json", cached_embeddings=cached)
+        trained.run("embed")
+    trained.run("refine", cached_embeddings=cached)
     before, after = weights(trained.models / "distilled.pt"), weights(trained.models / "refined.pt")
     assert same({k: v for k, v in before.items() if not k.startswith("image_encoder")}, after)
     assert not same(before, after, "image_encoder")
@@ -201,18 +200,18 @@ def test_refining_trains_the_encoder_at_the_teachers_masks_and_leaves_the_decode
 def test_refining_live_and_from_the_cache_is_the_same(trained):
     settings = {"augment": False, "embedding_variants": 1, "embedding_precision": "float32"}
     settings |= {"prompts": ["box", "none"], "box_jitter": [0.0, 0.0]}  # what is random depends on what precedes it
-    trained.run("train.json", "distill.json", "embed.json", **settings)
+    trained.run("embed", **settings)
     found = []
     for cached in (False, True):
-        trained.run("train.json", "distill.json", "refine.json", cached_embeddings=cached, **settings)
+        trained.run("refine", cached_embeddings=cached, **settings)
         found.append(weights(trained.models / "refined.pt"))
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_the_recipe_plus_starts_from_the_refined_student_and_trains_everything_but_the_prompts(trained):
-    trained.run("train.json", "distill.json", "refine.json", "recipes/plus.yaml")
-    trained.run("train.json", "recipes/plus.yaml", multimask=True, prompt_draws=2)
+    trained.run("refine", "recipes/plus")
+    trained.run("train", "recipes/plus", multimask=True, prompt_draws=2)
     before, after = weights(trained.models / "refined.pt"), weights(trained.models / "model.pt")
     assert same(before, after, "prompt_encoder")
     for part in (
@@ -225,7 +224,7 @@ def test_the_recipe_plus_starts_from_the_refined_student_and_trains_everything_b
 
 def test_a_refined_student_that_is_missing_is_named(trained):
     with pytest.raises(RuntimeError) as error:
-        trained.run("train.json", refined=True)
+        trained.run("train", refined=True)
     assert "refined.pt" in str(error.value.__cause__)
 
 
@@ -233,7 +232,7 @@ def test_learning_on_replaces_the_weights_only_by_better_ones_and_leaves_the_enc
     served = trained.models / "model.pt"
     before, decisions = weights(served), []
     for rate in (1e-3, 30.0):
-        trained.run("train.json", "learn.json", epochs=1, learning_rate=rate)
+        trained.run("learn", epochs=1, learning_rate=rate)
         report = json.loads((trained.output / "learn" / "report.json").read_text())
         assert not report["replaced"] or report["after"]["mean"] > report["before"]["mean"]
         assert same(before, weights(served)) != report["replaced"]

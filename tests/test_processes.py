@@ -8,28 +8,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import monai.bundle
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from monai_kdsam.handlers import ResumeHandler
+from monai_kdsam.phases import phase_files, run_phase
 from monai_kdsam.processes import batch_share, check_launch, item_share, torchrun_number
 
 STEPS = 2 * 2  # two epochs of eleven images in batches of four
 TRAINED = {"adapt": "teacher.pt", "distill": "distilled.pt", "refine": "refined.pt", "train": "model.pt"}
-PHASES = {
-    "adapt": ("train.json", "adapt.json"),
-    "distill": ("train.json", "distill.json"),
-    "refine": ("train.json", "distill.json", "refine.json"),
-    "train": ("train.json",),
-    "evaluate": ("train.json", "evaluate.json"),
-}
+PHASES = [*TRAINED, "evaluate"]
 # SGD's momentum is the sum of the gradients, which is what processes share. AdamW, the configs' optimizer, hides if
 # they were summed or averaged, and moves a weight by the learning rate where its gradient is nothing but rounding. The
 # rate moves hardly a weight, so that rounding does not add up from step to step.
@@ -47,13 +40,13 @@ LEARNING = {
 # part after the last one: gloo cannot meet again under one torchrun.
 SCRIPT = """
 import json, sys
-import monai.bundle
+from monai_kdsam.phases import run_phase
 
 first, *between, last = json.loads(sys.argv[1])
-monai.bundle.run(**first, finalize="$None")
-for run in between:
-    monai.bundle.run(**run, process_group="$None", finalize="$None")
-monai.bundle.run(**last, process_group="$None")
+run_phase(*first[0], **first[1], finalize=None)
+for names, settings in between:
+    run_phase(*names, **settings, process_group=None, finalize=None)
+run_phase(*last[0], **last[1], process_group=None)
 """
 
 
@@ -63,17 +56,10 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=180, check=False, env=environment)
 
 
-def configs(workspace, names: Sequence[str]) -> list[str]:
-    folders = {".json": workspace.bundle / "configs", ".yaml": workspace.folder / "configs"}
-    return [str(folders[Path(name).suffix] / name) for name in names]
-
-
-def run_of(workspace, phase: str, output: Path, *overlays: str, **overrides: object) -> dict[str, object]:
-    """The arguments of `monai.bundle.run`."""
+def run_of(workspace, phase: str, output: Path, *overlays: str, **overrides: object) -> tuple[list[str], dict]:
+    """The arguments of `run_phase`."""
     learning = {"best_checkpoint": str(output / TRAINED[phase]), **LEARNING} if phase in TRAINED else {}
-    return {
-        "config_file": configs(workspace, [*PHASES[phase], "offline.yaml", "smoke.yaml", *overlays]),
-        "bundle_root": str(workspace.bundle),
+    return [str(workspace.bundle), phase, "offline", "smoke", *overlays], {
         "dataset_dir": str(workspace.folder / "phantoms"),
         "split_file": str(workspace.output / "split.json"),
         "output_dir": str(output),
@@ -133,8 +119,9 @@ def runs(trained_once, tmp_path_factory) -> Runs:
         patch.setattr(ResumeHandler, "save", save_and_keep_the_first)
         for phase in PHASES:
             # Workers in one phase, so that these are shown to change nothing as well.
-            monai.bundle.run(**run_of(trained_once, phase, runs.one, num_workers=2 * (phase == "train")))
-    overlay = "multi_gpu_train.json"
+            names, settings = run_of(trained_once, phase, runs.one, num_workers=2 * (phase == "train"))
+            run_phase(*names, **settings)
+    overlay = "multi_gpu_train"
     together = [run_of(trained_once, phase, runs.two, overlay) for phase in PHASES]
     together.append(run_of(trained_once, "train", runs.resumed, overlay, resume=True))
     done = torchrun(str(folder / "phases.py"), json.dumps(together))
@@ -181,7 +168,7 @@ def test_only_the_first_process_writes(runs):
 
 @pytest.mark.slow
 def test_an_error_in_one_process_ends_all_with_its_message(workspace, tmp_path):
-    names = configs(workspace, ["train.json", "adapt.json", "offline.yaml", "smoke.yaml", "multi_gpu_train.json"])
+    names = phase_files(workspace.bundle, "adapt", "offline", "smoke", "multi_gpu_train")
     only_there = "$'nowhere.pth' if @rank == 1 else None"
     command = ["-m", "monai.bundle", "run", "--config_file", str(names), "--bundle_root", str(workspace.bundle)]
     command += ["--dataset_dir", str(workspace.folder / "phantoms"), "--sam_checkpoint", only_there]
