@@ -38,9 +38,10 @@ from monai.bundle import ConfigParser
 from peak_memory import peak_mib
 from torch import Tensor
 
-from monai_kdsam.bundles import bundle_path, config_path
+from monai_kdsam.bundles import bundle_path
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.networks import build_teacher
+from monai_kdsam.phases import read_phase
 
 WAYS = ("student", "cached", "two", "live", "huber", "embed")
 IMAGES = 4
@@ -48,25 +49,19 @@ IMAGES = 4
 
 def read_config(folder: Path, way: str, settings: dict[str, Any]) -> ConfigParser:
     """The merged config of the phase that a way needs."""
-    phases = ["train", "distill", *{"embed": ["embed"], "two": ["multi_gpu_train"]}.get(way, [])]
-    parser = ConfigParser()
-    files = [bundle_path() / "configs" / f"{name}.json" for name in phases]
-    parser.read_config([str(file) for file in (*files, config_path("offline.yaml"))])
-    parser.update(
-        {
-            "dataset_dir": str(folder / "phantoms"),
-            "bundle_root": str(folder),
-            "teacher_checkpoint": str(folder / "teacher.pt"),
-            "cached_embeddings": way in ("cached", "two", "embed"),
-            "embedding_variants": 1,
-            "embedding_shard_size": 2,
-            "augment": False,
-            "split_fractions": [1.0, 0.0, 0.0],
-            "num_workers": 0,
-            **settings,
-        }
-    )
-    return parser
+    own = {
+        "dataset_dir": folder / "phantoms",
+        "bundle_root": folder,
+        "teacher_checkpoint": folder / "teacher.pt",
+        "cached_embeddings": way in ("cached", "two", "embed"),
+        "embedding_variants": 1,
+        "embedding_shard_size": 2,
+        "augment": False,
+        "split_fractions": [1.0, 0.0, 0.0],
+        "num_workers": 0,
+    }
+    phase, overlays = "embed" if way == "embed" else "distill", ("multi_gpu_train",) * (way == "two")
+    return read_phase(bundle_path(), phase, *overlays, "offline", **own | settings)
 
 
 def batches(parser: ConfigParser) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:

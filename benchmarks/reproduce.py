@@ -11,15 +11,13 @@ to OUT/ROW, and the Dice is printed.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
-
-from monai_kdsam.bundles import bundle_path, config_path, parse_value
-from monai_kdsam.transforms.prompts import PROMPT_KINDS
+from monai_kdsam.bundles import bundle_path, parse_value
+from monai_kdsam.handlers.case_report import read_mean_dice
+from monai_kdsam.phases import run_phase
 
 CHECKPOINTS = {"vit_b": "sam_vit_b_01ec64.pth", "vit_h": "sam_vit_h_4b8939.pth"}
 # A phase and the overlay behind it.
@@ -60,24 +58,19 @@ def reproduce(
     name, size, phases = ROWS[row]
     folder = out.resolve() / row
     common = {
-        "bundle_root": str(bundle_path()),
-        "dataset_dir": str(data.resolve()),
-        "output_dir": str(folder),
-        "ckpt_dir": str(folder / "models"),
-        "report_dir": str(folder),
-        "sam_checkpoint": str(weights.resolve() / CHECKPOINTS[size]),
-        "vgg_weights": str(weights.resolve() / "vgg16-397923af.pth"),
+        "dataset_dir": data.resolve(),
+        "output_dir": folder,
+        "ckpt_dir": folder / "models",
+        "report_dir": folder,
+        "sam_checkpoint": weights.resolve() / CHECKPOINTS[size],
+        "vgg_weights": weights.resolve() / "vgg16-397923af.pth",
     }
     if phases == SAM:
         common["checkpoint"] = "@sam_checkpoint"
     for phase, overlay in phases:
-        configs = [bundle_path() / "configs" / f"{config}.json" for config in dict.fromkeys(("train", phase))]
-        behind = (overlay, f"teachers/{size}", f"reproductions/{name}")
-        files = [*configs, *(config_path(f"{config}.yaml") for config in behind), *overlays]
-        monai.bundle.run(config_file=[str(file) for file in files], **common | dict(settings))
-    with open(folder / "summary.csv", newline="", encoding="utf-8") as file:
-        (line,) = csv.DictReader(file)
-    return {prompt: float(line[prompt]) for prompt in PROMPT_KINDS if prompt in line}
+        behind = (overlay, f"teachers/{size}", f"reproductions/{name}", *overlays)
+        run_phase(bundle_path(), phase, *behind, **common | dict(settings))
+    return read_mean_dice(folder)
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -22,19 +22,19 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
 import numpy as np
 from monai.data import load_decathlon_datalist
 from PIL import Image
 from study_tables import print_tables
 
-from monai_kdsam.bundles import bundle_path, config_path
+from monai_kdsam.bundles import bundle_path
 from monai_kdsam.data import prepare_datalist
+from monai_kdsam.phases import run_phase
 from monai_kdsam.report.corrective_clicks import correct
 from monai_kdsam.report.items import load_reference
 from monai_kdsam.report.metrics import overlap_scores
@@ -168,7 +168,7 @@ class Study:
         if (folder / "done").exists():
             return
         self.run("adapt", folder, labels="all", size=size, epochs=TEACHER_EPOCHS, learning_rate=5e-4, bce_weight=1.0)
-        self.run("distill", folder, labels="all", size=size, overlays=("embed",), embedding_precision="float32")
+        self.run("embed", folder, labels="all", size=size, embedding_precision="float32")
         network = {"_target_": "monai_kdsam.networks.build_teacher", "kind": "vit_tiny", "image_size": size}
         settings = {"network_def": network, "image_size": size, "checkpoint": str(folder / "models" / "teacher.pt")}
         name = "teacher" if size == SIZE else f"teacher, {size} px"
@@ -197,26 +197,16 @@ class Study:
     def _write_list(self, name: str, lists: dict[str, list[dict[str, str]]], *, training: list[dict[str, str]]) -> None:
         (self.folder / f"{name}.json").write_text(json.dumps(lists | {"training": training}, indent=1))
 
-    def run(
-        self, phase: str, output: Path, *, labels: str, size: int, overlays: Sequence[str] = (), **settings: Any
-    ) -> None:
+    def run(self, phase: str, output: Path, *, labels: str, size: int, **settings: Any) -> None:
         """One phase of the bundle."""
-        bundle = bundle_path() / "configs"
-        files = [bundle / "train.json"]
-        files += {"distill": [bundle / "distill.json"], "adapt": [bundle / "adapt.json"], "train": []}.get(
-            phase, [bundle / "distill.json", bundle / f"{phase}.json"]
-        )
-        files += [bundle / f"{name}.json" for name in overlays]
-        files += [config_path("datasets/datalist.yaml"), config_path("offline.yaml")]
         epochs = settings.pop("epochs", 1)
         common = {
-            "bundle_root": str(bundle.parent),
-            "dataset_dir": str(self.folder / f"{labels}.json"),
-            "split_file": str(self.folder / f"{labels}_split.json"),
-            "output_dir": str(output),
-            "ckpt_dir": str(output / "models"),
-            "teacher_checkpoint": str(self.teacher(size) / "models" / "teacher.pt"),
-            "embedding_dir": str(self.teacher(size) / "embeddings"),
+            "dataset_dir": self.folder / f"{labels}.json",
+            "split_file": self.folder / f"{labels}_split.json",
+            "output_dir": output,
+            "ckpt_dir": output / "models",
+            "teacher_checkpoint": self.teacher(size) / "models" / "teacher.pt",
+            "embedding_dir": self.teacher(size) / "embeddings",
             "overwrite": True,
             "embedding_variants": 3,
             "backbone": "resnet18",
@@ -227,12 +217,9 @@ class Study:
             "progress": False,
             "epochs": epochs,
             "val_interval": epochs,
+            "logging_file": False,
         }
-        # MONAI passes over what is None on the command line, so all of this is an overlay.
-        (output / "models").mkdir(parents=True, exist_ok=True)
-        overlay = output / f"{phase}_settings.json"
-        overlay.write_text(json.dumps(common | settings, indent=1))
-        monai.bundle.run(config_file=[str(file) for file in (*files, overlay)], logging_file=False)
+        run_phase(bundle_path(), phase, "datasets/datalist", "offline", **common | settings)
 
     def train(self, arm: Arm, output: Path, seed: int) -> None:
         """All phases of an arm."""

@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_kdsam.bundles import bundle_path, config_path, copy_bundle
+from monai_kdsam.bundles import bundle_path, copy_bundle
 from monai_kdsam.data import write_slices
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.phases import run_phase
 from monai_kdsam.transforms import box_from_mask, center_click
 
 BACKBONE, SIZE, WEIGHTS = "resnet18", 128, "without_distillation.pt"
@@ -44,10 +43,7 @@ def split(folder: Path) -> dict[str, list[dict[str, str]]]:
 
 def train(datalist: Path, output: Path, epochs: int) -> None:
     """Train the 2-D bundle's student, all of it, from random weights."""
-    configs = [bundle_path() / "configs" / "train.json"]
-    configs += [config_path(name) for name in ("datasets/datalist.yaml", "without_distillation.yaml")]
-    options = {
-        "bundle_root": bundle_path(),
+    settings = {
         "dataset_dir": datalist,
         "output_dir": output,
         "ckpt_dir": output / "models",
@@ -63,9 +59,7 @@ def train(datalist: Path, output: Path, epochs: int) -> None:
         "progress": False,
         "resume": (output / "train_state.pt").is_file(),
     }
-    words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
-    files = str([str(config) for config in configs])
-    subprocess.run([sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *words], check=True)
+    run_phase(bundle_path(), "train", "datasets/datalist", "without_distillation", **settings)
 
 
 def serve(folder: Path, weights: Path, **overrides: float) -> BundlePredictor:

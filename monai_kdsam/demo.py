@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import logging
 import os
@@ -14,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
 import numpy as np
 from PIL import Image
 
@@ -23,7 +21,9 @@ from monai_kdsam.data import prepare_datalist
 from monai_kdsam.data.datalist import Datalist
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.files import write_text
+from monai_kdsam.handlers.case_report import read_mean_dice
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.phases import run_phase
 from monai_kdsam.picture_sheet import draw_contour, draw_prompt, save_picture_sheet
 from monai_kdsam.transforms import box_from_mask
 
@@ -46,29 +46,21 @@ class _Runner:
         self.bundle = folder / "kdsam_deepgrow_2d"
         self.factor = epochs_factor
 
-    def run(self, *configs: str, **overrides: Any) -> None:
-        """Run configs of the bundle (`x.json`) and overlays (`x.yaml`) together."""
-        places = {".json": self.bundle / "configs", ".yaml": self.folder / "configs"}
-        files = [str(places[Path(name).suffix] / name) for name in configs]
-        settings: dict[str, Any] = {"dataset_dir": str(self.folder / "phantoms"), "bundle_root": str(self.bundle)}
-        monai.bundle.run(config_file=files, **(settings | {"logging_file": False} | overrides))
+    def run(self, phase: str, /, *overlays: str, **settings: Any) -> Path:
+        """Run a phase."""
+        own = {"dataset_dir": self.folder / "phantoms", "logging_file": False}
+        return run_phase(self.bundle, phase, *overlays, "offline", "demo", **own | settings)
 
-    def train(self, *configs: str, epochs: int, **overrides: Any) -> None:
+    def train(self, phase: str, /, *overlays: str, epochs: int, **settings: Any) -> None:
         """Run a training phase, validating at its end."""
         epochs = max(1, round(epochs * self.factor))
-        overlays = ("offline.yaml", "demo.yaml")
-        self.run("train.json", *configs, *overlays, epochs=epochs, val_interval=epochs, **overrides)
+        self.run(phase, *overlays, epochs=epochs, val_interval=epochs, **settings)
 
-    def evaluate(self, name: str, *configs: str, **overrides: Any) -> list[str]:
+    def evaluate(self, name: str, *overlays: str, **settings: Any) -> list[str]:
         """Evaluate on the test split; returns the mean Dice for each prompt as text."""
         folder = self.folder / "reports" / name
-        overlays = ("offline.yaml", "demo.yaml")
-        self.run(
-            "train.json", "evaluate.json", *configs, *overlays, report_dir=str(folder), val_prompts=PROMPTS, **overrides
-        )
-        with open(folder / "summary.csv", newline="", encoding="utf-8") as file:
-            last = list(csv.DictReader(file))[-1]
-        return [f"{float(last[prompt]):.3f}" for prompt in PROMPTS]
+        found = read_mean_dice(self.run("evaluate", *overlays, report_dir=folder, val_prompts=PROMPTS, **settings))
+        return [f"{found[prompt]:.3f}" for prompt in PROMPTS]
 
 
 def run_demo(
@@ -95,23 +87,23 @@ def run_demo(
     runner = _Runner(folder, factor)
     rows: list[tuple[str, Sequence[str]]] = []
     listed = {
-        "dataset_dir": str(_write_few_labels(folder, bundle)),
-        "split_file": str(folder / "few_labels_split.json"),
+        "dataset_dir": _write_few_labels(folder, bundle),
+        "split_file": folder / "few_labels_split.json",
     }
-    datalist = "datasets/datalist.yaml"
+    datalist = "datasets/datalist"
     with _quiet():
         rows.append(("filled box", runner.evaluate("box", network={"_target_": "monai_kdsam.networks.FillBox"})[:1]))
-        runner.train("adapt.json", epochs=EPOCHS["adapt"], learning_rate=5e-4)
-        rows.append(("teacher", runner.evaluate("teacher", "evaluate_teacher.yaml")))
-        runner.train("distill.json", datalist, epochs=EPOCHS["distill"], learning_rate=2e-3, **listed)
+        runner.train("adapt", epochs=EPOCHS["adapt"], learning_rate=5e-4)
+        rows.append(("teacher", runner.evaluate("teacher", "evaluate_teacher")))
+        runner.train("distill", datalist, epochs=EPOCHS["distill"], learning_rate=2e-3, **listed)
         rows.append(("student, distilled", runner.evaluate("distilled", checkpoint="$@ckpt_dir + '/distilled.pt'")))
-        runner.train(datalist, epochs=LABEL_EVERY * EPOCHS["train"], learning_rate=1e-3, **listed)
+        runner.train("train", datalist, epochs=LABEL_EVERY * EPOCHS["train"], learning_rate=1e-3, **listed)
         rows.append(("student, fine-tuned", runner.evaluate("student")))
         phase, epochs = "without_distillation", LABEL_EVERY * EPOCHS["without_distillation"]
-        runner.train(datalist, f"{phase}.yaml", epochs=epochs, phase=phase, learning_rate=1e-3, **listed)
+        runner.train("train", datalist, phase, epochs=epochs, phase=phase, learning_rate=1e-3, **listed)
         checkpoint = f"$@ckpt_dir + '/{phase}.pt'"
         rows.append(("student, not distilled", runner.evaluate(phase, checkpoint=checkpoint)))
-        runner.run("inference.json", dataset_dir=str(folder / "phantoms" / "images"))
+        run_phase(bundle, "inference", dataset_dir=folder / "phantoms" / "images", logging_file=False)
     sheet = _picture_sheet(folder, bundle)
     return _report(rows, folder, bundle, sheet, time.monotonic() - started)
 

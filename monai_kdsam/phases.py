@@ -15,6 +15,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from monai_kdsam.bundles import config_path
+from monai_kdsam.errors import MissingFileError, UserError
 
 __all__ = ["phase_command", "phase_files", "read_phase", "run_phase"]
 
@@ -51,8 +52,8 @@ def run_phase(bundle: str | Path, phase: str, /, *overlays: str | Path, **settin
         What the phase has written: the file of the best weights, or the folder of embeddings, reports or masks.
 
     Raises:
-        ValueError: when there is no such phase.
-        FileNotFoundError: when there is no such bundle or overlay.
+        UserError: when there is no such phase.
+        MissingFileError: when there is no such bundle or overlay.
         RuntimeError: MONAI's, with the reason as its cause.
     """
     monai.bundle.run(**_arguments(bundle, phase, overlays, settings))
@@ -80,10 +81,10 @@ def phase_command(bundle: str | Path, phase: str, /, *overlays: str | Path, **se
 def phase_files(bundle: str | Path, phase: str, /, *overlays: str | Path) -> list[str]:
     """The config files of a phase, from the first to the last; arguments and errors as of `run_phase`."""
     if phase not in BEFORE:
-        raise ValueError(f"Expected a phase among {', '.join(BEFORE)}, got {phase!r}.")
+        raise UserError(f"Expected a phase among {', '.join(BEFORE)}, got {phase!r}.")
     folder = Path(bundle) / "configs"
     if not folder.is_dir():
-        raise FileNotFoundError(f"Expected the folder of a bundle, with configs in it, got {bundle}.")
+        raise MissingFileError(f"Expected the folder of a bundle, with configs in it, got {bundle}.")
     names = (*BEFORE[phase], phase)
     return [*(str(_find(name, (folder,))) for name in names), *(str(_find_overlay(name, folder)) for name in overlays)]
 
@@ -99,7 +100,7 @@ def _find(name: str | Path, folders: tuple[Path, ...]) -> Path:
     places = [folder / f"{name}{suffix}" for folder in folders for suffix in ("", *SUFFIXES)]
     found = next((place for place in places if place.suffix in SUFFIXES and place.is_file()), None)
     if found is None:
-        raise FileNotFoundError(f"Expected a config {name} (.yaml or .json) in {' or '.join(map(str, folders))}.")
+        raise MissingFileError(f"Expected a config {name} (.yaml or .json) in {' or '.join(map(str, folders))}.")
     return found
 
 

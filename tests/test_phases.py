@@ -6,17 +6,22 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
+import fire
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from monai_kdsam.bundles import config_path
 from monai_kdsam.handlers import ResumeHandler
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.networks import build_student
+from monai_kdsam.phases import phase_command, phase_files, run_phase
 
 
 def weights(path):
@@ -25,6 +30,52 @@ def weights(path):
 
 def same(one, other, prefix=""):
     return all(torch.equal(one[name], other[name]) for name in one if name.startswith(prefix))
+
+
+def test_the_files_of_a_phase_are_found_by_name_whatever_their_suffix(workspace):
+    configs = workspace.bundle / "configs"
+    (configs / "distill.json").rename(configs / "distill.yaml") if (configs / "distill.json").exists() else None
+    own = workspace.folder / "own.yaml"
+    own.write_text("epochs: 3\n")
+    (workspace.folder / "configs" / "smoke.yaml").unlink()  # then the package's counts
+    found = [Path(name) for name in phase_files(workspace.bundle, "refine", own, "recipes/plus", "smoke")]
+    assert [path.stem for path in found] == ["train", "distill", "refine", "own", "plus", "smoke"]
+    assert found[1].suffix == ".yaml"
+    assert found[3:] == [own, workspace.folder / "configs" / "recipes" / "plus.yaml", config_path("smoke.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("distil",), "Expected a phase among adapt, embed, distill, .*, got 'distil'"),
+        (("train", "recipes/plush"), r"Expected a config recipes/plush \(\.yaml or \.json\) in .*configs"),
+    ],
+)
+def test_a_phase_or_an_overlay_that_does_not_exist_is_named(workspace, names, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run_phase(workspace.bundle, *names)
+    with pytest.raises(FileNotFoundError, match="Expected the folder of a bundle, with configs in it, got nowhere"):
+        run_phase("nowhere", "train")
+
+
+def test_the_command_of_a_phase_says_to_a_shell_and_to_fire_what_was_meant(workspace, monkeypatch):
+    settings = {
+        "dataset_dir": workspace.folder / "my own $images'",
+        "initial_checkpoint": None,
+        "teacher": "17",
+        "prompts": ["box", "none"],
+        "learning_rate": 1e-5,
+        "augment": False,
+        "loss#iou_weight": 0.5,
+        "frozen": "$['prompt_encoder'] * (not @prompt_map)",
+    }
+    words = shlex.split(phase_command(workspace.bundle, "distill", "recipes/plus", **settings))
+    assert words[:4] == ["python", "-m", "monai.bundle", "run"]
+    heard = {}
+    fire.Fire(lambda **given: heard.update(given), command=words[4:])
+    files = phase_files(workspace.bundle, "distill", "recipes/plus")
+    expected = settings | {"dataset_dir": str(settings["dataset_dir"]), "initial_checkpoint": "$None"}
+    assert heard == {"config_file": files, "bundle_root": str(workspace.bundle), **expected}
 
 
 def test_each_phase_leaves_raw_weights_and_keeps_the_merged_config(trained):
@@ -90,7 +141,7 @@ def test_mlflow_is_written_by_the_bundles_own_tracking(trained):
 
 
 def test_evaluation_reports_every_image_and_prompt_at_the_files_own_size(trained):
-    trained.run("evaluate")
+    assert trained.run("evaluate") == trained.output / "evaluate"
     with open(trained.output / "evaluate" / "cases.csv", newline="") as file:
         cases = list(csv.DictReader(file))
     splits = json.loads((trained.output / "split.json").read_text())

@@ -17,7 +17,7 @@ from ignite.engine import Engine, Events
 
 from monai_kdsam.files import write_texts
 
-__all__ = ["CaseReport"]
+__all__ = ["CaseReport", "read_mean_dice"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,13 @@ class CaseReport:
         write_texts({self.folder / name: _csv(rows) for name, rows in tables.items()})
         for line in _format([header, *summary]):
             logger.info(line)
+
+
+def read_mean_dice(folder: str | Path) -> dict[str, float]:
+    """Mean Dice by prompt, from the summary that a `CaseReport` wrote to a folder; the mean of several sources."""
+    with open(Path(folder) / "summary.csv", newline="", encoding="utf-8") as file:
+        *_, last = csv.DictReader(file)
+    return {name: float(last[name]) for name in [*last][3:]}
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:

@@ -23,10 +23,11 @@ from monai_kdsam.files import file_sha256, write_text
 from monai_kdsam.label.app import check_device
 from monai_kdsam.label.labels import check_labels
 from monai_kdsam.label.series_labels import labelled_slices
+from monai_kdsam.phases import phase_files
 
 __all__ = ["LearnTask"]
 
-PHASE, REPORT, HELD_OUT = "learn.json", "report.json", "held_out.json"
+REPORT, HELD_OUT = "report.json", "held_out.json"
 
 
 class Parameter(NamedTuple):
@@ -69,8 +70,11 @@ class LearnTask(BundleTrainTask):
 
     def __init__(self, path: str, conf: dict[str, str]) -> None:
         super().__init__(path, conf)
-        configs = [str(Path(path) / "configs" / name) for name in ("train.json", PHASE)]
-        self.valid: bool = all(map(os.path.isfile, configs))
+        try:
+            configs = phase_files(path, "learn")
+        except FileNotFoundError:
+            configs = []
+        self.valid: bool = bool(configs)
         if self.valid:
             self.bundle_config_path = configs
             self.bundle_config = self._load_bundle_config(path, configs)
