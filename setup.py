@@ -47,6 +47,8 @@ REQUIREMENTS = [
     "scipy>=1.12",
     # PNG, JPEG, BMP and TIFF, and the picture sheets
     "pillow>=10",
+    # the report's page; torch brings it along
+    "jinja2>=3",
     # the handler that logs curves
     "tensorboard>=2.12",
     # progress bars outside the engines
@@ -171,7 +173,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["monai_kdsam", "monai_kdsam.*"]),
-    package_data={"monai_kdsam": ["py.typed"]},
+    package_data={"monai_kdsam": ["py.typed", "report/page.html.j2"]},
     cmdclass={"build_py": BuildWithData},
     python_requires=">=3.10,<3.14",
     install_requires=REQUIREMENTS,

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from monai_kdsam.report.calibration import calibration
 from monai_kdsam.report.corrective_clicks import clicks_needed
-from monai_kdsam.report.statistics import estimate_mean_of_sets
+from monai_kdsam.report.intervals import estimate_mean_of_sets
+from monai_kdsam.report.metrics import calibration
 
 SHOWN = {
     "box": "exact box",

@@ -67,7 +67,7 @@ def wheel(copy):
 
 @needs_build
 def test_the_wheel_holds_the_package_every_bundle_and_every_overlay_and_nothing_else(wheel):
-    expected = {name for name in tree("monai_kdsam") if name.endswith(".py")} | {"monai_kdsam/py.typed"}
+    expected = {name for name in tree("monai_kdsam") if name.endswith((".py", ".j2"))} | {"monai_kdsam/py.typed"}
     expected |= {f"monai_kdsam/_{name}" for name in tree("bundles") | tree("configs")}
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
 

@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
+import subprocess
+import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,12 +19,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from monai_kdsam.data.decoding import decode
+from monai_kdsam.errors import UserError, UserFileError
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.networks.fill_box import FillBox
 from monai_kdsam.report.prompts import Prompt
 from monai_kdsam.transforms.host_prompts import to_network_frame
 
-__all__ = ["BundleModel", "EllipseModel", "Model", "Prediction"]
+__all__ = ["BundleModel", "CommandModel", "EllipseModel", "Model", "Prediction"]
+
+_PATIENCE = 600.0  # seconds for one mask of a command, the start of the program included
 
 Prediction = tuple[NDArray[np.bool_], float]
 """A mask (H, W), rows from the top, and the IoU that the model expects of it; nan if it expects none."""
@@ -108,3 +116,103 @@ class EllipseModel:
             points, labels = torch.from_numpy(prompt.points)[None], torch.from_numpy(prompt.labels)[None]
             masks.append((self._fill(self._canvas, points, labels)[0, 0].numpy() > 0, math.nan))
         return masks
+
+
+class CommandModel:
+    """A program that is started once and answers prompts line by line.
+
+    For each prompt it reads a JSON object in a line of its standard input: `image`, a path; `points`, [[x, y], ...] in
+    pixels of that file; `labels`, 1 and 0 for clicks, 2 and 3 for a box's corners; none of them means automatic; and
+    `mask`, the path of the PNG to write, of the image's size, 0 being background. When that is written it prints
+    a JSON object in one line: `{}`, or `{"iou": 0.9}` if it expects an IoU. Other lines that it prints are ignored.
+
+    Args:
+        name: in the report.
+        command: run without a shell.
+
+    Raises:
+        OSError: when the command cannot be started.
+    """
+
+    def __init__(self, name: str, command: str) -> None:
+        self.name = name
+        self._command = command
+        self._image = ""
+        self._folder = tempfile.TemporaryDirectory(prefix="kdsam_report")
+        self._mask = Path(self._folder.name) / "mask.png"
+        # Not a pipe, which a program that complains a lot would fill and then wait for ever.
+        self._complaints = open(Path(self._folder.name) / "stderr", "w+b")  # noqa: SIM115
+        try:
+            self._process = subprocess.Popen(
+                shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, text=True
+            )
+        except (OSError, ValueError) as error:
+            self._complaints.close()
+            self._folder.cleanup()
+            raise UserFileError(f"Cannot start the `command` of {name}, {command!r}: {error}.") from error
+
+    def close(self) -> None:
+        """End the program."""
+        self._process.kill()
+        self._process.communicate()
+        self._complaints.close()
+        self._folder.cleanup()
+
+    def set_image(self, path: str) -> None:
+        """The prompts that follow are about this image."""
+        self._image = path
+
+    def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        """A mask for each prompt.
+
+        Raises:
+            UserError: when the program ends, gives no answer, or writes no mask.
+        """
+        return [self._predict(prompt) for prompt in prompts]
+
+    def _predict(self, prompt: Prompt) -> Prediction:
+        self._mask.unlink(missing_ok=True)
+        request = {"image": self._image, "points": prompt.points.tolist(), "labels": prompt.labels.tolist()}
+        answer = self._ask(json.dumps(request | {"mask": str(self._mask)}))
+        if not self._mask.is_file():
+            raise UserError(f"The `command` of {self.name} wrote no mask of {self._image} to the path under `mask`.")
+        iou = answer.get("iou")
+        if iou is not None and not isinstance(iou, (int, float)):
+            raise UserError(f"Expected a number under `iou` from the `command` of {self.name}, got {iou!r}.")
+        return decode(self._mask, mask=True).pixels > 0, math.nan if iou is None else float(iou)
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        alarm = threading.Timer(_PATIENCE, self._process.kill)
+        alarm.start()
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            for said in self._process.stdout:
+                answer = _as_object(said)
+                if answer is not None:
+                    return answer
+        except BrokenPipeError:
+            pass
+        finally:
+            alarm.cancel()
+        raise UserError(self._ending())
+
+    def _ending(self) -> str:
+        status = self._process.wait()
+        self._complaints.seek(0)
+        lines = self._complaints.read().decode(errors="replace").strip().splitlines()
+        last = f": {lines[-1]}" if lines else "."
+        return (
+            f"The `command` of {self.name} ended with status {status}, or gave no answer in {_PATIENCE:.0f} s, when it "
+            f"was asked about {self._image}{last}"
+        )
+
+
+def _as_object(line: str) -> dict[str, Any] | None:
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None

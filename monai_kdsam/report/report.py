@@ -18,11 +18,10 @@ import monai_kdsam
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import check_writable, write_texts
 from monai_kdsam.report.case_pictures import draw_cases, notable_cases
-from monai_kdsam.report.command_model import CommandModel
+from monai_kdsam.report.intervals import few_subjects_note
 from monai_kdsam.report.items import SplitName, read_split, with_units
-from monai_kdsam.report.models import BundleModel, EllipseModel, Model
+from monai_kdsam.report.models import BundleModel, CommandModel, EllipseModel, Model
 from monai_kdsam.report.scoring import Tolerances, cases_csv, score_images
-from monai_kdsam.report.statistics import few_subjects_note
 from monai_kdsam.report.summary import summarize
 
 __all__ = ["write_report"]
@@ -75,7 +74,7 @@ def write_report(
         raise UserError("`report` draws its plots with matplotlib: pip install 'monai_kdsam[report]'")
     if not tolerance > 0:
         raise UserError(f"Expected `tolerance` in mm above 0, got {tolerance}.")
-    from monai_kdsam.report.report_page import render_page  # needs matplotlib
+    from monai_kdsam.report.page import render_page  # needs matplotlib
 
     items, units = with_units(read_split(data_list, split, sources))
     folder, tolerances = Path(output), Tolerances(millimetres=tolerance)

@@ -16,9 +16,8 @@ from tqdm import tqdm
 from monai_kdsam.data.layouts import Item
 from monai_kdsam.errors import UserError
 from monai_kdsam.report.corrective_clicks import correct
-from monai_kdsam.report.head_circumference import head_circumference
 from monai_kdsam.report.items import load_reference
-from monai_kdsam.report.metrics import MaskScores, mask_scores, overlap_scores
+from monai_kdsam.report.metrics import MaskScores, head_circumference, mask_scores, overlap_scores
 from monai_kdsam.report.models import Model, Prediction
 from monai_kdsam.report.prompts import Prompt, named_prompts
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from monai_kdsam.report.calibration import calibration
 from monai_kdsam.report.corrective_clicks import MOST_CLICKS, clicks_needed
+from monai_kdsam.report.intervals import Estimate, estimate, estimate_mean_of_sets, holm, signed_rank_test
+from monai_kdsam.report.metrics import calibration
 from monai_kdsam.report.prompts import PROMPT_TITLES
 from monai_kdsam.report.scoring import CLICKS, REFERENCE, Score
-from monai_kdsam.report.statistics import Estimate, estimate, estimate_mean_of_sets, holm, signed_rank_test
 
 __all__ = ["GOALS", "MEAN_OF_SETS", "METRICS", "summarize"]
 

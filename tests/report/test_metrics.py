@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from monai_kdsam.report.metrics import mask_scores, overlap_scores
+from monai_kdsam.data.layouts import read_hc18, read_head_circumferences
+from monai_kdsam.report.items import load_reference
+from monai_kdsam.report.metrics import (
+    POOR_IOU,
+    calibration,
+    ellipse_circumference,
+    head_circumference,
+    mask_scores,
+    overlap_scores,
+)
 
 
 def rectangle(top, left, bottom, right, shape=(40, 60)):
@@ -74,3 +83,80 @@ def test_a_square_moved_by_three_pixels_is_three_pixels_off():
 def test_an_empty_mask_is_as_far_off_as_can_be():
     scores = mask_scores(np.zeros((40, 60), bool), SQUARE, spacing=(0.5, 0.5), tolerance=1)
     assert scores == (0, 0, pytest.approx(math.hypot(20, 30)), 0)
+
+
+REAL = np.random.default_rng(0).uniform(0, 1, 500)
+
+
+def test_a_model_that_knows():
+    found = calibration(REAL, REAL)
+    assert found["expected_error"] == pytest.approx(0, abs=1e-9)
+    assert found["spearman"] == pytest.approx(1)
+    assert found["auroc"] == 1
+    assert found["poor"] == pytest.approx((REAL < POOR_IOU).mean())
+    assert sum(masks for *_, masks in found["curve"]) == 500
+
+
+def test_a_model_that_is_always_sure():
+    found = calibration(np.full(500, 0.95), REAL)
+    assert found["expected_error"] == pytest.approx(0.95 - REAL.mean())
+    assert math.isnan(found["spearman"])
+    assert found["auroc"] == 0.5
+
+
+def test_a_model_that_has_it_backwards():
+    found = calibration(1 - REAL, REAL)
+    assert found["spearman"] == pytest.approx(-1)
+    assert found["auroc"] == 0
+
+
+def test_predictions_outside_of_what_an_iou_can_be_are_clipped():
+    assert calibration([-0.2, 1.3], [0.0, 1.0])["curve"] == [[0, 0, 1], [1, 1, 1]]
+
+
+def test_there_is_no_auroc_without_a_poor_mask():
+    assert math.isnan(calibration([0.8, 0.9], [0.9, 0.95])["auroc"])
+
+
+def ellipse(a, b, angle, shape=(300, 400), center=(150.3, 190.6)):
+    y, x = np.indices(shape)
+    dy, dx = y - center[0], x - center[1]
+    across = dx * math.cos(angle) + dy * math.sin(angle)
+    down = dy * math.cos(angle) - dx * math.sin(angle)
+    return (across / a) ** 2 + (down / b) ** 2 <= 1
+
+
+def ramanujan(a, b):
+    """His second approximation (1914), which is exact to 1e-9 for such ellipses."""
+    h = ((a - b) / (a + b)) ** 2
+    return math.pi * (a + b) * (1 + 3 * h / (10 + math.sqrt(4 - 3 * h)))
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (120, 95), (95, 120), (100, 50)])
+def test_the_circumference_is_ramanujans(a, b):
+    assert ellipse_circumference(a, b) == pytest.approx(ramanujan(a, b), rel=1e-7)
+
+
+@pytest.mark.parametrize("angle", [0, 0.4, 1.3])
+def test_a_drawn_ellipse_has_its_analytic_circumference(angle):
+    mask = ellipse(120, 90, angle)
+    assert head_circumference(mask, (0.15, 0.15)) == pytest.approx(0.15 * ramanujan(120, 90), rel=2e-3)
+
+
+def test_pixels_need_not_be_square():
+    mask = ellipse(120, 45, 0)
+    assert head_circumference(mask, (0.3, 0.15)) == pytest.approx(ramanujan(18, 13.5), rel=3e-3)
+
+
+def test_no_head_has_no_circumference():
+    assert math.isnan(head_circumference(np.zeros((8, 8), bool), (1, 1)))
+
+
+def test_real_masks_have_nearly_the_official_circumference(real_data):
+    """The reference's outline is some pixels wide and filled with its rim: about one pixel of radius too much."""
+    official = read_head_circumferences(real_data / "HC18")
+    for item in read_hc18(real_data / "HC18")[:6]:
+        spacing = tuple(item["spacing"])
+        expected = official[item["image"].rpartition("/")[2]]
+        rim = 2 * math.pi * 2 * spacing[0]
+        assert expected - rim / 4 < head_circumference(load_reference(item), spacing) < expected + rim

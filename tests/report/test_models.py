@@ -10,8 +10,7 @@ from PIL import Image
 
 from monai_kdsam.data.phantoms import make_phantom
 from monai_kdsam.inferers import BundlePredictor
-from monai_kdsam.report.command_model import CommandModel
-from monai_kdsam.report.models import BundleModel, EllipseModel
+from monai_kdsam.report.models import BundleModel, CommandModel, EllipseModel
 from monai_kdsam.report.prompts import Prompt, named_prompts
 
 

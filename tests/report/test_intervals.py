@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from monai_kdsam.report.statistics import estimate, estimate_mean_of_sets, few_subjects_note, holm, signed_rank_test
+from monai_kdsam.report.intervals import estimate, estimate_mean_of_sets, few_subjects_note, holm, signed_rank_test
 
 
 def names(count):
