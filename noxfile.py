@@ -131,7 +131,7 @@ def label(session: nox.Session) -> None:
         session.skip("MONAI Label needs NumPy 1.26, which is not built for Python 3.13.")
     borrow_dependencies(session)
     # pip puts what the borrowed environment has in other versions, NumPy 2 and pydicom 3, before it.
-    session.install("-e", ".[label]", "pytest>=8", "playwright")
+    session.install("-e", ".[label,report]", "pytest>=8", "playwright")
     environment = {}
     if shutil.which("apt-get"):
         # chromium-common by name, for where it is installed: Chromium wants its files in its own folder.
@@ -148,6 +148,7 @@ def label(session: nox.Session) -> None:
         "--durations=5",
         "tests/integration",
         "tests/label",
+        "tests/report/test_report.py::test_a_browser_shows_plots_and_pictures",
     )
     session.run(*command, env=environment)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
+from scipy import ndimage
 
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import ROOM, replacing
@@ -60,7 +61,7 @@ def save_picture_sheet(
     for number, row in enumerate(rows):
         top = _LINE + _GAP + number * (cell + _GAP + line)
         for left, image in zip(lefts, row, strict=True):
-            sheet.paste(_letter_box(image, cell), (left, top))
+            sheet.paste(ImageOps.pad(Image.fromarray(_checked(image)), (cell, cell)), (left, top))
         if captions:
             draw.text((_GAP, top + cell + 2), captions[number], fill=_INK)
     return _save(sheet, Path(path))
@@ -81,15 +82,6 @@ def _checked_captions(
     if captions and len(captions) != len(rows):
         raise UserError(f"Expected `captions` to hold one text for each of {len(rows)} rows, got {len(captions)}.")
     return captions or []
-
-
-def _letter_box(image: np.ndarray, cell: int) -> Image.Image:
-    picture = Image.fromarray(_checked(image))
-    scale = cell / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    boxed = Image.new("RGB", (cell, cell))
-    boxed.paste(picture.resize((width, height), Image.Resampling.BICUBIC), ((cell - width) // 2, (cell - height) // 2))
-    return boxed
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
@@ -167,12 +159,8 @@ def draw_contour(image: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarra
         foreground = foreground.reshape(foreground.shape[-2:])
     if foreground.shape != _checked(image).shape[:2]:
         raise UserError(f"Expected `mask` of the image's size {image.shape[:2]}, got {np.shape(mask)}.")
-    core = foreground
-    for _ in range(_line_width(image)):
-        padded = np.pad(core, 1)
-        core = core & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     drawn = image.copy()
-    drawn[foreground & ~core] = color
+    drawn[foreground & ~ndimage.binary_erosion(foreground, iterations=_line_width(image))] = color
     return drawn
 
 

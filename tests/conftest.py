@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,32 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("KDSAM_DATA names no folder of real images")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[..., Path]:
+    """Finds programs of Debian packages: without one a test is skipped, unless they were unpacked for the tests."""
+    from benchmarks.orthanc import find_program  # needs requests
+
+    def find(*paths: str) -> Path:
+        try:
+            return find_program(*paths)
+        except FileNotFoundError as error:
+            (pytest.fail if os.environ.get("KDSAM_DEBIAN") else pytest.skip)(str(error))
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def chromium(program: Callable[..., Path]) -> tuple[Path, dict[str, str]]:
+    """The browser, and the environment that it needs where it was unpacked and not installed."""
+    from benchmarks.orthanc import debian_root, library_path
+
+    path = program("usr/lib/chromium/chromium", "usr/bin/chromium")
+    environment = {**os.environ, **library_path()}
+    if not Path("/etc/fonts/fonts.conf").is_file():
+        environment["FONTCONFIG_SYSROOT"] = str(debian_root())
+    return path, environment
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +24,7 @@ if any(importlib.util.find_spec(name) is None for name in ("monailabel", "playwr
 from playwright.sync_api import Page, Response, sync_playwright
 
 from benchmarks.label_server import random_bundle, running_server
-from benchmarks.orthanc import debian_root, encoded, library_path, mr_series
+from benchmarks.orthanc import encoded, mr_series
 from monai_kdsam.inferers import BundlePredictor
 
 # WebGL in software, and nothing that asks the Internet.
@@ -80,11 +78,9 @@ def predict(server, tmp_path_factory):
 
 @pytest.fixture
 def page(chromium):
-    environment = os.environ | library_path()
-    if not Path("/etc/fonts/fonts.conf").is_file():
-        environment["FONTCONFIG_SYSROOT"] = str(debian_root())
+    path, environment = chromium
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS, env=environment)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS, env=environment)
         yield browser.new_page(viewport={"width": 1280, "height": 800})
         browser.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,6 @@ from monai_kdsam.report.corrective_clicks import MOST_CLICKS
 from monai_kdsam.report.prompts import PROMPT_TITLES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "report.md").read_text(encoding="utf-8")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def write_datalist(folder: Path, **common: object) -> Path:
@@ -156,12 +154,14 @@ def test_the_page_needs_no_other_file(report):
     assert "data:image/jpeg" in page
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium to open the page in")
-def test_a_browser_shows_plots_and_pictures(report, tmp_path):
+def test_a_browser_shows_plots_and_pictures(chromium, report, tmp_path):
+    """Needs Chromium; `nox -s label` fetches it."""
     picture = tmp_path / "page.png"
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,8000"]
+    browser, environment = chromium
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,8000"]
     address = (report / "report.html").as_uri()
-    subprocess.run([*command, f"--screenshot={picture}", address], check=True, capture_output=True, timeout=120)
+    command += [f"--screenshot={picture}", address]
+    subprocess.run(command, check=True, capture_output=True, timeout=120, env=environment)
     red, green, blue = np.asarray(Image.open(picture).convert("RGB")).astype(int).transpose(2, 0, 1)
     assert ((red == 0) & (green == 0x72) & (blue == 0xB2)).any()  # the first model's color in the plots
     assert ((green > red + 90) & (green > blue + 90)).any()  # the references' in the pictures
