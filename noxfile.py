@@ -64,7 +64,7 @@ def run_phase(session: nox.Session, folder: str, phase: str) -> None:
     """Run one phase of a copied bundle on `images`, small."""
     configs = f"{folder}/kdsam_deepgrow_2d/configs"
     phases = [phase] if phase in ("train", "inference") else ["train", phase]
-    files = [f"{configs}/{name}.json" for name in phases]
+    files = [f"{configs}/{name}.{'json' if name == 'inference' else 'yaml'}" for name in phases]
     files += [f"{folder}/configs/{name}.yaml" for name in ("offline", "smoke")]
     data = "images/images" if phase == "inference" else "images"
     paths = ("--bundle_root", f"{folder}/kdsam_deepgrow_2d", "--dataset_dir", data)

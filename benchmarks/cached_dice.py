@@ -87,7 +87,7 @@ class Study:
 
     def files(self, *phases: str) -> list[str]:
         """The configs of a phase."""
-        names = [self.bundle / "configs" / f"{name}.json" for name in ("train", *phases)]
+        names = [self.bundle / "configs" / f"{name}.yaml" for name in ("train", *phases)]
         return [str(file) for file in (*names, *self.overlays)]
 
     def load_unseen(self) -> list[dict[str, Tensor]]:

@@ -13,9 +13,9 @@ bundle=$root/bundles/kdsam_deepgrow_2d
 
 # phase NAME [OVERLAY ...] -- [OPTION ...]: one run of the bundle on $set.
 phase() {
-    local files="'$bundle/configs/train.json'" name=$1
+    local files="'$bundle/configs/train.yaml'" name=$1
     shift
-    [[ $name == train ]] || files+=",'$bundle/configs/$name.json'"
+    [[ $name == train ]] || files+=",'$bundle/configs/$name.yaml'"
     files+=",'$root/configs/datasets/$set.yaml','$root/configs/offline.yaml'"
     while [[ $1 != -- ]]; do
         files+=",'$root/configs/$1.yaml'"

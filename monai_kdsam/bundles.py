@@ -24,6 +24,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 import monai_kdsam
+from monai_kdsam.config_files import edit_config, list_configs, own_values, parse_config
 from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, report_error
 from monai_kdsam.files import check_writable, write_text
 from monai_kdsam.processes import check_launch
@@ -98,14 +99,17 @@ def copy_bundle(
     target = Path(folder) / name
     if target.exists():
         raise ExistingFileError(f"{target} exists already; choose another folder, or delete it first.")
-    source, known = bundle_path(name), _settings_of(name)
+    source = bundle_path(name)
+    known = own_values(source / "configs")
     for key in settings or {}:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             raise UserError(f"The bundle has no setting {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
-        if len(set(known[key].values())) > 1:
-            own = ", ".join(f"{value} in {file}" for file, value in sorted(known[key].items()))
+        first, *others = known[key].values()
+        if any(other != first for other in others):
+            own = ", ".join(f"{json.dumps(value)} in {file}" for file, value in known[key].items())
             raise UserError(f"{key!r} is not one setting of the bundle: {own}. Edit the file, or set it for each run.")
+    edited = {file.name: _with_settings(file, settings or {}) for file in list_configs(source / "configs")}
     left_out = shutil.ignore_patterns("__pycache__", "models", "output", "*.pyc")
     shutil.copytree(source, target, ignore=left_out)
     for file in config_path().rglob("*.yaml"):
@@ -114,8 +118,8 @@ def copy_bundle(
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copied)
     (target / "models").mkdir()
-    for file in (target / "configs").glob("*.json"):
-        _set_scalars(file, settings or {})
+    for file_name, text in edited.items():
+        write_text(target / "configs" / file_name, text)
     return target
 
 
@@ -123,7 +127,7 @@ def copy_bundles(
     folder: str | Path, names: Sequence[str] = BUNDLES, *, settings: Mapping[str, Any] | None = None
 ) -> list[Path]:
     """Copy bundles as `copy_bundle` does; each takes those settings that it has, one that none has is refused."""
-    known = {name: set(_settings_of(name)) for name in names}
+    known = {name: set(own_values(bundle_path(name) / "configs")) for name in names}
     foreign = {name: set().union(*known.values()) - known[name] for name in names}
     return [
         copy_bundle(folder, name, settings={k: v for k, v in (settings or {}).items() if k not in foreign[name]})
@@ -167,23 +171,18 @@ def parse_value(text: str) -> Any:
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-def _settings_of(name: str) -> dict[str, dict[str, str]]:
-    """Values, as JSON, that the configs of a bundle have for each of their keys, by name of the file."""
-    settings: dict[str, dict[str, str]] = {}
-    for file in bundle_path(name).glob("configs/*.json"):
-        for key, value in json.loads(file.read_text(encoding="utf-8")).items():
-            settings.setdefault(key, {})[file.name] = json.dumps(value)
-    return settings
-
-
-def _set_scalars(file: Path, settings: Mapping[str, Any]) -> None:
-    config = json.loads(file.read_text(encoding="utf-8"))
-    config.update({key: value for key, value in settings.items() if key in config})
+def _with_settings(file: Path, settings: Mapping[str, Any]) -> str:
+    """The text of a config with those settings that it has; metadata.json states the size of images."""
+    text = file.read_text(encoding="utf-8")
+    own = {key: value for key, value in settings.items() if key in parse_config(text, file.suffix)}
+    if file.suffix == ".yaml":
+        return edit_config(text, own)
+    config = json.loads(text) | own
     if file.name == "metadata.json" and "image_size" in settings:
         formats = config["network_data_format"]
         for tensor in (formats["inputs"]["image"], formats["outputs"]["pred"]):
             tensor["spatial_shape"][:2] = [settings["image_size"]] * 2
-    write_text(file, json.dumps(config, indent=4) + "\n")
+    return json.dumps(config, indent=4) + "\n"
 
 
 def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None = None) -> None:

@@ -29,7 +29,7 @@ def torchrun_number(name: Literal["RANK", "LOCAL_RANK", "WORLD_SIZE"]) -> int:
     """
     if name not in os.environ:
         raise UserError(
-            f"Expected the environment variable {name}, which torchrun sets. Start a run with multi_gpu_train.json by "
+            f"Expected the environment variable {name}, which torchrun sets. Start a run with multi_gpu_train.yaml by "
             "`torchrun --nproc_per_node 2 -m monai.bundle run ...`, or leave that config out."
         )
     return int(os.environ[name])
@@ -53,7 +53,7 @@ def check_launch() -> None:
     if started > 1 and not torch.distributed.is_initialized():
         raise UserError(
             f"torchrun started {started} processes, but the config is for one: "
-            "put the bundle's configs/multi_gpu_train.json behind the configs of the phase."
+            "put the bundle's configs/multi_gpu_train.yaml behind the configs of the phase."
         )
 
 

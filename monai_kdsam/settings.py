@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from monai_kdsam.config_files import own_values
 from monai_kdsam.errors import UserError
 
 __all__ = ["check_settings", "reject_unknown_keys"]
@@ -52,7 +53,7 @@ def check_settings(
             one does not use of them is logged.
         roots: keys that the run evaluates.
     """
-    own = _own_values(folder)
+    own = own_values(folder)
     _reject_unknown(config, own)
     _reject_separators(config)
     for key, value in config.items():
@@ -71,7 +72,7 @@ def reject_unknown_keys(config: Mapping[str, Any], folder: Path) -> None:
     Raises:
         ValueError: naming the key and the nearest known one.
     """
-    _reject_unknown(config, _own_values(folder))
+    _reject_unknown(config, own_values(folder))
 
 
 def _reject_unknown(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -82,15 +83,6 @@ def _reject_unknown(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else "A key of your own must be used by another: '@key'."
             raise UserError(f"The config has a key that nothing knows: {key!r}. {hint}")
-
-
-def _own_values(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the bundle's configs have for each of their keys, by name of the phase."""
-    values: dict[str, dict[str, Any]] = {}
-    for file in sorted(folder.glob("*.json")):
-        for key, value in json.loads(file.read_text(encoding="utf-8")).items():
-            values.setdefault(key, {})[file.stem] = value
-    return values
 
 
 def _references(config: Any) -> set[str]:
@@ -189,8 +181,8 @@ def _reject_unused(
     for name in typed:
         key = re.split("#|::", name.lstrip("+~"))[0]
         if key not in used:
-            others = [other for other in own.get(key, ()) if other != phase]
-            hint = f"It is of {', '.join(f'{other}.json' for other in others)}. " if others else ""
+            others = [file for file in own.get(key, ()) if Path(file).stem != phase]
+            hint = f"It is of {', '.join(others)}. " if others else ""
             raise UserError(
                 f"The phase {phase} does not use the setting `{key}`, which has been given for it. {hint}Leave it out."
             )

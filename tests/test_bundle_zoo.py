@@ -24,11 +24,12 @@ ROOT = Path(__file__).parents[1]
 BUNDLE = bundle_path()
 SIZE = 64
 SCHEMA = os.environ.get("KDSAM_SCHEMA")
-PHASES = ("adapt", "distill", "train", "evaluate", "inference")
+PHASES = ("adapt", "distill", "train", "evaluate")
 LAYOUT = [
-    *(f"configs/{phase}.json" for phase in PHASES),
-    "configs/inference_trt.json",
-    "configs/multi_gpu_train.json",
+    *(f"configs/{phase}.yaml" for phase in PHASES),
+    "configs/inference.json",
+    "configs/inference_trt.yaml",
+    "configs/multi_gpu_train.yaml",
     "configs/metadata.json",
     "configs/logging.conf",
     "docs/README.md",
@@ -40,7 +41,7 @@ OWN_OF_A_PHASE = {"imports", "phase", "network", "output_dir", "run_dir", "num_w
 
 
 def read(name: str, folder: Path = BUNDLE) -> dict:
-    return json.loads((folder / "configs" / name).read_text(encoding="utf-8"))
+    return ConfigParser.load_config_file(folder / "configs" / name)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,8 @@ def test_the_version_is_the_packages_and_in_the_changelog():
 
 def test_the_readme_names_every_phase_and_no_config_that_is_not_there():
     readme = (BUNDLE / "docs" / "README.md").read_text()
-    named = set(re.findall(r"configs/(\w+\.json)", readme))
-    assert named >= {f"{phase}.json" for phase in PHASES}
+    named = set(re.findall(r"configs/(\w+\.(?:json|yaml))", readme))
+    assert named >= {"inference.json", *(f"{phase}.yaml" for phase in PHASES)}
     assert all((BUNDLE / "configs" / name).is_file() for name in named)
 
 
@@ -146,11 +147,13 @@ def test_the_network_that_ckpt_export_writes_equals_the_network(small, exported,
         torch.testing.assert_close(exported(image, *PROMPTS[prompt]), network(image, *PROMPTS[prompt]))
 
 
-@pytest.mark.parametrize(("kind", "config", "data"), [("train", "train", "."), ("infer", "inference", "images")])
+@pytest.mark.parametrize(
+    ("kind", "config", "data"), [("train", "train.yaml", "."), ("infer", "inference.json", "images")]
+)
 def test_monai_finds_every_property_that_it_demands(small, tmp_path, kind, config, data):
     write_phantoms(tmp_path / "data", per_kind=2, size=SIZE)
     workflow = ConfigWorkflow(
-        config_file=[str(BUNDLE / "configs" / f"{config}.json"), str(config_path("smoke.yaml"))],
+        config_file=[str(BUNDLE / "configs" / config), str(config_path("smoke.yaml"))],
         meta_file=str(BUNDLE / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type=kind,
@@ -165,7 +168,7 @@ def test_monai_finds_every_property_that_it_demands(small, tmp_path, kind, confi
 
 
 def test_what_training_and_inference_share_is_equal():
-    train, inference = read("train.json"), read("inference.json")
+    train, inference = read("train.yaml"), read("inference.json")
     shared = set(train) & set(inference) - OWN_OF_A_PHASE
     assert {"image_size", "backbone", "neck", "pixel_mean", "pixel_std", "network_def"} <= shared
     del train["network_def"]["imagenet_weights"]  # which only a training begins with
@@ -191,7 +194,7 @@ def of_the_image(transforms: list[dict]) -> dict[str, dict]:
 
 @pytest.mark.parametrize("second", [None, "evaluate"])
 def test_training_evaluation_and_inference_prepare_the_image_alike(second):
-    train = read("train.json") | (read(f"{second}.json") if second else {})
+    train = read("train.yaml") | (read(f"{second}.yaml") if second else {})
     trained = of_the_image([*train["load"], *train["to_network_frame"], *train["pad"]])
     served = of_the_image(read("inference.json")["preprocessing"]["transforms"])
     resize = "monai_kdsam.transforms.ResizeLongestSided"
@@ -209,7 +212,7 @@ def test_a_picture_far_longer_than_wide_goes_through(tmp_path, part):
     for name in ("image", "label"):
         Image.fromarray(picture).save(tmp_path / f"{name}.png")
     parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs" / "train.json"))
+    parser.read_config(str(BUNDLE / "configs" / "train.yaml"))
     parser.update({"image_size": 64, "augment": False})
     item = {"image": str(tmp_path / "image.png"), "label": str(tmp_path / "label.png"), "source": "folder"}
     data = parser.get_parsed_content(f"{part}#preprocessing")(item)
@@ -227,7 +230,7 @@ def test_prompts_are_on_the_image_and_never_on_its_padding(tmp_path, phase, part
     for name in ("image", "label"):
         Image.fromarray(picture).save(tmp_path / f"{name}.png")
     parser = ConfigParser()
-    parser.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("train", *phase)])
+    parser.read_config([str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", *phase)])
     parser.update(
         {
             "image_size": 128,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_kdsam.__main__ import build_parser
 from monai_kdsam.bundles import (
@@ -16,6 +16,7 @@ from monai_kdsam.bundles import (
     config_path,
     copy_bundle,
 )
+from monai_kdsam.config_files import list_configs
 from monai_kdsam.errors import report_error
 from monai_kdsam.losses import WeightedSumLoss
 from monai_kdsam.transforms import RandPromptd, box_from_mask
@@ -40,8 +41,8 @@ def workflow(folder: Path, **overrides) -> ConfigWorkflow:
         "initialize": ["$kdsam_bundles.begin_run(7, @output_dir, @bundle_root, @run_dir)"],
         "run": ["$@epochs"],
     }
-    (configs / "train.json").write_text(json.dumps(content))
-    return ConfigWorkflow(configs / "train.json", workflow_type="train", logging_file=False, **overrides)
+    (configs / "train.yaml").write_text(json.dumps(content))
+    return ConfigWorkflow(configs / "train.yaml", workflow_type="train", logging_file=False, **overrides)
 
 
 def chain(error: BaseException) -> list[BaseException]:
@@ -94,12 +95,13 @@ def test_a_bundle_is_copied_with_the_overlays_and_an_empty_folder_of_models(tmp_
     assert list((target / "models").iterdir()) == []
     assert not (target / "output").exists()
     overlays = {file.relative_to(config_path()) for file in config_path().rglob("*.yaml")}
-    assert {file.relative_to(tmp_path / "my" / "configs") for file in (tmp_path / "my").rglob("*.yaml")} >= overlays
+    copied = tmp_path / "my" / "configs"
+    assert {file.relative_to(copied) for file in copied.rglob("*.yaml")} >= overlays
 
 
 def test_a_copy_takes_settings_for_training_and_serving_alike(tmp_path) -> None:
     target = copy_bundle(tmp_path, settings={"image_size": 512, "backbone": "resnet18"})
-    read = {file.stem: json.loads(file.read_text()) for file in (target / "configs").glob("*.json")}
+    read = {file.stem: ConfigParser.load_config_file(file) for file in list_configs(target / "configs")}
     for phase in ("train", "inference"):
         assert (read[phase]["image_size"], read[phase]["backbone"]) == (512, "resnet18")
     assert read["metadata"]["network_data_format"]["inputs"]["image"]["spatial_shape"] == [512, 512]
@@ -112,7 +114,7 @@ def test_a_copy_with_an_unknown_setting_is_refused_before_anything_is_written(tm
 
 
 def test_a_setting_in_which_phases_differ_is_not_set_for_all_of_them(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"'learning_rate' is not one setting of the bundle: 1e-05 in adapt\.json, "):
+    with pytest.raises(ValueError, match=r"'learning_rate' is not one setting of the bundle: 1e-05 in adapt\.yaml, "):
         copy_bundle(tmp_path, settings={"learning_rate": 1e-4})
     assert list(tmp_path.iterdir()) == []
 

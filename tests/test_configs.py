@@ -159,7 +159,7 @@ def test_a_missing_sam_checkpoint_is_an_error_that_names_the_command(workspace, 
 
 def test_the_overlay_for_tensorrt_leaves_the_network_as_it_is_where_there_is_none(trained):
     """All that can be said without a GPU: it merges, its names resolve, and MONAI's `trt_compile` gets the network."""
-    configs = [str(trained.bundle / "configs" / name) for name in ("inference.json", "inference_trt.json")]
+    configs = [str(trained.bundle / "configs" / name) for name in ("inference.json", "inference_trt.yaml")]
     parser = ConfigWorkflow(
         configs, workflow_type="infer", logging_file=False, bundle_root=str(trained.bundle), device="cpu"
     ).parser
@@ -180,7 +180,7 @@ def test_overlays_are_small_and_address_nothing_by_position():
 
 
 def test_every_config_of_the_bundle_is_run_by_some_test():
-    assert {path.name for path in bundle_path().glob("configs/*.json")} == {
-        *("adapt.json", "distill.json", "train.json", "evaluate.json", "inference.json", "metadata.json"),
-        *("embed.json", "refine.json", "learn.json", "multi_gpu_train.json", "inference_trt.json"),
+    assert {path.name for path in bundle_path().glob("configs/*") if path.suffix != ".conf"} == {
+        *("adapt.yaml", "distill.yaml", "train.yaml", "evaluate.yaml", "inference.json", "metadata.json"),
+        *("embed.yaml", "refine.yaml", "learn.yaml", "multi_gpu_train.yaml", "inference_trt.yaml"),
     }

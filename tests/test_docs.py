@@ -60,10 +60,10 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch):
             monkeypatch.chdir(tmp_path / "work")
         else:
             assert words[:2] == ["monai.bundle", "run"]
-            if "distill.json" in command:  # there is no SAM here: its place takes an adapted teacher, as README says
-                run(command.replace("distill.json", "adapt.json").partition(" --imagenet_weights")[0], small)
+            if "distill.yaml" in command:  # there is no SAM here: its place takes an adapted teacher, as README says
+                run(command.replace("distill.yaml", "adapt.yaml").partition(" --imagenet_weights")[0], small)
             run(command, small if "inference.json" not in command else [])
-            ran.append(re.findall(r"(\w+)\.json", command)[-1])
+            ran.append(re.findall(r"(\w+)\.(?:json|yaml)", command)[-1])
     assert ran == ["distill", "train", "evaluate", "inference"]
     assert len(list(Path("masks").glob("*_mask.png"))) == 16
 

@@ -34,13 +34,13 @@ def same(one, other, prefix=""):
 
 def test_the_files_of_a_phase_are_found_by_name_whatever_their_suffix(workspace):
     configs = workspace.bundle / "configs"
-    (configs / "distill.json").rename(configs / "distill.yaml") if (configs / "distill.json").exists() else None
+    (configs / "distill.yaml").rename(configs / "distill.json")
     own = workspace.folder / "own.yaml"
     own.write_text("epochs: 3\n")
     (workspace.folder / "configs" / "smoke.yaml").unlink()  # then the package's counts
     found = [Path(name) for name in phase_files(workspace.bundle, "refine", own, "recipes/plus", "smoke")]
     assert [path.stem for path in found] == ["train", "distill", "refine", "own", "plus", "smoke"]
-    assert found[1].suffix == ".yaml"
+    assert [path.suffix for path in found[:3]] == [".yaml", ".json", ".yaml"]
     assert found[3:] == [own, workspace.folder / "configs" / "recipes" / "plus.yaml", config_path("smoke.yaml")]
 
 
@@ -230,7 +230,7 @@ def test_a_wrong_setting_is_told_in_one_line(trained, overrides, message):
 
 def test_the_command_line_ends_in_one_line_without_a_traceback(workspace):
     configs = workspace.bundle / "configs"
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs / "train.json")]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs / "train.yaml")]
     command += ["--bundle_root", str(workspace.bundle), "--dataset_dir", str(workspace.folder / "phantoms")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from monai_kdsam.bundles import BUNDLES, bundle_path, config_path
+from monai_kdsam.config_files import list_configs
 from monai_kdsam.settings import check_settings, reject_unknown_keys
 
 CONFIGS = bundle_path() / "configs"
@@ -27,9 +27,8 @@ PHASES = {
 
 
 def merged(phase: str, *overlays: str, **typed: Any) -> dict[str, Any]:
-    files = [
-        CONFIGS / f"{name}.json" for name in (["inference"] if phase == "inference" else ["train", *PHASES[phase]])
-    ]
+    own = ["inference.json"] if phase == "inference" else [f"{name}.yaml" for name in ("train", *PHASES[phase])]
+    files = [CONFIGS / name for name in own]
     parser = ConfigParser()
     parser.read_config([*files, *(config_path(name) for name in overlays)])
     parser.update(typed)
@@ -42,9 +41,9 @@ def check(phase: str, *overlays: str, folder=CONFIGS, **typed: Any) -> None:
     check_settings(merged(phase, *overlays, **typed), folder, typed=typed, roots=("initialize", "run", "finalize"))
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", list_configs(CONFIGS), ids=lambda file: file.stem)
 def test_the_bundles_own_configs_have_no_unknown_key(file) -> None:
-    reject_unknown_keys(json.loads(file.read_text()), CONFIGS)
+    reject_unknown_keys(ConfigParser.load_config_file(file), CONFIGS)
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("epochz", "epochs"), ("learning_rat", "learning_rate")])
@@ -130,7 +129,7 @@ def test_what_can_be_meant_passes(typed) -> None:
         (
             "train",
             {"mse_weight": 7},
-            "train does not use the setting `mse_weight`, .* It is of distill.json.",
+            "train does not use the setting `mse_weight`, .* It is of distill.yaml.",
         ),
         ("train", {"vgg_weights": "/no/such/file"}, "does not use the setting `vgg_weights`"),
         ("evaluate", {"learning_rate": 0.1}, "The phase evaluate does not use the setting `learning_rate`"),
@@ -155,7 +154,7 @@ def test_overlays_are_for_several_phases_and_what_one_ignores_is_logged(caplog) 
 def test_a_device_may_be_named_by_its_text() -> None:
     for device in ("cpu", torch.device("cpu")):
         parser = ConfigParser()
-        parser.read_config(CONFIGS / "train.json")
+        parser.read_config(CONFIGS / "train.yaml")
         parser["device"] = device
         assert parser.get_parsed_content("amp") is False
 

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from monai.bundle import verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 
 import monai_kdsam
 from monai_kdsam.__main__ import main
@@ -21,7 +20,7 @@ LAYOUT = ("configs/inference.json", "configs/metadata.json", "configs/logging.co
 
 
 def read(name: str, folder: Path = BUNDLE) -> dict:
-    return json.loads((folder / "configs" / name).read_text(encoding="utf-8"))
+    return ConfigParser.load_config_file(folder / "configs" / name)
 
 
 @pytest.mark.parametrize("name", [*LAYOUT, "docs/data_license.txt", "LICENSE"])
@@ -82,7 +81,7 @@ def test_the_command_copies_both_bundles_with_the_same_settings(tmp_path):
     for name in (FLAT.name, BUNDLE.name):
         assert read("inference.json", tmp_path / name)["image_size"] == 128
         assert (tmp_path / name / "models").is_dir()
-    assert read("train.json", tmp_path / FLAT.name)["augment"] is False
+    assert read("train.yaml", tmp_path / FLAT.name)["augment"] is False
 
 
 def test_the_command_copies_the_bundle_that_is_named(tmp_path):

@@ -80,7 +80,7 @@ def _open_folder(folder: Path) -> DeployModel:
     weights = [folder / "models" / name for name in ("model.ts", "model.pt")]
     found = [file for file in weights if file.is_file()]
     if not found:
-        raise MissingFileError(f"Expected weights at {weights[1]}. The phase `train` writes them (train.json).")
+        raise MissingFileError(f"Expected weights at {weights[1]}. The phase `train` writes them (train.yaml).")
     try:
         metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
     except ValueError as error:

@@ -99,7 +99,7 @@ class ReplaceIfBetter:
     def attach(self, engine: Engine) -> None:
         """Measure when the trainer starts, report on each epoch, decide when it has completed the last one."""
         if idist.get_world_size() > 1:
-            raise UserError("The phase `learn` is for one process: leave multi_gpu_train.json out.")
+            raise UserError("The phase `learn` is for one process: leave multi_gpu_train.yaml out.")
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.tell)
         engine.add_event_handler(Events.COMPLETED, self.decide)

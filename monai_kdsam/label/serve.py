@@ -209,8 +209,8 @@ def _check_bundle(model: Path) -> None:
         )
     if not (model / "models" / "model.pt").is_file():
         raise MissingFileError(
-            f"Expected weights at {model / 'models' / 'model.pt'}. The phase `train` writes them (train.json), "
-            "best after `distill` (train.json with distill.json); README.md has both commands. "
+            f"Expected weights at {model / 'models' / 'model.pt'}. The phase `train` writes them (train.yaml), "
+            "best after `distill` (train.yaml with distill.yaml); README.md has both commands. "
             "kdsam_deepgrow_3d takes those of kdsam_deepgrow_2d."
         )
     _check_prediction(model)

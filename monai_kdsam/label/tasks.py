@@ -57,14 +57,14 @@ OTHERS = {"model", "device", "client_id", "gpus", "bundle_path", "local_rank", "
 
 
 class LearnTask(BundleTrainTask):
-    """MONAI Label's own training of a bundle, with the phase `learn` behind train.json.
+    """MONAI Label's own training of a bundle, with the phase `learn` behind train.yaml.
 
     It learns from the labels with the tag `final`, on the images that are not held out, and replaces the served
     weights only by better ones (see `ReplaceIfBetter`). Files are written to the bundle that the served one links to;
-    the defaults of `max_epochs`, `batch_size` and `learning_rate` are those of learn.json.
+    the defaults of `max_epochs`, `batch_size` and `learning_rate` are those of learn.yaml.
 
     Args:
-        path: folder of the served bundle; without configs/learn.json the task is not valid, and is not offered.
+        path: folder of the served bundle; without configs/learn.yaml the task is not valid, and is not offered.
         conf: of the server.
     """
 
@@ -165,7 +165,7 @@ class LearnTask(BundleTrainTask):
         """Nothing: the phase `learn` starts from the served weights on its own."""
 
     def run_single_gpu(self, request: dict[str, Any], overrides: dict[str, Any]) -> None:
-        """Run train.json with learn.json, as `python -m monai.bundle run` does."""
+        """Run train.yaml with learn.yaml, as `python -m monai.bundle run` does."""
         frozen = ["prompt_encoder"] if request["train_encoder"] else ["image_encoder", "prompt_encoder"]
         own = {
             "bundle_root": str(self.folder.parents[1]),

@@ -148,7 +148,7 @@ def test_a_bundle_without_weights_names_the_phases_that_write_them(server, bundl
     (bundle / "models" / "model.pt").unlink()
     assert run(studies=studies, model=bundle, port=0) == 1
     error = capsys.readouterr().err
-    assert all(word in error for word in ("models/model.pt", "train.json", "distill.json"))
+    assert all(word in error for word in ("models/model.pt", "train.yaml", "distill.yaml"))
 
 
 def test_a_port_in_use_is_told(server, bundle, studies, capsys):
