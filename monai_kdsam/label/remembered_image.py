@@ -14,10 +14,10 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from monai_kdsam.bounded_cache import BoundedCache
 from monai_kdsam.data.paths import split_frame, suffix_of
 from monai_kdsam.errors import MissingFileError
 from monai_kdsam.files import file_sha256
+from monai_kdsam.networks.memory import BoundedCache
 
 __all__ = ["RememberedImaged"]
 

@@ -2,17 +2,15 @@
 """The network, its parts and its builders."""
 
 from monai_kdsam.networks.batch_norm import SharedBatchNorm2d, synchronize_batch_norm
-from monai_kdsam.networks.build import build_kdsam, build_student, build_teacher
+from monai_kdsam.networks.build import build_kdsam, build_student, build_volume_student
 from monai_kdsam.networks.encoders import DeconvNeck, FineFeatures, FPNNeck, ResNetEncoder, SamNeck
 from monai_kdsam.networks.fill_box import FillBox
-from monai_kdsam.networks.fingerprint import weights_checksum
-from monai_kdsam.networks.kdsam import KDSAM
-from monai_kdsam.networks.memory import EmbeddingCache
+from monai_kdsam.networks.kdsam import KDSAM, VolumeKDSAM
+from monai_kdsam.networks.memory import EmbeddingCache, weights_checksum
 from monai_kdsam.networks.parameters import parameter_groups
 from monai_kdsam.networks.prompt_map import draw_prompts
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
-from monai_kdsam.networks.teacher import TeacherEncoder
-from monai_kdsam.networks.volume import VolumeKDSAM, build_volume_student
+from monai_kdsam.networks.teacher import TeacherEncoder, build_teacher
 from monai_kdsam.weights.checkpoint import load_weights, save_weights
 
 __all__ = [

@@ -1,50 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The builders: the only place that knows the networks' numbers."""
+"""The builders of students, and of a `KDSAM` around any image encoder."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torchvision
 from torch import nn
 
 from monai_kdsam.errors import UserError
-from monai_kdsam.networks.encoders import FineFeatures, NeckName, ResNetEncoder, build_neck
-from monai_kdsam.networks.kdsam import KDSAM
-from monai_kdsam.networks.sam import build_mask_decoder, build_prompt_encoder, build_vit
+from monai_kdsam.networks.encoders import RESNETS, NeckName, build_resnet_encoder
+from monai_kdsam.networks.kdsam import KDSAM, VolumeKDSAM
+from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder, TwoWayTransformer
 from monai_kdsam.networks.timm_encoder import PREFIX, build_timm_encoder
-from monai_kdsam.weights.checkpoint import load_weights, mismatches
-from monai_kdsam.weights.download import require_weights
-from monai_kdsam.weights.reading import read_state_dict
 
-__all__ = ["build_kdsam", "build_student", "build_teacher"]
+__all__ = ["build_kdsam", "build_student", "build_volume_student", "settings_of"]
 
 logger = logging.getLogger(__name__)
-TeacherName = Literal["vit_b", "vit_l", "vit_h", "vit_tiny", "vit_micro"]
-
 # Arguments that name files: what a network starts from is no setting of it.
 WEIGHT_FILES = ("checkpoint", "imagenet_weights")
-# Channels of stages 2 to 5.
-BACKBONES = {
-    "resnet18": (64, 128, 256, 512),
-    "resnet34": (64, 128, 256, 512),
-    "resnet50": (256, 512, 1024, 2048),
-    "resnet101": (256, 512, 1024, 2048),
-}
-# The first three are SAM's; vit_tiny and vit_micro are ours, for demonstrations and tests.
-TEACHERS: dict[str, dict[str, Any]] = {
-    "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12, "global_attention": (2, 5, 8, 11), "window": 14},
-    "vit_l": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "global_attention": (5, 11, 17, 23), "window": 14},
-    "vit_h": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "global_attention": (7, 15, 23, 31), "window": 14},
-    "vit_tiny": {"embed_dim": 192, "depth": 6, "num_heads": 3, "global_attention": (), "window": 0},
-    "vit_micro": {"embed_dim": 64, "depth": 2, "num_heads": 2, "global_attention": (), "window": 0},
-}
 
 
-def _scalars(builder: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(builder: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What a builder was called with, but for modules and files: the settings that travel with a network's weights."""
     kinds = (bool, int, float, str, type(None))
     return {"builder": builder} | {k: v for k, v in arguments.items() if isinstance(v, kinds) and k not in WEIGHT_FILES}
@@ -64,11 +43,23 @@ def build_kdsam(
     Raises:
         ValueError: when the size is not a positive multiple of 32.
     """
-    settings = _scalars("build_kdsam", locals())
+    settings = settings_of("build_kdsam", locals())
     if image_size <= 0 or image_size % 32:
         raise UserError(f"Expected `image_size` to be a positive multiple of 32, got {image_size}.")
-    prompt_encoder = build_prompt_encoder(image_size, prompt_map=prompt_map)
-    network = KDSAM(image_encoder, prompt_encoder, build_mask_decoder(), multimask=multimask)
+    grid = (image_size // 16, image_size // 16)
+    # The numbers of the official checkpoints.
+    prompt_encoder = PromptEncoder(
+        embed_dim=256, image_embedding_size=grid, input_image_size=(image_size, image_size), mask_in_chans=16
+    )
+    prompt_encoder.prompt_map = prompt_map
+    mask_decoder = MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
+        transformer_dim=256,
+        iou_head_depth=3,
+        iou_head_hidden_dim=256,
+    )
+    network = KDSAM(image_encoder, prompt_encoder, mask_decoder, multimask=multimask)
     network.settings = settings
     count = sum(parameter.numel() for parameter in image_encoder.parameters())
     logger.info("Image encoder %s: %.1f M parameters.", type(image_encoder).__name__, count / 1e6)
@@ -106,14 +97,17 @@ def build_student(
         >>> sum(parameter.numel() for parameter in network.image_encoder.parameters())
         13473088
     """
-    settings = _scalars("build_student", locals())
+    settings = settings_of("build_student", locals())
+    start: dict[str, Any] = {"neck": neck, "imagenet_weights": imagenet_weights, "fine_features": fine_features}
     if backbone.startswith(PREFIX):
-        name = backbone.removeprefix(PREFIX)
-        encoder: nn.Module = build_timm_encoder(
-            name, neck=neck, image_size=image_size, imagenet_weights=imagenet_weights, fine_features=fine_features
-        )
+        encoder: nn.Module = build_timm_encoder(backbone.removeprefix(PREFIX), image_size=image_size, **start)
+    elif backbone in RESNETS:
+        encoder = build_resnet_encoder(backbone, **start)
     else:
-        encoder = _build_resnet_encoder(backbone, neck, imagenet_weights, fine_features)
+        raise UserError(
+            f"Expected `backbone` to be one of {', '.join(RESNETS)}, or {PREFIX}NAME for a model of timm, "
+            f"got {backbone!r}."
+        )
     if imagenet_weights is not None:
         logger.info("The trunk %s begins with ImageNet's weights in %s.", backbone, imagenet_weights)
     network = build_kdsam(encoder, image_size=image_size, prompt_map=prompt_map, multimask=multimask)
@@ -122,59 +116,19 @@ def build_student(
     return network
 
 
-def _build_resnet_encoder(
-    backbone: str, neck: NeckName, imagenet_weights: str | Path | None, fine_features: bool
-) -> ResNetEncoder:
-    if backbone not in BACKBONES:
-        raise UserError(
-            f"Expected `backbone` to be one of {', '.join(BACKBONES)}, or {PREFIX}NAME for a model of timm, "
-            f"got {backbone!r}."
-        )
-    trunk = getattr(torchvision.models, backbone)(weights=None)
-    if imagenet_weights is not None:
-        # The classifier's size is the site's own business; everything else must fit.
-        state = {k: v for k, v in read_state_dict(imagenet_weights).items() if not k.startswith("fc.")}
-        trunk.fc = nn.Identity()
-        problems = mismatches(state, trunk.state_dict())
-        if problems:
-            raise UserError(f"`imagenet_weights` {imagenet_weights} do not fit {backbone}: {problems}.")
-        trunk.load_state_dict(state)
-    channels = BACKBONES[backbone]
-    fine = FineFeatures(channels[:2]) if fine_features else None
-    return ResNetEncoder(trunk, build_neck(neck, channels[2:]), fine)
+def build_volume_student(**settings: Any) -> VolumeKDSAM:
+    """The network of `build_student` with the same arguments and weights, for volumes.
 
+    It keeps 1 GiB of embeddings, 256 slices at 1024 pixels.
 
-def build_teacher(
-    kind: TeacherName = "vit_b",
-    *,
-    image_size: int = 1024,
-    preprocessing: Literal["sam", "medsam"] = "sam",
-    checkpoint: str | Path | None = None,
-    leave_out: Sequence[str] = (),
-) -> KDSAM:
-    """A SAM with a ViT image encoder.
-
-    Args:
-        kind: vit_b, vit_l, vit_h (SAM's), vit_tiny or vit_micro (small ones for demonstrations and tests).
-        image_size: side of the square input in pixels; the position tables of a checkpoint are interpolated to it.
-        preprocessing: what the checkpoint was trained with: sam takes images in SAM's normalization, medsam makes
-            values between 0 and 1 of them, by each image's own range.
-        checkpoint: an official SAM file, or any of that layout (MedSAM, a site's own) or of `transformers.SamModel`;
-            None starts at random.
-        leave_out: see `load_weights`.
-
-    Raises:
-        ValueError: on an unknown kind or a checkpoint of another layout.
-        FileNotFoundError: naming the command that fetches the checkpoint.
+    Example:
+        >>> import torch
+        >>> network = build_volume_student(backbone="resnet18", image_size=64).eval()
+        >>> network(torch.zeros(1, 3, 64, 64, 2)).shape
+        torch.Size([1, 1, 64, 64, 2])
     """
-    settings = _scalars("build_teacher", locals())
-    if kind not in TEACHERS:
-        raise UserError(f"Expected `kind` to be one of {', '.join(TEACHERS)}, got {kind!r}.")
-    if preprocessing not in ("sam", "medsam"):
-        raise UserError(f"Expected `preprocessing` to be sam or medsam, got {preprocessing!r}.")
-    if checkpoint is not None:
-        require_weights(checkpoint)  # before a ViT-H is built in vain
-    encoder = build_vit(**TEACHERS[kind], image_size=image_size, own_range=preprocessing == "medsam")
-    network = build_kdsam(encoder, image_size=image_size)
-    network.settings = settings
-    return load_weights(network, checkpoint, leave_out=leave_out)
+    student = build_student(**settings)
+    parts = (student.image_encoder, student.prompt_encoder, student.mask_decoder)
+    network = VolumeKDSAM(*parts, multimask=student.multimask)
+    network.settings = student.settings
+    return network

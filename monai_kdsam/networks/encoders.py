@@ -1,21 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Student image encoders: a ResNet trunk and a neck to SAM's embedding."""
+"""Student image encoders: a trunk and a neck to SAM's embedding. Those on trunks of timm are in `timm_encoder`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from monai_kdsam.errors import UserError
 from monai_kdsam.networks.decoding import pack
 from monai_kdsam.networks.sam import LayerNorm2d
+from monai_kdsam.weights.imagenet import load_resnet
 
-__all__ = ["DeconvNeck", "FPNNeck", "FineFeatures", "NeckName", "ResNetEncoder", "SamNeck", "build_neck"]
+__all__ = [
+    "RESNETS",
+    "DeconvNeck",
+    "FPNNeck",
+    "FineFeatures",
+    "NeckName",
+    "ResNetEncoder",
+    "SamNeck",
+    "build_neck",
+    "build_resnet_encoder",
+]
 
+# Channels of stages 2 to 5.
+RESNETS = {
+    "resnet18": (64, 128, 256, 512),
+    "resnet34": (64, 128, 256, 512),
+    "resnet50": (256, 512, 1024, 2048),
+    "resnet101": (256, 512, 1024, 2048),
+}
 EMBEDDING_CHANNELS = 256
 NeckName = Literal["fpn", "sam", "deconv"]
 
@@ -153,3 +173,28 @@ class ResNetEncoder(nn.Module):
         stage4 = self.layer3(eighth)
         embedding = self.neck(stage4, self.layer4(stage4))
         return embedding if self.fine is None else torch.cat([embedding, self.fine(quarter, eighth)], dim=1)
+
+
+def build_resnet_encoder(
+    name: str,
+    *,
+    neck: NeckName = "fpn",
+    imagenet_weights: str | Path | None = None,
+    fine_features: bool = False,
+) -> ResNetEncoder:
+    """An encoder by the name of a ResNet.
+
+    Args:
+        name: one of `RESNETS`.
+        neck: fpn, sam or deconv.
+        imagenet_weights: a checkpoint of the whole model in torchvision's layout.
+        fine_features: see `FineFeatures`.
+
+    Raises:
+        ValueError: when the weights are another model's.
+        FileNotFoundError: when they do not exist.
+    """
+    trunk, channels = getattr(torchvision.models, name)(weights=None), RESNETS[name]
+    if imagenet_weights is not None:
+        load_resnet(trunk, imagenet_weights, name)
+    return ResNetEncoder(trunk, build_neck(neck, channels[2:]), FineFeatures(channels[:2]) if fine_features else None)

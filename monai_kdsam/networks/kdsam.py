@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_kdsam.errors import UserError
-from monai_kdsam.networks.fingerprint import Fingerprint
-from monai_kdsam.networks.memory import EmbeddingCache
+from monai_kdsam.networks.memory import EmbeddingCache, Fingerprint
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder, best_mask
-from monai_kdsam.networks.torchscript import scriptable
+from monai_kdsam.networks.scriptable import ScriptableKDSAM
 
-__all__ = ["KDSAM"]
+__all__ = ["KDSAM", "VolumeKDSAM"]
 
 logger = logging.getLogger(__name__)
 PARTS = {
@@ -149,7 +148,9 @@ class KDSAM(nn.Module):
         Raises:
             ValueError: when there are points without labels, or labels without points.
         """
-        _check_together(points, labels)
+        if (points is None) != (labels is None):
+            missing = "points" if points is None else "labels"
+            raise UserError(f"Expected `points` and `labels` together, got no `{missing}`.")
         if points is None or labels is None:
             prompts = embedding.shape[0] if mask is None else mask.shape[0]
             points = torch.zeros(prompts, 1, 2, device=embedding.device)
@@ -275,11 +276,26 @@ class KDSAM(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` compiles instead."""
-        return scriptable(self)
+        return ScriptableKDSAM(self)
 
 
-def _check_together(points: Tensor | None, labels: Tensor | None) -> None:
-    if (points is None) != (labels is None):
-        raise UserError(
-            f"Expected `points` and `labels` together, got no `{'points' if points is None else 'labels'}`."
-        )
+class VolumeKDSAM(KDSAM):
+    """A `KDSAM`, weights and all, whose forward takes volumes too, and that remembers the slices of a whole one.
+
+    MONAI judges a bundle's network by calling it with an input of metadata's shape, three spatial dimensions here.
+    What serves prompts is `VolumeInferer`, through `embed` and `predict`.
+    """
+
+    def __init__(self, *parts: Any, multimask: bool = False, embedding_bytes: int = 2**30) -> None:
+        super().__init__(*parts, multimask=multimask)
+        self.embeddings = EmbeddingCache(embedding_bytes)
+
+    def forward(self, image: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Segment images (B, 3, S, S) as `KDSAM` does, or each slice of volumes (B, 3, S, S, D) automatically.
+
+        Returns:
+            logits (B, 1, S, S), or (B, 1, S, S, D).
+        """
+        if image.ndim != 5:
+            return super().forward(image, points, labels)
+        return torch.stack([super(VolumeKDSAM, self).forward(part) for part in image.unbind(dim=-1)], dim=-1)

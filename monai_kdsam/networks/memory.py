@@ -1,18 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bounded memory of image embeddings, so that a second click on an image costs only the decoder."""
+"""What is remembered of an image, so that a second click on it costs only the decoder."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
+from threading import Lock
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from monai_kdsam.bounded_cache import BoundedCache
+__all__ = ["BoundedCache", "EmbeddingCache", "Fingerprint", "weights_checksum"]
 
-__all__ = ["EmbeddingCache"]
+Value = TypeVar("Value", bound=Tensor)
+
+
+class BoundedCache(Generic[Value]):
+    """Tensors by key; the least recently used go first. `functools.lru_cache` bounds no bytes.
+
+    Safe under threads: a value is made outside the lock, and once only when several threads ask for it together.
+    Pickles are empty.
+
+    Args:
+        max_bytes: what all kept values together may occupy; 0 keeps none.
+
+    Example:
+        >>> cache = BoundedCache(max_bytes=8)
+        >>> cache.recall("a", lambda: torch.ones(2)).tolist(), cache.recall("a", lambda: torch.zeros(2)).tolist()
+        ([1.0, 1.0], [1.0, 1.0])
+        >>> _ = cache.recall("b", lambda: torch.ones(2))  # there is no room for both
+        >>> len(cache), cache.nbytes
+        (1, 8)
+    """
+
+    def __init__(self, max_bytes: int = 256 * 2**20) -> None:
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[Hashable, Value] = OrderedDict()
+        self._making: dict[Hashable, Future[Value]] = {}
+        self._lock = Lock()
+
+    def recall(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value of `key`: from memory, from another thread that is making it, or by `make` and then kept."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+            promised = self._making.get(key)
+            if promised is None:
+                self._making[key] = Future()
+        if promised is not None:
+            try:
+                return promised.result()
+            finally:
+                # An exception holds this frame: if the frame held the exception, what failed would stay in memory.
+                del promised
+        try:
+            value = make()
+        except BaseException as error:
+            with self._lock:
+                self._making.pop(key).set_exception(error)
+            raise
+        with self._lock:
+            self._entries[key] = value
+            while self.nbytes > self.max_bytes:
+                self._entries.popitem(last=False)
+            self._making.pop(key).set_result(value)
+        return value
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the kept values occupy."""
+        return sum(value.element_size() * value.nelement() for value in self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __reduce__(self) -> tuple[type[BoundedCache[Value]], tuple[int]]:
+        return type(self), (self.max_bytes,)
 
 
 class EmbeddingCache(BoundedCache[Tensor]):
@@ -21,14 +88,8 @@ class EmbeddingCache(BoundedCache[Tensor]):
     A key is made of the image's whole content, of the encoder's weights and of what it computes in, so two users never
     get each other's, users of one image share the work, and an encoder that has learned sees its images anew. Deep
     copies of a network share one cache, and its bound: MONAI Label replaces its network by a copy when the weights'
-    file changes, and where only the decoder has changed nothing needs to be encoded again. Pickles are empty.
-
-    Args:
-        max_bytes: what all kept embeddings together may occupy; 0 keeps none.
+    file changes, and where only the decoder has changed nothing needs to be encoded again.
     """
-
-    def __init__(self, max_bytes: int = 256 * 2**20) -> None:
-        super().__init__(max_bytes)
 
     def get(self, image: Tensor, encode: Callable[[Tensor], Tensor], weights: str) -> Tensor:
         """The embedding of `image` by an encoder of these weights, from memory, or by `encode` and then kept."""
@@ -45,3 +106,48 @@ class EmbeddingCache(BoundedCache[Tensor]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingCache:
         return self
+
+
+class Fingerprint:
+    """`weights_checksum` of a module, computed anew only after one of them was written to.
+
+    torch counts writes to a tensor in its `_version`; moving or casting a module gives it other memory. (What writes
+    through `.data` or another process's view is not counted.)
+
+    Example:
+        >>> module, fingerprint = nn.Linear(2, 2), Fingerprint()
+        >>> before = fingerprint(module)
+        >>> _ = module.load_state_dict({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)})
+        >>> fingerprint(module) == before
+        False
+    """
+
+    def __init__(self) -> None:
+        # One value, so that a thread never sees the checksum of one state beside the writes of another.
+        self._known: tuple[list[tuple[int, int]], str] = ([], "")
+
+    def __call__(self, module: nn.Module) -> str:
+        """The checksum in hexadecimal."""
+        seen = [(tensor.data_ptr(), tensor._version) for tensor in _tensors(module)]
+        known = self._known
+        if seen != known[0]:
+            self._known = known = (seen, weights_checksum(module))
+        return known[1]
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers; torch's own iterators name them all, which would take a millisecond at each click."""
+    modules = [module]
+    while modules:
+        part = modules.pop()
+        yield from (tensor for tensor in (*part._parameters.values(), *part._buffers.values()) if tensor is not None)
+        modules += filter(None, part._modules.values())
+
+
+def weights_checksum(module: nn.Module) -> str:
+    """Checksum of a module's weights, whichever file they came from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

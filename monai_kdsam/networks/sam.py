@@ -1,33 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Segment Anything Model's parts, made batched, differentiable and exact under padded prompts.
+"""SAM's prompt encoder and mask decoder, made batched, differentiable and exact under padded prompts.
 
-The only file of this package that knows `segment_anything`. Parameter names stay SAM's, so official checkpoints load.
+Parameter names stay SAM's, so official checkpoints load.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling import MaskDecoder as SamMaskDecoder
 from segment_anything.modeling import PromptEncoder as SamPromptEncoder
 from segment_anything.modeling import TwoWayTransformer as SamTwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.transformer import Attention as SamAttention
 from segment_anything.modeling.transformer import TwoWayAttentionBlock as SamTwoWayAttentionBlock
-from torch import Tensor, nn
+from torch import Tensor
 
-from monai_kdsam.networks.cross_attention import attend_to_image, image_attends
-from monai_kdsam.networks.decoding import arrange, upscale
+from monai_kdsam.networks.decoding import arrange, attend_to_image, image_attends, upscale
 from monai_kdsam.networks.prompt_map import draw_prompts
 
-__all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "best_mask", "build_vit"]
+__all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "TwoWayTransformer", "best_mask"]
 
-# SAM's normalization, of values in 0 to 255.
-PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 PADDING, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 
 
@@ -206,80 +201,3 @@ def best_mask(masks: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
     """Of masks (B, C, h, w) the one of which `iou` (B, C) is highest: (B, 1, h, w) and (B, 1)."""
     expected, index = iou.max(dim=1, keepdim=True)
     return masks.gather(1, index[..., None, None].expand(-1, -1, *masks.shape[2:])), expected
-
-
-def build_prompt_encoder(image_size: int, *, prompt_map: bool = False) -> PromptEncoder:
-    """SAM's prompt encoder for square inputs of `image_size` pixels."""
-    grid = image_size // 16
-    encoder = PromptEncoder(
-        embed_dim=256,
-        image_embedding_size=(grid, grid),
-        input_image_size=(image_size, image_size),
-        mask_in_chans=16,
-    )
-    encoder.prompt_map = prompt_map
-    return encoder
-
-
-def build_mask_decoder() -> MaskDecoder:
-    """SAM's mask decoder, with the numbers of the official checkpoints."""
-    return MaskDecoder(
-        num_multimask_outputs=3,
-        transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
-        transformer_dim=256,
-        iou_head_depth=3,
-        iou_head_hidden_dim=256,
-    )
-
-
-def build_vit(
-    *,
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    global_attention: tuple[int, ...],
-    window: int,
-    image_size: int,
-    own_range: bool = False,
-) -> ImageEncoderViT:
-    """SAM's ViT image encoder: (B, 3, S, S) normalized image -> (B, 256, S/16, S/16); see `OwnRangeViT`."""
-    return (OwnRangeViT if own_range else ImageEncoderViT)(
-        img_size=image_size,
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=window,
-        global_attn_indexes=global_attention,
-    )
-
-
-class OwnRangeViT(ImageEncoderViT):
-    """SAM's ViT for images between 0 and 1 by their own range, as MedSAM was trained; weights have SAM's names.
-
-    It takes what every encoder here takes, images in SAM's normalization, and undoes that.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Embed (B, 3, S, S) images in SAM's normalization."""
-        return super().forward(to_own_range(x))
-
-
-def to_own_range(image: Tensor) -> Tensor:
-    """Images (B, 3, S, S) in SAM's normalization to 0..1 by each one's least and greatest value; padding becomes 0.
-
-    Example:
-        >>> gray = torch.tensor([[[[10.0, 20.0, 60.0]]]]).expand(1, 3, 1, 3)
-        >>> to_own_range((gray - _tensor(PIXEL_MEAN)) / _tensor(PIXEL_STD))[0, 0].round(decimals=3)
-        tensor([[0.0000, 0.2000, 1.0000]])
-    """
-    is_padding = (image == 0).all(dim=1, keepdim=True)  # a pixel of exactly the mean color is as good as padding
-    pixels = image * _tensor(PIXEL_STD).to(image) + _tensor(PIXEL_MEAN).to(image)
-    low = pixels.masked_fill(is_padding, torch.inf).amin(dim=(1, 2, 3), keepdim=True)
-    high = pixels.masked_fill(is_padding, -torch.inf).amax(dim=(1, 2, 3), keepdim=True)
-    return ((pixels - low) / (high - low).clamp(min=1e-8)).masked_fill(is_padding, 0.0)
-
-
-def _tensor(channels: tuple[float, ...]) -> Tensor:
-    return torch.tensor(channels)[None, :, None, None]

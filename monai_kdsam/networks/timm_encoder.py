@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from torch import Tensor, nn
 
 from monai_kdsam.errors import UserError
 from monai_kdsam.networks.encoders import FineFeatures, NeckName, build_neck
-from monai_kdsam.weights.checkpoint import mismatches
-from monai_kdsam.weights.imagenet import fold_normalization, to_timm_names
-from monai_kdsam.weights.reading import read_state_dict
+from monai_kdsam.weights.imagenet import load_timm
 
 __all__ = ["PREFIX", "TimmEncoder", "build_timm_encoder", "fused"]
 
@@ -80,16 +77,19 @@ def build_timm_encoder(
         hint = f" Did you mean {' or '.join(PREFIX + other for other in near)}?" if near else ""
         raise UserError(f"timm {timm.__version__} has no model {name!r}.{hint}")
     try:
-        settings = {"pretrained": False} | ({"img_size": image_size} if _needs_size(timm, name) else {})
+        description = timm.models.get_pretrained_cfg(name)
+        # Those with tables of positions are built for one size.
+        is_of_one_size = description is not None and description.fixed_input_size
+        settings = {"pretrained": False} | ({"img_size": image_size} if is_of_one_size else {})
         stages = timm.create_model(name, features_only=True, **settings).feature_info
         indices, channels = _select(name, stages, neck, fine_features)
         trunk = timm.create_model(name, features_only=True, out_indices=indices, **settings)
-        if "img_size" in settings:  # which some accept and pass over
-            _try_size(trunk, image_size)
+        if is_of_one_size:  # which some accept and pass over: try it, without computing it
+            copy.deepcopy(trunk).to("meta").eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
     except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
         raise UserError(f"timm's {name} cannot be built for {image_size} pixels: {error}") from error
     if imagenet_weights is not None:
-        _load_imagenet(trunk, timm.create_model(name, **settings), imagenet_weights, name)
+        load_timm(trunk, timm.create_model(name, **settings), imagenet_weights, name)
     fine = FineFeatures((channels[0], channels[1])) if fine_features else None
     return TimmEncoder(trunk, build_neck(neck, (channels[2 * fine_features], channels[-1])), fine)
 
@@ -102,17 +102,6 @@ def _import_timm() -> Any:
             f"A `backbone` that begins with {PREFIX!r} needs the package timm, which cannot be imported ({error}): "
             'pip install ".[timm]" in a clone of monai_kdsam, or pip install timm'
         ) from error
-
-
-def _needs_size(timm: Any, name: str) -> bool:
-    """Whether a model is built for one size of input, as those with tables of positions are."""
-    description = timm.models.get_pretrained_cfg(name)
-    return description is not None and description.fixed_input_size
-
-
-def _try_size(trunk: nn.Module, size: int) -> None:
-    """Raise what the trunk raises for an image of this size, without computing it."""
-    copy.deepcopy(trunk).to("meta").eval()(torch.empty(1, 3, size, size, device="meta"))
 
 
 def _select(name: str, stages: Any, neck: str, fine_features: bool) -> tuple[list[int], list[int]]:
@@ -132,35 +121,6 @@ def _select(name: str, stages: Any, neck: str, fine_features: bool) -> tuple[lis
             raise UserError(f"timm's {name} has no stage of stride {stride}{reason}; its strides: {strides}.")
     chosen = [found[stride] for stride in ((4, 8) if fine_features else ()) + (16, 32) if stride in found]
     return [index for index, _ in chosen], [width for _, width in chosen]
-
-
-def _load_imagenet(trunk: nn.Module, whole: nn.Module, path: str | Path, name: str) -> None:
-    """Load what a trunk needs of a checkpoint of the whole model; all that the whole model has not is an error."""
-    state = to_timm_names(read_state_dict(path), whole)
-    # How timm fits the files of a model's authors, and tables of positions of another image size.
-    fit = getattr(importlib.import_module(type(whole).__module__), "checkpoint_filter_fn", None)
-    try:
-        if fit is not None and len(inspect.signature(fit).parameters) >= 2:
-            state = fit(state, whole)
-    except (KeyError, RuntimeError, IndexError, AttributeError, ValueError) as error:
-        raise UserError(f"`imagenet_weights` {path} do not fit timm's {name}: {error!r}") from error
-    cfg: Any = whole.pretrained_cfg
-    if f"{cfg['first_conv']}.weight" in state:
-        state = fold_normalization(state, whole, cfg["first_conv"], cfg["mean"], cfg["std"])
-    # A trunk that gives its stages calls `stages.3` `stages_3`, or puts all under `model`.
-    own = {_plain(key.removeprefix("model.")): key for key in trunk.state_dict()}
-    known = {_plain(key) for key in whole.state_dict()}
-    given = {own.get(_plain(key), key): value for key, value in state.items()}
-    # The classifier's size is the site's own business, and so is what else follows the last stage.
-    needless = {key for key in given if key not in own.values() and _plain(key) in known}
-    problems = mismatches({k: v for k, v in given.items() if k not in needless}, trunk.state_dict())
-    if problems:
-        raise UserError(f"`imagenet_weights` {path} do not fit timm's {name}: {problems}.")
-    trunk.load_state_dict({key: given[key] for key in own.values()})
-
-
-def _plain(key: str) -> str:
-    return key.replace(".", "_")
 
 
 def fused(encoder: nn.Module) -> nn.Module:

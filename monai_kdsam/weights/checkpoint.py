@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import replacing
-from monai_kdsam.weights.layouts import fit_positions, to_sam_layout
 from monai_kdsam.weights.reading import read_state_dict
+from monai_kdsam.weights.sam_layout import fit_positions, to_sam_layout
 from monai_kdsam.weights.sidecar import read_sidecar, sidecar_path, write_sidecar
 
 __all__ = ["load_weights", "mismatches", "save_weights"]

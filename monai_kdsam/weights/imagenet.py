@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ImageNet weights of other origins, in timm's names and for images that are normalized as SAM's."""
+"""ImageNet's weights into a trunk, whatever names and normalization they have; the classifier is left out."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import ResNet
 
-__all__ = ["fold_normalization", "to_timm_names"]
+from monai_kdsam.errors import UserError
+from monai_kdsam.weights.checkpoint import mismatches
+from monai_kdsam.weights.reading import read_state_dict
+
+__all__ = ["fold_normalization", "load_resnet", "load_timm", "to_timm_names"]
 
 # SAM's, of values in 0 to 255; ImageNet's too.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -24,6 +33,21 @@ EXPANDED = {
     "_bn2": "bn3",
 }
 SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+
+def load_resnet(trunk: ResNet, path: str | Path, name: str) -> None:
+    """Load a checkpoint of torchvision's into a ResNet of this name, whose classifier is dropped.
+
+    Raises:
+        ValueError: when they are another model's.
+    """
+    # The classifier's size is the site's own business; everything else must fit.
+    state = {key: value for key, value in read_state_dict(path).items() if not key.startswith("fc.")}
+    trunk.fc = nn.Identity()
+    problems = mismatches(state, trunk.state_dict())
+    if problems:
+        raise UserError(f"`imagenet_weights` {path} do not fit {name}: {problems}.")
+    trunk.load_state_dict(state)
 
 
 def to_timm_names(state: Mapping[str, Tensor], whole: nn.Module) -> dict[str, Tensor]:
@@ -79,3 +103,32 @@ def fold_normalization(
         norm = next(name for name in names[names.index(first) :] if name in norms)
         folded[f"{norm}.running_mean"] = state[f"{norm}.running_mean"] - constant
     return folded
+
+
+def load_timm(trunk: nn.Module, whole: nn.Module, path: str | Path, name: str) -> None:
+    """Load what a trunk needs of a checkpoint of the whole model; all that the whole model has not is an error."""
+    state = to_timm_names(read_state_dict(path), whole)
+    # How timm fits the files of a model's authors, and tables of positions of another image size.
+    fit = getattr(importlib.import_module(type(whole).__module__), "checkpoint_filter_fn", None)
+    try:
+        if fit is not None and len(inspect.signature(fit).parameters) >= 2:
+            state = fit(state, whole)
+    except (KeyError, RuntimeError, IndexError, AttributeError, ValueError) as error:
+        raise UserError(f"`imagenet_weights` {path} do not fit timm's {name}: {error!r}") from error
+    cfg: Any = whole.pretrained_cfg
+    if f"{cfg['first_conv']}.weight" in state:
+        state = fold_normalization(state, whole, cfg["first_conv"], cfg["mean"], cfg["std"])
+    # A trunk that gives its stages calls `stages.3` `stages_3`, or puts all under `model`.
+    own = {_plain(key.removeprefix("model.")): key for key in trunk.state_dict()}
+    known = {_plain(key) for key in whole.state_dict()}
+    given = {own.get(_plain(key), key): value for key, value in state.items()}
+    # The classifier's size is the site's own business, and so is what else follows the last stage.
+    needless = {key for key in given if key not in own.values() and _plain(key) in known}
+    problems = mismatches({k: v for k, v in given.items() if k not in needless}, trunk.state_dict())
+    if problems:
+        raise UserError(f"`imagenet_weights` {path} do not fit timm's {name}: {problems}.")
+    trunk.load_state_dict({key: given[key] for key in own.values()})
+
+
+def _plain(key: str) -> str:
+    return key.replace(".", "_")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monai_kdsam.inferers import PromptedInferer
 from monai_kdsam.inferers.volume_inferer import SliceSegmenter
-from monai_kdsam.networks import KDSAM, FillBox, build_teacher
+from monai_kdsam.networks import KDSAM, EmbeddingCache, FillBox, build_teacher
 
 SIZE = 64
 POINTS = torch.tensor([[[10.0, 12.0], [40.0, 50.0], [0.0, 0.0]], [[30.0, 20.0], [5.0, 60.0], [0.0, 0.0]]])
@@ -27,7 +27,7 @@ def network() -> KDSAM:
 
 @pytest.fixture(autouse=True)
 def inference(network):
-    network.embeddings.clear()
+    network.embeddings = EmbeddingCache()
     with torch.no_grad():
         yield
 

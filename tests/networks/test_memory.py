@@ -9,7 +9,7 @@ from threading import Barrier, Event, Thread
 import pytest
 import torch
 
-from monai_kdsam.bounded_cache import BoundedCache
+from monai_kdsam.networks.memory import BoundedCache
 
 
 def value(number: int, bytes_: int = 8) -> torch.Tensor:
@@ -101,15 +101,3 @@ def test_a_failure_keeps_nothing_in_memory():
         assert all(image() is None for image in kept)
     finally:
         gc.enable()
-
-
-def test_what_was_begun_before_a_clear_is_not_kept():
-    cache = BoundedCache(max_bytes=64)
-
-    def make():
-        cache.clear()  # as when the weights change meanwhile
-        return value(1)
-
-    assert cache.recall("a", make)[0] == 1
-    assert len(cache) == 0
-    assert cache.recall("a", lambda: value(2))[0] == 2
