@@ -27,7 +27,7 @@ __all__ = [
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 MAX_PIXELS = 2**27
-ROWS = 256  # whose values are scaled at once
+ROWS = 256  # that are copied or scaled at once
 
 
 class TooLargeError(UserError):
@@ -90,8 +90,18 @@ def pillow_pixels(image: Image.Image) -> NDArray[Any]:
     if image.mode == "1":
         return np.asarray(image.convert("L"))
     if image.mode in ("L", "LA", "RGB", "RGBA", "I", "F") or image.mode.startswith("I;16"):
-        return np.asarray(image)
-    return np.asarray(image.convert("RGB"))
+        return _in_strips(image)
+    return _in_strips(image.convert("RGB"))
+
+
+def _in_strips(image: Image.Image) -> NDArray[Any]:
+    """`np.asarray`, which would hold a large picture twice more on the way."""
+    strips = [(0, top, image.width, min(top + ROWS, image.height)) for top in range(0, image.height, ROWS)]
+    first = np.asarray(image.crop(strips[0]))
+    result = np.empty((image.height, *first.shape[1:]), dtype=first.dtype)
+    for box in strips:
+        result[box[1] : box[3]] = image.crop(box)
+    return result
 
 
 def rgb_from_pixels(pixels: NDArray[Any], window: tuple[float, float] | None = None) -> NDArray[np.uint8]:

@@ -51,7 +51,7 @@ def to_rgb(picture: Picture) -> np.ndarray:
     pixels = rgb_from_pixels(picture.pixels, picture.window)
     if picture.inverted:
         pixels = 255 - pixels
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
 
 def to_mask(picture: Picture) -> np.ndarray:

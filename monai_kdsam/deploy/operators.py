@@ -154,7 +154,7 @@ class FrameReaderOperator(Operator):
             for place, request in source.requests.items():
                 pixels, meta = reader.get_data(reader.read(frames[place].path))
                 # uint8, as LoadImage, whose place this takes, gives it to the preprocessing.
-                yield Image(pixels, {**meta, "source": number, "place": place, "prompt": request})
+                yield Image(np.asarray(pixels), {**meta, "source": number, "place": place, "prompt": request})
 
 
 class BundleOperator(MonaiBundleInferenceOperator):

@@ -20,6 +20,7 @@ from monai_kdsam.data.image_reader import Image2DReader, PixelsReader
 from monai_kdsam.errors import MissingFileError, UserError, find_mistake
 from monai_kdsam.inferers.prompted_inferer import PromptedInferer
 from monai_kdsam.pixels import pillow_pixels
+from monai_kdsam.label.remembered_image import RememberedImaged
 from monai_kdsam.runtime.rgb import to_rgb
 
 __all__ = ["BundlePredictor", "Segmentation"]
@@ -58,8 +59,8 @@ def _unwrapped() -> Iterator[None]:
 class BundlePredictor:
     """Segments image files, or volumes, with a bundle's own preprocessing, network and postprocessing.
 
-    The image's embedding stays in memory, so a second prompt on the same image costs only the decoder. Threads may
-    share one: nothing else of a call is kept.
+    The prepared image and its embedding stay in memory, within the bounds of the bundle, so a second prompt on the
+    same file costs only the decoder. Threads may share one: nothing else of a call is kept.
 
     Args:
         bundle: folder of the bundle, with `models/model.pt`; modules beside its `configs` are importable from then on.
@@ -84,7 +85,11 @@ class BundlePredictor:
             self.network = parser.get_parsed_content("network").eval()
             self.inferer = parser.get_parsed_content("inferer")
             self.preprocessing = parser.get_parsed_content("preprocessing")
+            loading = parser.get_parsed_content("pre_transforms", default=self.preprocessing).transforms
             steps = parser.get_parsed_content("postprocessing").transforms
+        # What a server does before it recalls an image is for paths that a server has.
+        first = next((number for number, step in enumerate(loading) if isinstance(step, RememberedImaged)), 0)
+        self.loading = Compose(loading[first:])
         self.postprocessing = Compose([step for step in steps if not isinstance(step, SaveImaged)])
 
     def __call__(
@@ -159,7 +164,7 @@ class BundlePredictor:
 
     def _load(self, image: Picture, prompts: dict[str, Any]) -> Any:
         if isinstance(image, (str, Path)):
-            return self.preprocessing({"image": str(image), **prompts})
+            return self.loading({"image": str(image), **prompts})
         load, *others = self.preprocessing.transforms
         if not isinstance(load, LoadImaged) or not any(isinstance(r, Image2DReader) for r in load._loader.readers):
             raise UserError(f"Expected `image` to be a path, as this bundle reads files, got {type(image).__name__}.")

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from monai_kdsam.bundles import copy_bundle
+from monai_kdsam.data import Image2DReader, VolumeReader
 from monai_kdsam.data.phantoms import make_phantom
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.networks import build_student
@@ -85,6 +87,25 @@ def test_a_mistake_is_told_as_it_was_raised(folder, predictor, image, prompt, er
     with pytest.raises(error, match=message) as caught:
         predictor(folder / "picture.png" if image is None else image, **prompt)
     assert "applying transform" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "reader"), [("2d", Image2DReader), ("3d", VolumeReader)])
+def test_a_second_click_reads_no_file_and_a_file_that_was_replaced_is_read_anew(
+    folder, tmp_path, monkeypatch, name, reader
+):
+    read, get_data = [], reader.get_data
+    monkeypatch.setattr(reader, "get_data", lambda self, files: read.append(files) or get_data(self, files))
+    segment = BundlePredictor(folder / f"kdsam_deepgrow_{name}")
+    picture = np.asarray(Image.open(folder / "picture.png").convert("L"))
+    shape, file = {"2d": (70, 56, 1), "3d": (70, 56, 4)}[name], tmp_path / "image.nii"
+    masks = []
+    for pixels in (picture, picture, 255 - picture):
+        volume = np.broadcast_to(pixels.T[..., None], shape)
+        nibabel.save(nibabel.Nifti1Image(volume.astype(np.int16), np.eye(4)), file)
+        masks.append(segment(file, foreground=[[20, 30, 2][: int(name[0])]]))
+    assert len(read) == 2
+    assert np.array_equal(masks[0], masks[1])
+    assert not np.array_equal(masks[0], masks[2])
 
 
 def test_volumes_come_as_files_and_have_masks_alone(folder):
