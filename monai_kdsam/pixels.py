@@ -95,7 +95,7 @@ def pillow_pixels(image: Image.Image) -> NDArray[Any]:
 
 
 def _in_strips(image: Image.Image) -> NDArray[Any]:
-    """`np.asarray`, which would hold a large picture twice more on the way."""
+    """What `np.asarray` gives, which holds a large picture twice more on the way; and it can be written to."""
     strips = [(0, top, image.width, min(top + ROWS, image.height)) for top in range(0, image.height, ROWS)]
     first = np.asarray(image.crop(strips[0]))
     result = np.empty((image.height, *first.shape[1:]), dtype=first.dtype)

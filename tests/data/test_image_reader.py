@@ -13,6 +13,7 @@ from PIL import Image
 
 from monai_kdsam.data import Image2DReader, list_images
 from monai_kdsam.data.decoding import count_frames
+from monai_kdsam.pixels import ROWS, pillow_pixels
 
 REAL = os.environ.get("KDSAM_DATA")
 needs_real_data = pytest.mark.skipif(not REAL, reason="set KDSAM_DATA to the folder of the real data sets")
@@ -23,7 +24,7 @@ def read(path: Path | str | list, mask: bool = False) -> tuple[np.ndarray, dict]
     """Array with rows first, (H, W, C), and metadata."""
     reader = Image2DReader(mask=mask)
     array, meta = reader.get_data(reader.read(path))
-    return array.swapaxes(0, 1), meta
+    return np.asarray(array).swapaxes(0, 1), meta
 
 
 def saved(path: Path, array: np.ndarray, mode: str | None = None) -> Path:
@@ -116,6 +117,23 @@ def test_16_bit_is_mapped_from_its_percentiles(tmp_path: Path, suffix: str) -> N
     array = read(saved(tmp_path / f"a.{suffix}", ramp))[0]
     assert (array.min(), array.max()) == (0, 255)
     assert np.abs(array[..., 1] - expected).max() <= 0.5
+
+
+MODES = ["L", "LA", "RGB", "RGBA", "I", "F", "I;16"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_picture_of_many_strips_has_pillows_own_values(mode):
+    gray = Image.fromarray(RANDOM.randint(0, 256, (2 * ROWS + 3, 5), dtype=np.uint8))
+    picture = gray.convert("I").convert(mode) if mode == "I;16" else gray.convert(mode)
+    assert np.array_equal(pillow_pixels(picture), np.asarray(picture))
+
+
+def test_loading_leaves_a_pictures_rows_as_they_were_decoded(tmp_path):
+    path = saved(tmp_path / "a.png", RANDOM.randint(0, 256, (4, 5, 3), dtype=np.uint8))
+    image = LoadImaged("image", reader=Image2DReader, dtype=None)({"image": str(path)})["image"]
+    assert image.shape == (5, 4, 3)
+    assert image.swapaxes(0, 1).is_contiguous()
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
