@@ -174,6 +174,7 @@ setup(
     ],
     packages=find_packages(include=["monai_kdsam", "monai_kdsam.*"]),
     package_data={"monai_kdsam": ["py.typed", "report/page.html.j2"]},
+    entry_points={"console_scripts": ["monai-kdsam = monai_kdsam.__main__:main"]},
     cmdclass={"build_py": BuildWithData},
     python_requires=">=3.10,<3.14",
     install_requires=REQUIREMENTS,

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: python -m monai_kdsam COMMAND; training and inference are `python -m monai.bundle run`."""
+"""The command line. Training and inference are runs of `python -m monai.bundle run`, which `fit` prints."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
+from typing import Any
 
+from monai_kdsam import __version__
 from monai_kdsam.deploy import MODALITIES
 from monai_kdsam.errors import UserError
 
@@ -14,7 +16,14 @@ from monai_kdsam.errors import UserError
 def _demo(arguments: argparse.Namespace) -> str:
     from monai_kdsam.demo import run_demo
 
-    return run_demo(arguments.dir)
+    return run_demo(arguments.dir, device=arguments.device)
+
+
+def _fit(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.fit import fit
+
+    given = {name: getattr(arguments, name) for name in ("recipe", "teacher", "bundle", "overlays", "device")}
+    return fit(arguments.data, **given, settings=_settings(arguments.set))
 
 
 def _download(arguments: argparse.Namespace) -> str:
@@ -24,10 +33,10 @@ def _download(arguments: argparse.Namespace) -> str:
 
 
 def _bundle(arguments: argparse.Namespace) -> str:
-    from monai_kdsam.bundles import BUNDLES, copy_bundles, parse_value
+    from monai_kdsam.bundles import BUNDLES, copy_bundles
 
-    settings = {key: parse_value(value) for key, value in (_pair(text, "set") for text in arguments.set)}
-    paths = copy_bundles(arguments.dir, [arguments.name] if arguments.name else BUNDLES, settings=settings)
+    names = [arguments.name] if arguments.name else BUNDLES
+    paths = copy_bundles(arguments.dir, names, settings=_settings(arguments.set))
     return f"Wrote {', '.join(map(str, paths))} and the overlays in {paths[0].parent / 'configs'}."
 
 
@@ -88,6 +97,12 @@ def _deploy(arguments: argparse.Namespace) -> str:
     return f"Wrote {len(written)} DICOM segmentation{plural} to {arguments.output}."
 
 
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    from monai_kdsam.bundles import parse_value
+
+    return {key: parse_value(value) for key, value in (_pair(text, "set") for text in pairs)}
+
+
 def _exit_when_told() -> None:
     """Leave by an exception when the process is told to end, so that what is unfinished is removed."""
 
@@ -106,12 +121,16 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their arguments."""
-    parser = argparse.ArgumentParser(prog="python -m monai_kdsam", description=__doc__)
+    parser = argparse.ArgumentParser(prog="monai_kdsam", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"monai_kdsam {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="the whole way on generated pictures, in a few minutes on a CPU")
     demo.add_argument("--dir", default="kdsam_demo", help="folder to write to (default: %(default)s)")
+    _add_device(demo)
     demo.set_defaults(run=_demo)
+
+    _add_fit(commands)
 
     download = commands.add_parser("download", help="fetch pretrained weights, with a checksum")
     download.add_argument(
@@ -147,6 +166,36 @@ def build_parser() -> argparse.ArgumentParser:
     _add_label(commands)
     _add_deploy(commands)
     return parser
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: the first GPU, or the CPU)")
+
+
+def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    fit = commands.add_parser("fit", help="train a recipe on your images, evaluate, draw; or go on with it")
+    fit.add_argument("data", help="folder of images/ and masks/, or a MONAI datalist (.json)")
+    fit.add_argument("--recipe", default="plus", help="plus, paper or promptable (default: %(default)s)")
+    fit.add_argument(
+        "--teacher",
+        default="sam",
+        help="sam as published; adapted: SAM, fine-tuned on your masks first; scratch: a small one that learns from "
+        "your masks alone, for machines without SAM's weights (default: %(default)s)",
+    )
+    bundle = "folder of the bundle, made if it does not exist (default: %(default)s)"
+    fit.add_argument("--bundle", default="kdsam_deepgrow_2d", metavar="DIR", help=bundle)
+    fit.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of docs/reference/configs.md, such as image_size=512; distill.epochs=5 is for one phase",
+    )
+    overlays = "more config files, or their names, such as students/resnet18"
+    fit.add_argument("--overlays", nargs="+", action="extend", default=[], metavar="NAME", help=overlays)
+    _add_device(fit)
+    fit.set_defaults(run=_fit)
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -13,15 +13,14 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ignite.distributed as idist
-import monai
+import monai.bundle
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 
 import monai_kdsam
 from monai_kdsam.config_files import edit_config, list_configs, own_values, parse_config
@@ -45,6 +44,10 @@ __all__ = [
     "run_folder",
 ]
 
+# Arguments of MONAI's own, beside which a run takes settings of the config.
+RUN_OPTIONS = inspect.signature(monai.bundle.run).parameters.keys() - {"override"}
+# What a run evaluates, by the option that names another.
+ROOTS = {"init_id": "initialize", "run_id": "run", "final_id": "finalize"}
 BUNDLES = ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d")
 
 logger = logging.getLogger(__name__)
@@ -79,7 +82,11 @@ def config_path(name: str = "") -> Path:
 
 
 def copy_bundle(
-    folder: str | Path, name: str = "kdsam_deepgrow_2d", *, settings: Mapping[str, Any] | None = None
+    folder: str | Path,
+    name: str = "kdsam_deepgrow_2d",
+    *,
+    settings: Mapping[str, Any] | None = None,
+    new_name: str | None = None,
 ) -> Path:
     """Copy a bundle, and the overlays beside it, out for training and editing.
 
@@ -88,15 +95,16 @@ def copy_bundle(
         name: of the bundle.
         settings: named scalars at the top of the bundle's configs to change, for example
             `{"backbone": "resnet18", "image_size": 512}`. What is changed for training is changed for serving too.
+        new_name: of the copy's folder, by default the bundle's.
 
     Returns:
-        `folder`/`name`; the overlays are in `folder`/configs, where files that are there already stay as they are.
+        The copy's folder; the overlays are in `folder`/configs, where files that are there already stay as they are.
 
     Raises:
         FileExistsError: when there is a bundle already.
         ValueError: when no config of the bundle has a setting, or its configs differ in it, each for a reason.
     """
-    target = Path(folder) / name
+    target = Path(folder) / (new_name or name)
     if target.exists():
         raise ExistingFileError(f"{target} exists already; choose another folder, or delete it first.")
     source = bundle_path(name)
@@ -200,15 +208,17 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
         ValueError: when a setting is wrong, see `check_settings`, or the config is for one of several processes.
         OSError: when the output folder cannot be written, or another process runs the same phase there.
     """
-    if _is_command():
+    typed = _typed()
+    if typed is not None:
         sys.excepthook = report_error
     check_launch()
     make_importable(bundle_root)
-    workflow = _running_workflow()
-    config: Any = None if workflow is None else workflow.parser.config
-    if workflow is not None:
-        roots = (workflow.init_id, workflow.run_id, workflow.final_id)
-        check_settings(config, Path(bundle_root) / "configs", typed=_typed_settings(), roots=roots)
+    parser = _running_parser()
+    config: Any = None if parser is None else parser.config
+    if parser is not None:
+        roots = tuple((typed or {}).get(option, name) for option, name in ROOTS.items())
+        settings = [name for name in typed or () if name not in RUN_OPTIONS]
+        check_settings(config, Path(bundle_root) / "configs", typed=settings, roots=roots)
     if idist.get_rank() > 0:
         return
     folder = Path(output_dir)
@@ -224,29 +234,28 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
         write_text(Path(run_dir or folder) / "config.json", json.dumps(config, indent=4, default=str))
 
 
-def _calling_frames() -> Iterator[FrameType]:
-    """A config's expressions cannot see the config as a whole, so this looks for it in the call stack."""
+def _running_parser() -> ConfigParser | None:
+    """The parser of the config whose expression calls this, None outside one.
+
+    MONAI gives an expression what it refers to, and nothing refers to the config as a whole. So this looks for it in
+    the call stack; it is the only function that does.
+    """
     frame = inspect.currentframe()
-    while frame is not None:
-        yield frame
+    while frame is not None and not isinstance(frame.f_locals.get("self"), ConfigParser):
         frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
 
 
-def _running_workflow() -> ConfigWorkflow | None:
-    """The bundle workflow that is calling, None outside one."""
-    callers = (frame.f_locals.get("self") for frame in _calling_frames())
-    return next((caller for caller in callers if isinstance(caller, ConfigWorkflow)), None)
-
-
-def _is_command() -> bool:
-    """Whether this program is `python -m monai.bundle`."""
-    return Path(sys.argv[0]).parts[-2:] == ("bundle", "__main__.py")
-
-
-def _typed_settings() -> Mapping[str, Any]:
-    """What was typed for this run alone; a program that runs several phases may give one dictionary to all of them."""
-    frames = (frame for frame in _calling_frames() if frame.f_code is monai.bundle.run.__code__)
-    return next((frame.f_locals["override"] for frame in frames), {}) if _is_command() else {}
+def _typed() -> dict[str, str] | None:
+    """Options and their values where this program is `python -m monai.bundle`, else None."""
+    if Path(sys.argv[0]).parts[-2:] != ("bundle", "__main__.py"):
+        return None
+    pairs = [
+        (*word[2:].split("=", 1), following)
+        for word, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True)
+        if word.startswith("--")
+    ]
+    return {name.replace("-", "_"): value for name, value, *_ in pairs}
 
 
 def config_checksum(*sections: str) -> str:
@@ -255,8 +264,7 @@ def config_checksum(*sections: str) -> str:
     Raises:
         UserError: when no config is being evaluated: a checksum of nothing would accept whatever was kept.
     """
-    callers = (frame.f_locals.get("self") for frame in _calling_frames())
-    parser = next((caller for caller in callers if isinstance(caller, ConfigParser)), None)
+    parser = _running_parser()
     if parser is None:
         raise UserError("Expected `config_checksum` to be called by an expression of a config, got no config.")
     config: Any = parser.config

@@ -13,19 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.data import prepare_datalist
 from monai_kdsam.data.datalist import Datalist
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.files import write_text
 from monai_kdsam.handlers.case_report import read_mean_dice
-from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.phases import run_phase
-from monai_kdsam.picture_sheet import draw_contour, draw_prompt, save_picture_sheet
-from monai_kdsam.transforms import box_from_mask
+from monai_kdsam.predicted_sheet import save_predicted_sheet
 
 __all__ = ["run_demo"]
 
@@ -41,15 +36,17 @@ PROMPTS = ("box", "center", "none")
 class _Runner:
     """Runs phases of the demo's bundle with the same overlays."""
 
-    def __init__(self, folder: Path, epochs_factor: float) -> None:
+    def __init__(self, folder: Path, epochs_factor: float, settings: dict[str, Any]) -> None:
         self.folder = folder
         self.bundle = folder / "kdsam_deepgrow_2d"
         self.factor = epochs_factor
+        self.settings = {"logging_file": False} | settings
 
     def run(self, phase: str, /, *overlays: str, **settings: Any) -> Path:
         """Run a phase."""
-        own = {"dataset_dir": self.folder / "phantoms", "logging_file": False}
-        return run_phase(self.bundle, phase, *overlays, "offline", "demo", **own | settings)
+        own = self.settings | {"dataset_dir": self.folder / "phantoms"}
+        behind = ("offline", "demo") if phase != "inference" else ()
+        return run_phase(self.bundle, phase, *overlays, *behind, **own | settings)
 
     def train(self, phase: str, /, *overlays: str, epochs: int, **settings: Any) -> None:
         """Run a training phase, validating at its end."""
@@ -64,7 +61,12 @@ class _Runner:
 
 
 def run_demo(
-    folder: str | Path = "kdsam_demo", *, per_kind: int = 50, image_size: int = 96, factor: float = 1.0
+    folder: str | Path = "kdsam_demo",
+    *,
+    per_kind: int = 50,
+    image_size: int = 96,
+    factor: float = 1.0,
+    device: str | None = None,
 ) -> str:
     """Run the demonstration.
 
@@ -73,6 +75,7 @@ def run_demo(
         per_kind: number of pictures of each of the four kinds.
         image_size: side of the network's input in pixels.
         factor: scales the number of epochs.
+        device: as in "cpu" or "cuda:1"; by default the first GPU, or the CPU.
 
     Returns:
         The table of results.
@@ -84,7 +87,7 @@ def run_demo(
     started = time.monotonic()
     bundle = copy_bundle(folder, settings={"backbone": "resnet18", "image_size": image_size})
     write_phantoms(folder / "phantoms", per_kind=per_kind, clutter=CLUTTER)
-    runner = _Runner(folder, factor)
+    runner = _Runner(folder, factor, {"device": device} if device else {})
     rows: list[tuple[str, Sequence[str]]] = []
     listed = {
         "dataset_dir": _write_few_labels(folder, bundle),
@@ -103,7 +106,7 @@ def run_demo(
         runner.train("train", datalist, phase, epochs=epochs, phase=phase, learning_rate=1e-3, **listed)
         checkpoint = f"$@ckpt_dir + '/{phase}.pt'"
         rows.append(("student, not distilled", runner.evaluate(phase, checkpoint=checkpoint)))
-        run_phase(bundle, "inference", dataset_dir=folder / "phantoms" / "images", logging_file=False)
+        runner.run("inference", dataset_dir=folder / "phantoms" / "images")
     sheet = _picture_sheet(folder, bundle)
     return _report(rows, folder, bundle, sheet, time.monotonic() - started)
 
@@ -138,27 +141,10 @@ def _split(folder: Path, bundle: Path) -> Datalist:
 
 
 def _picture_sheet(folder: Path, bundle: Path) -> Path:
-    """Image, prompt, reference and prediction of a test picture of each kind."""
+    """A test picture of each kind."""
     test = _split(folder, bundle)["test"]
     kinds = {Path(item["image"]).stem.rsplit("_", 1)[0]: item for item in reversed(test)}
-    predictor = BundlePredictor(bundle)
-    rows = []
-    for _, item in sorted(kinds.items()):
-        image = np.asarray(Image.open(item["image"]).convert("RGB"))
-        reference = np.asarray(Image.open(item["label"])) > 0
-        box = box_from_mask(reference)
-        predicted = predictor(item["image"], roi=box.ravel().tolist())
-        alone = predictor(item["image"])
-        rows.append(
-            [
-                draw_prompt(image, box, np.array([2, 3])),
-                draw_contour(image, reference, (0, 255, 0)),
-                draw_contour(image, predicted > 0, (255, 255, 0)),
-                draw_contour(image, alone > 0, (255, 255, 0)),
-            ]
-        )
-    columns = ["image and box", "reference", "predicted, box", "predicted, no prompt"]
-    return save_picture_sheet(folder / "pictures.png", rows, columns=columns, captions=sorted(kinds))
+    return save_predicted_sheet(bundle, [item for _, item in sorted(kinds.items())], folder / "pictures.png")
 
 
 def _report(rows: Sequence[tuple[str, Sequence[str]]], folder: Path, bundle: Path, sheet: Path, seconds: float) -> str:
@@ -171,10 +157,8 @@ def _report(rows: Sequence[tuple[str, Sequence[str]]], folder: Path, bundle: Pat
         f"{seconds:.0f} seconds. The trained bundle is in {here}, the pictures in {os.path.relpath(sheet)}.",
         "",
         "In SAM's place the teacher has seen the masks of all training pictures; the students see one in six.",
-        "With your own images in DIR/images and masks of the same names in DIR/masks, and SAM's weights:",
-        f"  python -m monai_kdsam download sam_vit_b --dir {here}/models",
-        f"  python -m monai_kdsam download vgg16 --dir {here}/models",
-        "  then run the phases distill and train as README.md shows, with --dataset_dir DIR.",
+        "With your own images in DIR/images, masks of the same names in DIR/masks, and SAM's weights:",
+        "  python -m monai_kdsam fit DIR",
     ]
     text = "\n".join(lines)
     write_text(folder / "results.txt", text + "\n")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import shlex
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import monai.bundle
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from monai_kdsam.bundles import config_path
+from monai_kdsam.bundles import RUN_OPTIONS, config_path
 from monai_kdsam.errors import MissingFileError, UserError
 
 __all__ = ["phase_command", "phase_files", "read_phase", "run_phase"]
@@ -33,8 +32,6 @@ BEFORE: dict[str, tuple[str, ...]] = {
 # Settings that name what a phase leaves behind; the other phases leave weights.
 RESULTS = {"embed": "embedding_dir", "evaluate": "report_dir", "inference": "output_dir"}
 SUFFIXES = (".yaml", ".json")
-# Arguments of MONAI's own, beside which a run takes settings.
-OPTIONS = inspect.signature(monai.bundle.run).parameters.keys()
 
 
 def run_phase(bundle: str | Path, phase: str, /, *overlays: str | Path, **settings: Any) -> Path:
@@ -66,7 +63,7 @@ def read_phase(bundle: str | Path, phase: str, /, *overlays: str | Path, **setti
     given = _arguments(bundle, phase, overlays, settings)
     parser = ConfigParser()
     parser.read_config(given["config_file"])
-    parser.update({key: value for key, value in given.items() if key not in OPTIONS})
+    parser.update({key: value for key, value in given.items() if key not in RUN_OPTIONS})
     return parser
 
 

@@ -11,7 +11,7 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from monai_kdsam.config_files import own_values
 from monai_kdsam.errors import UserError
 
-__all__ = ["check_settings", "reject_unknown_keys"]
+__all__ = ["check_settings", "reject_unknown_keys", "used_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,7 @@ KINDS = {bool: "True or False", float: "a number", str: "text", list: "a list"}
 OWN = {"_meta_", "initialize", "run", "finalize", "imports", "displayable_configs"}
 
 
-def check_settings(
-    config: Mapping[str, Any], folder: Path, *, typed: Mapping[str, Any], roots: tuple[str, ...]
-) -> None:
+def check_settings(config: Mapping[str, Any], folder: Path, *, typed: Iterable[str], roots: tuple[str, ...]) -> None:
     """Raise a ValueError about the first setting that is unknown, cannot be meant, or is not used by this run.
 
     Args:
@@ -73,6 +71,16 @@ def reject_unknown_keys(config: Mapping[str, Any], folder: Path) -> None:
         ValueError: naming the key and the nearest known one.
     """
     _reject_unknown(config, own_values(folder))
+
+
+def used_keys(config: Mapping[str, Any], roots: Iterable[str] = ("initialize", "run", "finalize")) -> set[str]:
+    """Top-level keys that a run comes to, from those that it evaluates."""
+    used: set[str] = set()
+    pending = {"_meta_", "bundle_root", "phase", "displayable_configs", "imports", *roots}
+    while pending:
+        used |= pending
+        pending = _references([config.get(key) for key in pending]) - used
+    return used
 
 
 def _reject_unknown(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -169,14 +177,10 @@ def _gpus() -> str:
 
 
 def _reject_unused(
-    config: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]], typed: Mapping[str, Any], roots: tuple[str, ...]
+    config: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]], typed: Iterable[str], roots: tuple[str, ...]
 ) -> None:
     """Raise about settings of the command line that the run never comes to; log those of overlays."""
-    used: set[str] = set()
-    pending = {"_meta_", "bundle_root", "phase", "displayable_configs", "imports", *roots}
-    while pending:
-        used |= pending
-        pending = _references([config.get(key) for key in pending]) - used
+    used = used_keys(config, roots)
     phase = config.get("phase", "")
     for name in typed:
         key = re.split("#|::", name.lstrip("+~"))[0]

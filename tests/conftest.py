@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,12 @@ def chromium(program: Callable[..., Path]) -> tuple[Path, dict[str, str]]:
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_log_handlers() -> Iterator[None]:
+    """A bundle's run adds handlers that write to this test's output, which is closed afterwards."""
+    before = [*logging.root.handlers]
+    yield
+    for handler in {*logging.root.handlers} - {*before}:
+        logging.root.removeHandler(handler)

@@ -16,7 +16,9 @@ from monai_kdsam.__main__ import main
 @pytest.mark.slow
 def test_a_demonstration_in_miniature(tmp_path, monkeypatch, capsys):
     run = demo.run_demo
-    monkeypatch.setattr(demo, "run_demo", lambda folder: run(folder, per_kind=5, image_size=64, factor=0.01))
+    monkeypatch.setattr(
+        demo, "run_demo", lambda folder, device: run(folder, device=device, per_kind=5, image_size=64, factor=0.01)
+    )
     assert main(["demo", "--dir", str(tmp_path / "demo")]) == 0
 
     printed = capsys.readouterr().out
