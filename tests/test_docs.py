@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What README.md and docs/howto/extending.md tell a user to type is typed here."""
+"""What the documentation tells a user to type is typed here; its links, tables and names lead somewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from string import Template
 
 import fire
 import monai.bundle
@@ -30,6 +31,8 @@ from monai_kdsam.weights.download import WEIGHTS
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXTENDING = (ROOT / "docs" / "howto" / "extending.md").read_text(encoding="utf-8")
+QUICKSTART = (ROOT / "docs" / "tutorials" / "quickstart.md").read_text(encoding="utf-8")
+API = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
 IMAGES = (ROOT / "docs" / "howto" / "images.md").read_text(encoding="utf-8")
 
 
@@ -37,53 +40,71 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def commands():
-    lines = [line for block in blocks(README, "bash") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("python -m")]
+def commands(text):
+    """The Python commands of a page, each in a line, with the variables of its shell filled in."""
+    lines = "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
+    values = {}
+    for line in lines:
+        if re.match(r"(export )?\w+=", line):
+            for word in shlex.split(line.removeprefix("export ")):
+                name, _, value = word.partition("=")
+                values[name] = Template(value).safe_substitute(values)
+    return [
+        " ".join(Template(line).safe_substitute(values).split()) for line in lines if line.startswith("python -m monai")
+    ]
 
 
-def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch):
+def test_the_commands_of_the_quick_start_run_in_their_order(tmp_path, monkeypatch):
     """As typed, but small: DATA is generated, two overlays are added, nothing is downloaded."""
     monkeypatch.chdir(tmp_path)
     write_phantoms("work/DATA", per_kind=4, size=72)
     small = ["configs/offline.yaml", "configs/smoke.yaml"]
     ran = []
-    for command in commands():
+    for command in commands(QUICKSTART):
         command = command.replace(WEIGHTS["resnet50"].filename, "imagenet.pth")
-        words = shlex.split(command.replace("$B", "kdsam_deepgrow_2d"))[2:]
+        words = shlex.split(command)[2:]
         if words[:2] == ["monai_kdsam", "download"]:
             assert words[2] in WEIGHTS
             torch.save(torchvision.models.resnet18().state_dict(), f"{words[4]}/imagenet.pth")
-        elif words[0] == "monai_kdsam":
+        elif words[:2] == ["monai_kdsam", "bundle"]:
             words = ["image_size=64" if word.startswith("image_size") else word for word in words]
             assert main([word.replace("resnet50", "resnet18") for word in words[1:]]) == 0
             monkeypatch.chdir(tmp_path / "work")
+        elif words[0] == "monai_kdsam":
+            build_parser().parse_args(words[1:])
         else:
             assert words[:2] == ["monai.bundle", "run"]
-            if "distill.yaml" in command:  # there is no SAM here: its place takes an adapted teacher, as README says
-                run(command.replace("distill.yaml", "adapt.yaml").partition(" --imagenet_weights")[0], small)
+            if not ran:  # there is no SAM here: its place takes a teacher that is adapted first
+                run(command.replace("distill.json", "adapt.json").partition(" --imagenet_weights")[0], small)
             run(command, small if "inference.json" not in command else [])
-            ran.append(re.findall(r"(\w+)\.(?:json|yaml)", command)[-1])
-    assert ran == ["distill", "train", "evaluate", "inference"]
+            ran.append(re.findall(r"(\w+)\.json", command)[-1])
+    assert ran == ["distill", "refine", "train", "evaluate", "inference"]
     assert len(list(Path("masks").glob("*_mask.png"))) == 16
+
+
+def test_the_readme_has_commands_of_the_quick_start_and_others_that_parse():
+    own = [command for command in commands(README) if command not in commands(QUICKSTART)]
+    assert len(own) < len(commands(README)) - 3
+    for command in own:
+        build_parser().parse_args(shlex.split(command)[3:])
 
 
 def run(command, overlays):
     """`python -m monai.bundle run ...` in this process, parsed as MONAI's command line parses it."""
-    words = shlex.split(command.replace("$B", "kdsam_deepgrow_2d"))[4:]
+    words = shlex.split(command)[4:]
     at = words.index("--config_file") + 1
     if overlays:
         words[at] = words[at][:-1] + "," + ",".join(f"'{name}'" for name in overlays) + "]"
     fire.Fire(monai.bundle.run, command=[*words, "--progress", "False"])
 
 
-def test_the_python_of_the_readme_runs(trained, monkeypatch):
+def test_the_python_of_the_readme_and_of_the_reference_runs(trained, monkeypatch):
     monkeypatch.chdir(trained.folder)
     (trained.folder / "image.png").write_bytes(next((trained.folder / "phantoms" / "images").iterdir()).read_bytes())
-    predictor, network = blocks(README, "python")
+    predictor, network, _ = blocks(API, "python")
     names: dict[str, object] = {"array": np.zeros((24, 32), np.uint8)}
-    small = predictor.replace("[40, 30, 210, 180]", "[4, 3, 21, 18]").replace("[[120, 90]]", "[[12, 9]]")
-    exec(small, names)
+    for block in (*blocks(README, "python"), predictor):
+        exec(block.replace("[40, 30, 210, 180]", "[4, 3, 21, 18]").replace("[[120, 90]]", "[[12, 9]]"), names)
     assert set(np.unique(names["mask"])) <= {0, 1}
     names |= {
         "image": torch.zeros(2, 3, 64, 64),
@@ -226,7 +247,7 @@ def test_the_tables_of_the_pages_are_those_of_the_results():
         assert {"command", "date", "machine"} <= json.loads(result.read_text(encoding="utf-8")).keys(), result.name
 
 
-@pytest.mark.parametrize("name", re.findall(r"^::: (.+)$", (ROOT / "docs/reference/api.md").read_text(), re.MULTILINE))
+@pytest.mark.parametrize("name", re.findall(r"^::: (.+)$", API, re.MULTILINE))
 def test_the_python_api_of_the_site_is_what_the_packages_export(name):
     assert importlib.import_module(name).__all__
 
@@ -239,3 +260,10 @@ def test_the_compose_file_starts_the_server_with_options_that_it_has():
         arguments = build_parser().parse_args(shlex.split(command.replace(":?}", "}")))
         assert arguments.allow_origin
         assert arguments.studies.endswith("/dicom-web")
+
+
+def test_the_tests_that_the_security_page_names_exist():
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`([\w/]+\.py|test_\w+)`", page):
+        assert (ROOT / name).is_file() or f"def {name}(" in tests, name
