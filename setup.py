@@ -78,6 +78,8 @@ EXTRAS = {
         "setuptools>=77",
         # `monai.bundle verify_metadata`
         "jsonschema>=4",
+        # CycloneDX's schema, by which bills of materials are checked
+        "cyclonedx-python-lib[json-validation]>=8",
         # `--tracking mlflow` is tested
         "mlflow>=3",
         # peak memory of a step

@@ -40,6 +40,12 @@ def _bundle(arguments: argparse.Namespace) -> str:
     return f"Wrote {', '.join(map(str, paths))} and the overlays in {paths[0].parent / 'configs'}."
 
 
+def _bom(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.bill_of_materials import write_bill_of_materials
+
+    return f"Wrote {write_bill_of_materials(arguments.bundle, arguments.output)}."
+
+
 def _export(arguments: argparse.Namespace) -> str:
     from monai_kdsam.export import export_bundle
 
@@ -162,6 +168,11 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--images", metavar="FOLDER", help="pictures to compare masks on (default: generated ones)")
     export.add_argument("--output", metavar="DIR", help="folder to write (default: in the bundle's models)")
     export.set_defaults(run=_export)
+
+    bom = commands.add_parser("bom", help="bill of materials of a trained bundle, with a model card (CycloneDX)")
+    bom.add_argument("bundle", help="folder of the bundle, with models/model.pt")
+    bom.add_argument("--output", metavar="FILE", help="default: models/model.cdx.json in the bundle")
+    bom.set_defaults(run=_bom)
 
     _add_label(commands)
     _add_deploy(commands)

@@ -10,14 +10,12 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from string import Template
 
 import fire
 import monai.bundle
 import numpy as np
 import pytest
 import torch
-import torchvision
 import yaml
 
 from benchmarks.docs_tables import RESULTS, fill
@@ -41,44 +39,33 @@ def blocks(text, language):
 
 
 def commands(text):
-    """The Python commands of a page, each in a line, with the variables of its shell filled in."""
+    """The Python commands of a page, each in a line."""
     lines = "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
-    values = {}
-    for line in lines:
-        if re.match(r"(export )?\w+=", line):
-            for word in shlex.split(line.removeprefix("export ")):
-                name, _, value = word.partition("=")
-                values[name] = Template(value).safe_substitute(values)
-    return [
-        " ".join(Template(line).safe_substitute(values).split()) for line in lines if line.startswith("python -m monai")
-    ]
+    return [" ".join(line.split()) for line in lines if line.startswith("python -m monai")]
 
 
 def test_the_commands_of_the_quick_start_run_in_their_order(tmp_path, monkeypatch):
-    """As typed, but small: DATA is generated, two overlays are added, nothing is downloaded."""
+    """As typed, but small: DATA is generated, a small teacher takes SAM's place, nothing is downloaded."""
     monkeypatch.chdir(tmp_path)
     write_phantoms("work/DATA", per_kind=4, size=72)
-    small = ["configs/offline.yaml", "configs/smoke.yaml"]
+    small = ["--teacher", "scratch", "--overlays", "smoke", "--set", "progress=False"]
     ran = []
     for command in commands(QUICKSTART):
-        command = command.replace(WEIGHTS["resnet50"].filename, "imagenet.pth")
-        words = shlex.split(command)[2:]
-        if words[:2] == ["monai_kdsam", "download"]:
-            assert words[2] in WEIGHTS
-            torch.save(torchvision.models.resnet18().state_dict(), f"{words[4]}/imagenet.pth")
-        elif words[:2] == ["monai_kdsam", "bundle"]:
+        name, *words = shlex.split(command)[2:]
+        ran.append(words[0])
+        if words[0] == "bundle":
             words = ["image_size=64" if word.startswith("image_size") else word for word in words]
-            assert main([word.replace("resnet50", "resnet18") for word in words[1:]]) == 0
-            monkeypatch.chdir(tmp_path / "work")
-        elif words[0] == "monai_kdsam":
-            build_parser().parse_args(words[1:])
+            assert main([word.replace("resnet50", "resnet18") for word in words]) == 0
+            monkeypatch.chdir("work")
+        elif words[0] == "download":
+            assert words[1] in WEIGHTS
+        elif words[0] == "fit":
+            assert main([*words, *small]) == 0
+        elif name == "monai.bundle":
+            fire.Fire(monai.bundle.run, command=[*words[1:], "--progress", "False"])
         else:
-            assert words[:2] == ["monai.bundle", "run"]
-            if not ran:  # there is no SAM here: its place takes a teacher that is adapted first
-                run(command.replace("distill.json", "adapt.json").partition(" --imagenet_weights")[0], small)
-            run(command, small if "inference.json" not in command else [])
-            ran.append(re.findall(r"(\w+)\.json", command)[-1])
-    assert ran == ["distill", "refine", "train", "evaluate", "inference"]
+            build_parser().parse_args(words)
+    assert ran == ["bundle", "download", "download", "fit", "run", "report"]
     assert len(list(Path("masks").glob("*_mask.png"))) == 16
 
 
@@ -87,15 +74,6 @@ def test_the_readme_has_commands_of_the_quick_start_and_others_that_parse():
     assert len(own) < len(commands(README)) - 3
     for command in own:
         build_parser().parse_args(shlex.split(command)[3:])
-
-
-def run(command, overlays):
-    """`python -m monai.bundle run ...` in this process, parsed as MONAI's command line parses it."""
-    words = shlex.split(command)[4:]
-    at = words.index("--config_file") + 1
-    if overlays:
-        words[at] = words[at][:-1] + "," + ",".join(f"'{name}'" for name in overlays) + "]"
-    fire.Fire(monai.bundle.run, command=[*words, "--progress", "False"])
 
 
 def test_the_python_of_the_readme_and_of_the_reference_runs(trained, monkeypatch):
@@ -267,3 +245,12 @@ def test_the_tests_that_the_security_page_names_exist():
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     for name in re.findall(r"`([\w/]+\.py|test_\w+)`", page):
         assert (ROOT / name).is_file() or f"def {name}(" in tests, name
+
+
+def test_the_architecture_page_names_files_that_exist():
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`(monai_kdsam/[\w/]+\.py)`", page):
+        assert (ROOT / name).is_file(), name
+    picture = (ROOT / "docs" / "images" / "architecture.svg").read_text(encoding="utf-8")
+    files = {path.name for path in (ROOT / "monai_kdsam").rglob("*.py")}
+    assert set(re.findall(r"\w+\.py", picture)) <= files
