@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -55,7 +56,6 @@ def read_config(folder: Path, way: str, settings: dict[str, Any]) -> ConfigParse
         "teacher_checkpoint": folder / "teacher.pt",
         "cached_embeddings": way in ("cached", "two", "embed"),
         "embedding_variants": 1,
-        "embedding_shard_size": 2,
         "augment": False,
         "split_fractions": [1.0, 0.0, 0.0],
         "num_workers": 0,
@@ -146,8 +146,8 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for way in ("embed", *WAYS[:-1]):
                 if way == "embed":
-                    for shard in folder.glob("output/embeddings/*"):
-                        shard.unlink()
+                    for cache in folder.glob("output/embeddings"):
+                        shutil.rmtree(cache)
                 start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if way == "two" else []
                 command = [sys.executable, "-W", "ignore", *start, __file__, *sys.argv[1:], "--way", name, way]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

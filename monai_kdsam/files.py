@@ -21,7 +21,6 @@ __all__ = [
     "ROOM",
     "check_writable",
     "file_sha256",
-    "remove_leftovers",
     "replacing",
     "scratch_folder",
     "within",
@@ -59,7 +58,7 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
         with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-        remove_leftovers(path.parent, name)
+        _remove_leftovers(path.parent, name)
     except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -162,9 +161,9 @@ def within(folder: Path, name: str) -> Path:
     return path
 
 
-def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what processes that were killed have left of a file, or of any, in a folder."""
-    for leftover in folder.glob(f".{glob.escape(name) if name else '*'}.*.part"):
+def _remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what processes that were killed have left of a file."""
+    for leftover in folder.glob(f".{glob.escape(name)}.*.part"):
         with contextlib.suppress(OSError):  # another process was faster
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE:
                 leftover.unlink()

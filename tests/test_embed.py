@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from monai_kdsam.bundles import bundle_path, config_checksum
-from monai_kdsam.data import EmbeddingWriter
-from monai_kdsam.data.embeddings import read_header
+from monai_kdsam.data import EmbeddingStore
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.phases import read_phase
 
@@ -25,8 +24,8 @@ def reason(error: BaseException) -> str:
     return "\n".join(causes)
 
 
-def shards(workspace):
-    return sorted((workspace.output / "embeddings").glob("*.safetensors"))
+def files(workspace):
+    return sorted((workspace.output / "embeddings").glob("*/*/*.safetensors"))
 
 
 def images(workspace):
@@ -57,8 +56,7 @@ def test_distilling_from_the_cache_equals_distilling_live(trained, caplog, preci
 
 def test_every_variant_is_stored_and_the_student_is_trained_on_all(trained, caplog):
     trained.run("embed", augment=True, embedding_variants=3)
-    stored = sum(len(read_header(shard)["entries"]) for shard in shards(trained))
-    assert stored == 3 * images(trained)
+    assert len(files(trained)) == 3 * images(trained)
     losses, _ = distill(trained, caplog, augment=True, embedding_variants=3, cached_embeddings=True)
     assert losses
 
@@ -69,7 +67,7 @@ def test_unlabeled_images_are_embedded_and_distilled_and_the_other_phases_have_t
     (trained.folder / "more" / "images").rename(trained.folder / "phantoms" / "unlabeled")
     (trained.output / "split.json").unlink()
     trained.run("embed", embedding_variants=1)
-    assert sum(len(read_header(shard)["entries"]) for shard in shards(trained)) == images(trained) + 4
+    assert len(files(trained)) == images(trained) + 4
     losses, _ = distill(trained, caplog, embedding_variants=1, cached_embeddings=True)
     assert len(losses) == 3 * ((images(trained) + 4) // 4)
     live, _ = distill(trained, caplog)
@@ -84,27 +82,24 @@ def test_unlabeled_images_are_embedded_and_distilled_and_the_other_phases_have_t
         assert len(re.findall(r"Iter: .* loss: ", caplog.text)) == images(trained) // 4
 
 
-def test_an_interrupted_run_goes_on_after_its_last_shard(trained, monkeypatch):
-    written = []
-
-    def flush(self, save=EmbeddingWriter.flush):
-        if len(written) == 2:
+def test_an_interrupted_run_goes_on_after_its_last_image(trained, monkeypatch):
+    def write(self, *args, write=EmbeddingStore.write):
+        if len(files(trained)) == 5:
             raise KeyboardInterrupt
-        written.append(len(self.entries))
-        save(self)
+        write(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(EmbeddingWriter, "flush", flush)
+        patch.setattr(EmbeddingStore, "write", write)
         with pytest.raises(KeyboardInterrupt):
-            trained.run("embed", embedding_shard_size=2)
-    kept = {shard: shard.read_bytes() for shard in shards(trained)}
-    assert len(kept) == 2
-    trained.run("embed", embedding_shard_size=2)
-    assert all(shard.read_bytes() == content for shard, content in kept.items())
-    assert len(shards(trained)) == -(-4 * images(trained) // 2)
-    before = {shard: shard.stat().st_mtime_ns for shard in shards(trained)}
-    trained.run("embed", embedding_shard_size=2)  # nothing is left to do
-    assert {shard: shard.stat().st_mtime_ns for shard in shards(trained)} == before
+            trained.run("embed")
+    before = {file: file.stat().st_mtime_ns for file in files(trained)}
+    assert len(before) == 5
+    trained.run("embed")
+    after = {file: file.stat().st_mtime_ns for file in files(trained)}
+    assert before.items() <= after.items()
+    assert len(after) == 4 * images(trained)
+    trained.run("embed")  # nothing is left to do
+    assert {file: file.stat().st_mtime_ns for file in files(trained)} == after
 
 
 @pytest.mark.parametrize(
@@ -136,18 +131,18 @@ def test_without_a_cache_the_command_to_run_is_named(trained):
 
 
 def test_verify_redoes_what_is_damaged(trained, caplog):
-    trained.run("embed", embedding_shard_size=8, logging_file=False)
-    victim = shards(trained)[0]
+    trained.run("embed", embedding_variants=1, logging_file=False)
+    victim = files(trained)[0]
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RuntimeError) as error:
-        trained.run("distill", cached_embeddings=True, logging_file=False)
-    assert victim.name in reason(error.value)
+        trained.run("distill", cached_embeddings=True, embedding_variants=1, logging_file=False)
+    assert f"{victim} is damaged" in reason(error.value)
     with caplog.at_level(logging.WARNING):
-        trained.run("embed", embedding_shard_size=8, verify=True, logging_file=False)
-    assert victim.name in caplog.text
-    assert len(shards(trained)) == -(-4 * images(trained) // 8)
-    trained.run("distill", cached_embeddings=True)
+        trained.run("embed", embedding_variants=1, verify=True, logging_file=False)
+    assert str(victim) in caplog.text
+    assert victim.read_bytes() == whole
+    trained.run("distill", cached_embeddings=True, embedding_variants=1)
 
 
 @pytest.mark.parametrize(("augment", "count"), [(True, 3), (False, 1)])

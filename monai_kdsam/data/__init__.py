@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from monai_kdsam.data.checks import Problem, check_images
 from monai_kdsam.data.datalist import distillation_items, prepare_datalist, require_items
-from monai_kdsam.data.embedding_writer import EmbeddingWriter
 from monai_kdsam.data.embeddings import EmbeddingStore, LoadEmbeddingd
 from monai_kdsam.data.image_reader import Image2DReader, list_images
 from monai_kdsam.data.layouts import LAYOUTS, read_dataset
@@ -18,7 +17,6 @@ from monai_kdsam.data.volume_reader import VolumeReader, list_volumes
 __all__ = [
     "LAYOUTS",
     "EmbeddingStore",
-    "EmbeddingWriter",
     "Image2DReader",
     "LoadEmbeddingd",
     "Problem",

@@ -1,55 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """The teacher's embeddings on disk: written once by `embed`, read by `distill` instead of running the teacher.
 
-A cache is a folder of safetensors files ("shards"). Each shard says in its header what its embeddings were made from,
-and of which images, so there is no index beside them that could disagree with them. A shard appears under its name when
-it is whole; checksums tell damage later on: one of the header, and one of each embedding with its key, type and shape,
-which safetensors keeps in a table that nothing else covers.
+Each image and variant has a file, `WHAT_IT_WAS_MADE_FROM/CHECKSUM_OF_THE_IMAGE/VARIANT.safetensors`, which appears when
+it is whole. So what is not there is missing, and there is no index that could say otherwise.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import shutil
 import zlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import ignite.distributed as idist
 import torch
 from monai.transforms import Transform
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from monai_kdsam.data.layouts import Item
 from monai_kdsam.data.paths import split_frame
-from monai_kdsam.errors import UserError
-from monai_kdsam.files import file_sha256
+from monai_kdsam.errors import UserError, UserFileError
+from monai_kdsam.files import file_sha256, replacing, write_text
 
-__all__ = [
-    "EmbeddingStore",
-    "LoadEmbeddingd",
-    "crc32_of",
-    "embedding_key",
-    "header_crc32",
-    "image_checksum",
-    "read_header",
-]
+__all__ = ["EmbeddingStore", "LoadEmbeddingd", "embedding_key", "image_checksum"]
 
 logger = logging.getLogger(__name__)
 Precision = Literal["float32", "float16", "int8"]
-FORMAT = 2
+ORIGIN = "made_from.json"
 REDO = "Run the phase `embed` with `--verify True`, which names what is damaged and makes it anew."
-
-
-class _Place(NamedTuple):
-    shard: Path
-    name: str
-    crc32: int
-    image: str
 
 
 def image_checksum(path: str | Path) -> str:
@@ -65,10 +50,10 @@ def embedding_key(item: Mapping[Any, Any]) -> str:
 
 
 class EmbeddingStore:
-    """A folder of embeddings that one teacher made under one preprocessing.
+    """The embeddings that one teacher made under one preprocessing.
 
     Args:
-        folder: of the shards.
+        folder: of caches; each has a folder of its own in it, named by the hash of `made_from`.
         made_from: what the embeddings depend on besides the image, by name: the teacher's checksum, the input size,
             the preprocessing. Values are what JSON can hold.
         variants: how many augmented variants of each image it shall hold, the image as it is among them.
@@ -76,7 +61,7 @@ class EmbeddingStore:
             has one scale for each channel of each image; docs/howto/embedding_cache.md tells what was measured.
 
     Raises:
-        ValueError: when a shard is damaged, or made from something else, which is named.
+        UserError: on another precision, or fewer than one variant.
     """
 
     def __init__(
@@ -93,98 +78,121 @@ class EmbeddingStore:
             )
         if variants < 1:
             raise UserError(f"Expected `embedding_variants` to be at least 1, got {variants}.")
-        self.folder = Path(folder)
         self.made_from: dict[str, Any] = json.loads(json.dumps(dict(made_from)))
+        origin = hashlib.sha256(json.dumps(self.made_from, sort_keys=True).encode()).hexdigest()
+        self.folder = Path(folder) / origin[:16]
         self.variants = variants
         self.precision = precision
-        self._places: dict[str, _Place] = {}
-        self._damaged: dict[Path, str] = {}
-        self.refresh()
 
-    def refresh(self) -> None:
-        """Look at the shards anew."""
-        self._places, self._damaged = {}, {}
-        for shard in sorted(self.folder.glob("*.safetensors")):
-            try:
-                header = read_header(shard)
-            except ValueError as error:
-                self._damaged[shard] = str(error)
-                continue
-            self._check_origin(shard, header["made_from"])
-            for name, entry in header["entries"].items():
-                self._places[entry["key"]] = _Place(shard, name, entry["crc32"], entry["image"])
+    def path(self, key: str) -> Path:
+        """The file of a key, whether or not it is there."""
+        return self.folder / f"{key}.safetensors"
 
-    def _check_origin(self, shard: Path, theirs: Mapping[str, Any]) -> None:
-        differing = [
-            f"{name} {theirs.get(name)} (now {self.made_from.get(name)})"
-            for name in sorted(theirs.keys() | self.made_from.keys())
-            if theirs.get(name) != self.made_from.get(name)
-        ]
-        if differing:
-            raise UserError(
-                f"The embeddings in {shard.parent} were made from something else: {', '.join(differing)}. "
-                "Set that back, name another `embedding_dir`, or delete the folder and run the phase `embed` again."
-            )
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __iter__(self) -> Iterator[str]:
+    def keys(self) -> list[str]:
         """The keys of all embeddings that are there."""
-        return iter(self._places)
+        return [f"{path.parent.name}/{path.stem}" for path in sorted(self.folder.glob("*/*.safetensors"))]
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._places
+    def write(self, key: str, image: str, embedding: Tensor) -> None:
+        """Keep the embedding (256, h, w) of an image, whose path is for messages.
+
+        Raises:
+            UserError: when it is not finite.
+            UserFileError: when the disk is full; what was written before is kept, and the next run goes on after it.
+        """
+        if not bool(torch.isfinite(embedding).all()):
+            raise UserError(f"The teacher's embedding of {image} is not finite.")
+        tensors = _quantize(embedding.detach().cpu(), self.precision)
+        if not (self.folder / ORIGIN).exists():
+            write_text(self.folder / ORIGIN, json.dumps(self.made_from, indent=1))
+        about = {"image": image, "crc32": str(_crc32(key, tensors))}
+        remedy = "Free disk space and run the phase `embed` again; it goes on with what is missing."
+        with replacing(self.path(key), remedy) as unfinished:
+            unfinished.write_bytes(save(tensors, about))  # not save_file, whose files only their owner can read
+
+    def check_room(self, count: int, embedding: Tensor) -> None:
+        """Compare what so many embeddings like this one need with the free disk.
+
+        Raises:
+            UserFileError: when they have no room.
+        """
+        nbytes = sum(tensor.nbytes for tensor in _quantize(embedding.cpu(), self.precision).values())
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        needed, free = count * nbytes, shutil.disk_usage(self.folder.parent).free
+        logger.info("%d embeddings need %.2f GiB; %.2f GiB are free.", count, needed / 2**30, free / 2**30)
+        if needed > free:
+            raise UserFileError(
+                f"{count} embeddings of {nbytes / 2**20:.2f} MiB need {needed / 2**30:.2f} GiB, and "
+                f"{self.folder.parent} has {free / 2**30:.2f} GiB. Free disk space, name another `embedding_dir`, "
+                "lower `embedding_variants`, or set `embedding_precision` to int8, which takes half of float16."
+            )
 
     def read(self, key: str) -> Tensor:
         """The embedding (256, h, w) under a key, float32.
 
         Raises:
-            KeyError: when there is none.
-            ValueError: when it is damaged.
+            UserError: when it is damaged, or not there.
         """
-        place = self._places[key]
+        path = self.path(key)
         try:
-            file = _opened(place.shard, place.shard.stat().st_ino)
-            stored = file.get_tensor(place.name)
-            scale = file.get_tensor(f"{place.name}.scale") if stored.dtype == torch.int8 else None
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"Cannot read the embedding of {place.image} from {place.shard}: {error}. {REDO}"
-            ) from error
-        if crc32_of(key, stored, scale) != place.crc32:
-            raise UserError(f"The embedding of {place.image} in {place.shard} is damaged. {REDO}")
-        return stored.float() if scale is None else stored.float() * scale
+            with safe_open(path, "pt") as file:
+                crc32 = file.metadata()["crc32"]
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if crc32 != str(_crc32(key, tensors)):
+                raise ValueError("its content is another than was written")
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+            raise UserError(f"The embedding {path} is damaged: {error}. {REDO}") from error
+        embedding = tensors["embedding"].float()
+        return embedding * tensors["scale"] if "scale" in tensors else embedding
 
     def require(self, items: Sequence[Item]) -> list[Item]:
         """The items with the checksums of their images, all of which have their embeddings.
 
         Raises:
-            ValueError: when embeddings are missing or a shard is damaged.
+            UserError: when embeddings are missing; where the folder has a cache of something else, with what differs.
         """
-        if self._damaged:
-            raise UserError(f"Damaged: {'; '.join(self._damaged.values())}. {REDO}")
         items = _with_checksums(items)
-        missing = [item for item in self._expand(items) if embedding_key(item) not in self]
-        if missing:
+        missing = self._lacking(self._expand(items))
+        if not missing:
+            return items
+        if differing := self._differing():
             raise UserError(
-                f"{self.folder} lacks {len(missing)} of {len(items) * self.variants} embeddings, the first of them "
-                f"variant {missing[0]['variant']} of {missing[0]['image']}. Run the phase `embed` with the same "
-                "settings; it makes what is missing."
+                f"The embeddings in {self.folder.parent} were made from something else: {', '.join(differing)}. "
+                "Set that back, or run the phase `embed` with the same settings."
             )
-        return items
+        raise UserError(
+            f"{self.folder} lacks {len(missing)} of {len(items) * self.variants} embeddings, the first of them "
+            f"variant {missing[0]['variant']} of {missing[0]['image']}. Run the phase `embed` with the same "
+            "settings; it makes what is missing."
+        )
 
     def missing(self, items: Sequence[Item], *, rank: int = 0, world_size: int = 1) -> list[Item]:
         """What is to be embedded: the items, each content once in each variant that is lacking, with its `file`."""
         wanted: dict[str, Item] = {}
         for item in self._expand(_with_checksums(items)):
             wanted.setdefault(embedding_key(item), {**item, "file": item["image"]})
+        if differing := self._differing():
+            logger.warning(
+                f"{self.folder.parent} has embeddings made from something else: {', '.join(differing)}. They are kept; "
+                "delete what is not needed."
+            )
         # Shared out before what is there is left out: another process may have written meanwhile.
-        share = list(wanted.items())[rank::world_size]
-        return [item for key, item in share if key not in self]
+        return self._lacking(list(wanted.values())[rank::world_size])
 
     def _expand(self, items: Sequence[Item]) -> list[Item]:
         return [{**item, "variant": variant} for variant in range(self.variants) for item in items]
+
+    def _lacking(self, items: Sequence[Item]) -> list[Item]:
+        return [item for item in items if not self.path(embedding_key(item)).is_file()]
+
+    def _differing(self) -> list[str]:
+        """Where there is no cache of these settings but others, what is different in the one most like it."""
+        others = [] if self.folder.is_dir() else list(self.folder.parent.glob(f"*/{ORIGIN}"))
+        differences = []
+        for theirs in (json.loads(file.read_text(encoding="utf-8")) for file in others):
+            names = sorted(theirs.keys() | self.made_from.keys())
+            pairs = {name: (theirs.get(name), self.made_from.get(name)) for name in names}
+            differences.append([f"{name} {old} (now {new})" for name, (old, new) in pairs.items() if old != new])
+        return min(differences, key=len, default=[])
 
     def verify(self) -> list[str]:
         """Read everything, name what is damaged, and remove it, so that `embed` makes it anew.
@@ -192,26 +200,18 @@ class EmbeddingStore:
         Of several processes the first one does it, and the others wait.
 
         Returns:
-            a line for each damaged shard.
+            a line for each damaged file.
         """
-        found = self._find_damage() if idist.get_rank() == 0 else {}
-        for shard, message in found.items():
-            logger.warning("%s It is deleted and made anew.", message)
-            shard.unlink()
-        idist.barrier()
-        logger.info("%d embeddings verified, %d damaged shards.", len(self), len(found))
-        self.refresh()
-        return list(found.values())
-
-    def _find_damage(self) -> dict[Path, str]:
-        found = dict(self._damaged)
-        for key, place in self._places.items():
-            if place.shard in found:
-                continue
+        keys, found = self.keys() if idist.get_rank() == 0 else [], []
+        for key in keys:
             try:
                 self.read(key)
-            except ValueError as error:
-                found[place.shard] = str(error).removesuffix(f" {REDO}")
+            except UserError as error:
+                found.append(str(error).removesuffix(f" {REDO}"))
+                logger.warning("%s It is deleted and made anew.", found[-1])
+                self.path(key).unlink()
+        idist.barrier()
+        logger.info("%d embeddings verified, %d damaged.", len(keys), len(found))
         return found
 
 
@@ -226,47 +226,23 @@ class LoadEmbeddingd(Transform):
         return {**data, "embedding": self.store.read(embedding_key(data))}
 
 
-@lru_cache(maxsize=256)
-def _opened(shard: Path, inode: int) -> Any:
-    """A memory-mapped shard; the inode tells it from a later one of the same name."""
-    return safe_open(shard, "pt")
-
-
-def read_header(shard: Path) -> dict[str, Any]:
-    """What a shard says of itself: `made_from`, and `entries`, name -> key, image and crc32; `crc32` of both.
-
-    Raises:
-        ValueError: when it is not whole, or of another version.
-    """
-    try:
-        with safe_open(shard, "pt") as file:
-            header: dict[str, Any] = json.loads(file.metadata()["monai_kdsam"])
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{shard} is no whole shard of embeddings ({error}).") from error
-    if header.get("format") != FORMAT:
-        raise UserError(f"{shard} has format {header.get('format')}, and this version reads {FORMAT}.")
-    if header.get("crc32") != header_crc32(header):
-        raise UserError(f"{shard} is no whole shard of embeddings (its header is damaged).")
-    return header
-
-
-def header_crc32(header: Mapping[str, Any]) -> int:
-    """Checksum of what a shard says of itself."""
-    said = {key: value for key, value in header.items() if key != "crc32"}
-    return zlib.crc32(json.dumps(said, sort_keys=True).encode())
-
-
 def _with_checksums(items: Sequence[Item]) -> list[Item]:
     with ThreadPoolExecutor() as pool:
         checksums = list(pool.map(image_checksum, [item["image"] for item in items]))
     return [{**item, "checksum": checksum} for item, checksum in zip(items, checksums, strict=True)]
 
 
-def crc32_of(key: str, *tensors: Tensor | None) -> int:
-    """Checksum of a key, and of the type, shape and content of tensors one after the other."""
+def _quantize(embedding: Tensor, precision: Precision) -> dict[str, Tensor]:
+    if precision != "int8":
+        return {"embedding": embedding.to(getattr(torch, precision)).contiguous()}
+    scale = embedding.float().abs().amax(dim=(1, 2), keepdim=True).clamp_min(1e-12) / 127
+    return {"embedding": (embedding.float() / scale).round().to(torch.int8), "scale": scale}
+
+
+def _crc32(key: str, tensors: Mapping[str, Tensor]) -> int:
+    """Checksum of a key, and of the name, type, shape and content of tensors, of which safetensors has none."""
     checksum = zlib.crc32(key.encode())
-    for tensor in tensors:
-        if tensor is not None:
-            checksum = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
-            checksum = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, checksum)
+    for name, tensor in sorted(tensors.items()):
+        checksum = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
+        checksum = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, checksum)
     return checksum

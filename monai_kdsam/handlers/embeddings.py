@@ -8,8 +8,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from monai_kdsam.data.embedding_writer import EmbeddingWriter
-from monai_kdsam.data.embeddings import embedding_key
+from monai_kdsam.data.embeddings import EmbeddingStore, embedding_key
 
 __all__ = ["EmbeddingSaver"]
 
@@ -17,30 +16,31 @@ logger = logging.getLogger(__name__)
 
 
 class EmbeddingSaver:
-    """Hands the predictions of an evaluator of the teacher's encoder to a writer.
+    """Keeps the predictions of an evaluator of the teacher's encoder.
 
     Args:
-        writer: gets each embedding under its item's `checksum` and `variant`, with its `file` for messages.
+        store: gets each embedding under its item's `checksum` and `variant`, with its `file` for messages.
+        expected: how many embeddings will come; what they need is compared with the free disk before the first one.
     """
 
-    def __init__(self, writer: EmbeddingWriter) -> None:
-        self.writer = writer
+    def __init__(self, store: EmbeddingStore, expected: int) -> None:
+        self.store = store
+        self.expected = expected
 
     def attach(self, engine: Engine) -> None:
-        """Save after each iteration, and the rest at the end."""
+        """Save after each iteration."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.COMPLETED, self._tell)
 
     def __call__(self, engine: Engine) -> None:
-        """Add the batch's embeddings."""
+        """Keep the batch's embeddings."""
         batch: Any = engine.state.batch
         output: Any = engine.state.output
+        if engine.state.iteration == 1:
+            self.store.check_room(self.expected, output["pred"][0])
         for row, embedding in enumerate(output["pred"]):
             item = {"checksum": batch["checksum"][row], "variant": int(batch["variant"][row])}
-            self.writer.add(embedding_key(item), batch["file"][row], embedding)
+            self.store.write(embedding_key(item), batch["file"][row], embedding)
 
-    def _finish(self, engine: Engine) -> None:
-        self.writer.flush()
-        store = self.writer.store
-        store.refresh()
-        logger.info("%s holds %d embeddings.", store.folder, len(store))
+    def _tell(self, engine: Engine) -> None:
+        logger.info("%s holds %d embeddings.", self.store.folder, len(self.store.keys()))

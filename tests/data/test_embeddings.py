@@ -2,18 +2,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from ignite.engine import Engine
 from torch import Tensor
 
-from monai_kdsam.data import EmbeddingStore, EmbeddingWriter, LoadEmbeddingd, embeddings
+from monai_kdsam.data import EmbeddingStore, LoadEmbeddingd
 from monai_kdsam.data.embeddings import embedding_key, image_checksum
-from monai_kdsam.files import LEFTOVER_AGE
+from monai_kdsam.handlers import EmbeddingSaver
 
 MADE_FROM = {"teacher": "abc", "image_size": 64, "pixel_mean": (1.0, 2.0)}
 
@@ -22,12 +22,10 @@ def embedding(n: int) -> Tensor:
     return torch.randn(256, 4, 4, generator=torch.Generator().manual_seed(n))
 
 
-def filled(folder: Path, count: int = 5, size: int = 2, **settings) -> EmbeddingStore:
+def filled(folder: Path, count: int = 5, **settings) -> EmbeddingStore:
     store = EmbeddingStore(folder, MADE_FROM, **settings)
-    writer = EmbeddingWriter(store, expected=count, size=size)
     for n in range(count):
-        writer.add(f"c{n}/0", f"{n}.png", embedding(n))
-    writer.flush()
+        store.write(f"c{n}/0", f"{n}.png", embedding(n))
     return EmbeddingStore(folder, MADE_FROM, **settings)
 
 
@@ -42,7 +40,7 @@ def items(tmp_path) -> list[dict]:
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0.0), ("float16", 2e-3), ("int8", 2e-2)])
 def test_what_is_read_is_what_was_written(tmp_path, precision, tolerance) -> None:
     store = filled(tmp_path, precision=precision)
-    assert len(store) == 5
+    assert store.keys() == [f"c{n}/0" for n in range(5)]
     for n in (3, 0, 4):
         read = store.read(f"c{n}/0")
         assert read.dtype == torch.float32
@@ -52,42 +50,31 @@ def test_what_is_read_is_what_was_written(tmp_path, precision, tolerance) -> Non
 def test_bytes_on_the_disk_follow_the_precision(tmp_path) -> None:
     sizes = {}
     for precision in ("float32", "float16", "int8"):
-        filled(tmp_path / precision, precision=precision)
-        sizes[precision] = sum(file.stat().st_size for file in (tmp_path / precision).iterdir())
+        store = filled(tmp_path / precision, count=1, precision=precision)
+        sizes[precision] = store.path("c0/0").stat().st_size
     assert sizes["float32"] > 1.8 * sizes["float16"]
     assert sizes["float16"] > 1.5 * sizes["int8"]  # of 16 positions; the scales weigh less where there are 4096
-
-
-def test_a_shard_is_written_when_full_when_time_is_up_and_at_the_end(tmp_path) -> None:
-    now = [0.0]
-    store = EmbeddingStore(tmp_path, MADE_FROM)
-    writer = EmbeddingWriter(store, expected=9, size=3, seconds=60, clock=lambda: now[0])
-
-    def shards_after(n: int) -> int:
-        writer.add(f"c{n}/0", f"{n}.png", embedding(n))
-        return len(list(tmp_path.glob("*.safetensors")))
-
-    assert [shards_after(n) for n in range(4)] == [0, 0, 1, 1]
-    now[0] = 61.0
-    assert shards_after(4) == 2
-    assert shards_after(5) == 2
-    writer.flush()
-    store.refresh()
-    assert len(store) == 6
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher": "xyz"}, r"made from something else: teacher abc \(now xyz\)"),
+        ({"teacher": "xyz"}, r"made from something else: teacher abc \(now xyz\)\. Set that back"),
         ({"image_size": 128}, r"made from something else: image_size 64 \(now 128\)"),
         ({"window": 7}, r"made from something else: window None \(now 7\)"),
     ],
 )
-def test_a_cache_of_another_teacher_or_preprocessing_is_refused_by_name(tmp_path, change, message) -> None:
-    filled(tmp_path)
+def test_a_cache_of_another_teacher_or_preprocessing_is_refused_by_name(
+    tmp_path, items, caplog, change, message
+) -> None:
+    filled(tmp_path / "store")
+    EmbeddingStore(tmp_path / "store", {"all": "of it is other"}).write("c/0", "0.png", embedding(0))
+    other = EmbeddingStore(tmp_path / "store", MADE_FROM | change)
     with pytest.raises(ValueError, match=message):
-        EmbeddingStore(tmp_path, MADE_FROM | change)
+        other.require(items)
+    assert len(other.missing(items)) == 3
+    assert "made from something else" in caplog.text  # the disk holds both
+    assert filled(tmp_path / "store").read("c0/0").shape == (256, 4, 4)
 
 
 def test_keys_follow_the_content_of_the_image_and_not_its_name(items) -> None:
@@ -100,11 +87,8 @@ def test_missing_lists_each_content_once_in_every_variant(tmp_path, items) -> No
     store = EmbeddingStore(tmp_path / "store", MADE_FROM, variants=2)
     wanted = store.missing(items)
     assert len(wanted) == 6
-    writer = EmbeddingWriter(store, expected=6)
     for item in wanted[:5]:
-        writer.add(embedding_key(item), item["file"], embedding(0))
-    writer.flush()
-    store.refresh()
+        store.write(embedding_key(item), item["file"], embedding(0))
     assert [(item["file"], item["variant"]) for item in store.missing(items)] == [(items[2]["image"], 1)]
     with pytest.raises(ValueError, match=r"lacks 2 of 8 embeddings, the first of them variant 1 of .*2\.png.*`embed`"):
         store.require(items)
@@ -112,11 +96,8 @@ def test_missing_lists_each_content_once_in_every_variant(tmp_path, items) -> No
 
 def test_a_changed_image_has_no_embedding_any_more(tmp_path, items) -> None:
     store = EmbeddingStore(tmp_path / "store", MADE_FROM)
-    writer = EmbeddingWriter(store, expected=3)
     for item in store.missing(items):
-        writer.add(embedding_key(item), item["file"], embedding(0))
-    writer.flush()
-    store.refresh()
+        store.write(embedding_key(item), item["file"], embedding(0))
     complete = store.require(items)
     assert LoadEmbeddingd(store)({**complete[0], "variant": 0})["embedding"].shape == (256, 4, 4)
     Path(items[1]["image"]).write_bytes(b"another picture")
@@ -124,98 +105,81 @@ def test_a_changed_image_has_no_embedding_any_more(tmp_path, items) -> None:
         store.require(items)
 
 
-def damage(shard: Path, how: str) -> None:
-    content = bytearray(shard.read_bytes())
+def damage(file: Path, how: str) -> None:
+    content = bytearray(file.read_bytes())
     if how == "cut":
         content = content[: len(content) // 2]
     elif how == "flipped":
         content[-100] ^= 0xFF
     else:
         content = bytearray()
-    shard.write_bytes(content)
-
-
-@pytest.mark.parametrize("how", ["cut", "empty"])
-def test_a_shard_that_is_not_whole_is_refused_when_training(tmp_path, items, how) -> None:
-    filled(tmp_path / "store")
-    shard = sorted((tmp_path / "store").iterdir())[0]
-    damage(shard, how)
-    with pytest.raises(ValueError, match=rf"{shard.name} is no whole shard.*--verify True"):
-        EmbeddingStore(tmp_path / "store", MADE_FROM).require(items)
-
-
-def test_a_flipped_bit_is_found_when_it_is_read(tmp_path) -> None:
-    filled(tmp_path, count=1)
-    damage(next(tmp_path.iterdir()), "flipped")
-    with pytest.raises(ValueError, match=r"The embedding of 0\.png in .* is damaged.*--verify True"):
-        EmbeddingStore(tmp_path, MADE_FROM).read("c0/0")
+    file.write_bytes(content)
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_no_changed_byte_of_a_header_gives_another_value_or_an_error_of_another_kind(tmp_path, precision) -> None:
-    right = filled(tmp_path, count=2, precision=precision)
-    expected = {key: right.read(key) for key in right}
-    (shard,) = tmp_path.iterdir()
-    whole = shard.read_bytes()
-    length = 8 + int.from_bytes(whole[:8], "little")
-    for position in range(0, length, 7):
-        shard.write_bytes(whole[:position] + bytes([whole[position] ^ (1 + position % 255)]) + whole[position + 1 :])
-        embeddings._opened.cache_clear()
-        store = EmbeddingStore(tmp_path, MADE_FROM, precision=precision)
-        for key in store:
-            try:
-                found = store.read(key)
-            except ValueError as error:
-                assert "--verify True" in str(error)  # noqa: PT017 - it may be read rightly as well
-            else:
-                assert torch.equal(found, expected[key]), position
+    store = filled(tmp_path, count=1, precision=precision)
+    expected, file = store.read("c0/0"), store.path("c0/0")
+    whole = file.read_bytes()
+    for position in range(0, 8 + int.from_bytes(whole[:8], "little"), 5):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ (1 + position % 255)]) + whole[position + 1 :])
+        try:
+            found = store.read("c0/0")
+        except ValueError as error:
+            assert "--verify True" in str(error)  # noqa: PT017 - it may be read rightly as well
+        else:
+            assert torch.equal(found, expected), position
 
 
-def test_the_embedding_of_another_key_is_found(tmp_path) -> None:
-    """As a name in the table of tensors that became another one's."""
-    filled(tmp_path, count=2)
-    (shard,) = tmp_path.iterdir()
-    content = shard.read_bytes()
-    shard.write_bytes(
-        content.replace(b'"0":{"dtype"', b'"x":{"dtype"')
-        .replace(b'"1":{"dtype"', b'"0":{"dtype"')
-        .replace(b'"x":{"dtype"', b'"1":{"dtype"')
-    )
-    assert shard.read_bytes() != content
-    embeddings._opened.cache_clear()
-    store = EmbeddingStore(tmp_path, MADE_FROM)
-    for key in store:
-        with pytest.raises(ValueError, match="is damaged"):
-            store.read(key)
-    assert store.verify() != []
+def test_the_embedding_of_another_image_is_found(tmp_path) -> None:
+    store = filled(tmp_path, count=2)
+    shutil.copy(store.path("c0/0"), store.path("c1/0"))
+    with pytest.raises(ValueError, match=r"c1/0\.safetensors is damaged: its content is another"):
+        store.read("c1/0")
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
-def test_verify_names_the_damaged_shard_and_removes_it_alone(tmp_path, caplog, how) -> None:
-    filled(tmp_path)
-    shards = sorted(tmp_path.iterdir())
-    damage(shards[1], how)
-    store = EmbeddingStore(tmp_path, MADE_FROM)
+def test_a_damaged_file_is_named_when_it_is_read_and_verify_removes_it_alone(tmp_path, caplog, how) -> None:
+    store = filled(tmp_path)
+    damage(store.path("c1/0"), how)
+    with pytest.raises(ValueError, match=r"The embedding .*c1/0\.safetensors is damaged: .*--verify True"):
+        store.read("c1/0")
     with caplog.at_level(logging.WARNING):
         (message,) = store.verify()
-    assert shards[1].name in message
-    assert shards[1].name in caplog.text
-    assert sorted(tmp_path.iterdir()) == [shards[0], shards[2]]
+    assert str(store.path("c1/0")) in message
+    assert str(store.path("c1/0")) in caplog.text
+    assert store.keys() == ["c0/0", "c2/0", "c3/0", "c4/0"]
     assert store.verify() == []
+
+
+def batch(count: int) -> tuple[Engine, dict]:
+    engine = Engine(lambda engine, batch: {"pred": torch.stack([embedding(n) for n in range(count)])})
+    return engine, {
+        "checksum": [f"c{n}" for n in range(count)],
+        "variant": torch.zeros(count),
+        "file": [f"{n}.png" for n in range(count)],
+    }
+
+
+def test_a_batch_is_kept_image_by_image(tmp_path) -> None:
+    store, (engine, data) = EmbeddingStore(tmp_path, MADE_FROM), batch(3)
+    EmbeddingSaver(store, expected=3).attach(engine)
+    engine.run([data])
+    assert store.keys() == ["c0/0", "c1/0", "c2/0"]
+    torch.testing.assert_close(store.read("c2/0"), embedding(2), rtol=0, atol=2e-3)
 
 
 def test_a_full_disk_is_told_before_the_first_write(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
-    writer = EmbeddingWriter(EmbeddingStore(tmp_path, MADE_FROM), expected=1000)
+    store, (engine, data) = EmbeddingStore(tmp_path, MADE_FROM), batch(1)
+    EmbeddingSaver(store, expected=1000).attach(engine)
     with pytest.raises(OSError, match=r"1000 embeddings of 0\.01 MiB need 0\.01 GiB.*Free disk space.*int8"):
-        writer.add("c/0", "0.png", embedding(0))
+        engine.run([data])
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fills_up_keeps_the_shards_before(tmp_path, monkeypatch) -> None:
+def test_a_disk_that_fills_up_keeps_what_was_written_before(tmp_path, monkeypatch) -> None:
     store = filled(tmp_path, count=2)
-    writer = EmbeddingWriter(store, expected=2)
-    writer.add("d/0", "d.png", embedding(9))
 
     def full(self, content):
         raise OSError(28, "No space left on device")
@@ -223,24 +187,18 @@ def test_a_disk_that_fills_up_keeps_the_shards_before(tmp_path, monkeypatch) -> 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match=r"No space left on device\. Free disk space and run the phase `embed` again"):
-            writer.flush()
-    store.refresh()
-    assert len(store) == 2
-    writer.flush()
-    store.refresh()
-    assert len(store) == 3
+            store.write("d/0", "d.png", embedding(9))
+    assert store.keys() == ["c0/0", "c1/0"]
+    store.write("d/0", "d.png", embedding(9))
+    assert len(store.keys()) == 3
 
 
-def test_the_leftover_of_a_killed_run_is_removed_and_never_read(tmp_path) -> None:
-    store = filled(tmp_path, count=2)
-    leftover, writing = tmp_path / ".r0-1234.safetensors.a-77.part", tmp_path / ".r0-5678.safetensors.b-77.part"
-    for file in (leftover, writing):
-        file.write_bytes(b"half")
-    os.utime(leftover, (time.time() - LEFTOVER_AGE - 1,) * 2)
-    assert len(EmbeddingStore(tmp_path, MADE_FROM)) == 2
-    EmbeddingWriter(store, expected=1).add("d/0", "d.png", embedding(9))
-    assert not leftover.exists()
-    assert writing.exists(), "another machine is writing it"
+def test_what_a_killed_run_has_left_is_never_read(tmp_path) -> None:
+    store = filled(tmp_path, count=1)
+    (store.folder / "c1").mkdir()
+    (store.folder / "c1" / ".0.safetensors.host-77.part").write_bytes(b"half")
+    assert store.keys() == ["c0/0"]
+    assert store.verify() == []
 
 
 @pytest.mark.parametrize(
@@ -256,18 +214,22 @@ def test_wrong_settings_are_named(tmp_path, settings, message) -> None:
 
 
 def test_an_embedding_that_is_not_finite_is_not_kept(tmp_path) -> None:
-    writer = EmbeddingWriter(EmbeddingStore(tmp_path, MADE_FROM), expected=1)
+    store = EmbeddingStore(tmp_path, MADE_FROM)
     with pytest.raises(ValueError, match=r"embedding of 0\.png is not finite"):
-        writer.add("c/0", "0.png", torch.full((256, 4, 4), float("nan")))
+        store.write("c/0", "0.png", torch.full((256, 4, 4), float("nan")))
+    assert store.keys() == []
+
+
+def test_other_programs_read_the_files(tmp_path) -> None:
+    store = filled(tmp_path, count=1)
+    read = safetensors.torch.load_file(store.path("c0/0"))
+    assert torch.equal(read["embedding"], embedding(0).half())
 
 
 def test_the_shares_of_processes_are_apart_and_whole_even_while_others_write(tmp_path, items) -> None:
     store = EmbeddingStore(tmp_path / "store", MADE_FROM, variants=2)
     first = store.missing(items, rank=0, world_size=2)
-    writer = EmbeddingWriter(store, expected=3)
-    writer.add(embedding_key(first[0]), first[0]["file"], embedding(0))
-    writer.flush()
-    store.refresh()
+    store.write(embedding_key(first[0]), first[0]["file"], embedding(0))
     second = store.missing(items, rank=1, world_size=2)
     keys = [embedding_key(item) for item in (*first, *second)]
     assert len(keys) == len(set(keys)) == 6
