@@ -52,7 +52,7 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "-c", code)
     session.run("python", "-m", "monai_kdsam", "--help", silent=True)
     session.run("python", "-m", "monai_kdsam", "bundle", "copy")
-    code = "from monai_kdsam.data.phantoms import write_phantoms; write_phantoms('images', per_kind=3)"
+    code = "from monai_kdsam.data.phantoms import write_phantoms; write_phantoms('images', per_kind=6)"
     session.run("python", "-c", code)
     for phase in ("adapt", "distill", "train", "inference"):
         run_phase(session, "copy", phase)

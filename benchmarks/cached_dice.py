@@ -82,7 +82,7 @@ class Study:
             "best_checkpoint": str(folder / "distilled.pt"),
             "overwrite": True,
         }
-        write_phantoms(folder / "unseen", per_kind=pictures // 4, clutter=CLUTTER, seed=12345)
+        write_phantoms(folder / "unseen", per_kind=pictures // 2, clutter=CLUTTER, seed=12345)
         self.unseen = self.load_unseen()
 
     def files(self, *phases: str) -> list[str]:

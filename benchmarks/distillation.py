@@ -139,7 +139,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_phantoms(folder / "phantoms", per_kind=IMAGES // 4, size=512)
+        write_phantoms(folder / "phantoms", per_kind=IMAGES // 2, size=512)
         torch.save(
             build_teacher(arguments.teacher, image_size=arguments.image_size).state_dict(), folder / "teacher.pt"
         )

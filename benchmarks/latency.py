@@ -55,8 +55,9 @@ def pictures(size: int, count: int = 4) -> list[np.ndarray]:
     from monai_kdsam.pixels import fit_longest, resize_pixels
 
     inputs = []
-    for kind in PHANTOM_KINDS[:count]:
-        planes = make_phantom(kind, size=320, seed=0)[0].transpose(2, 0, 1)
+    for number in range(count):
+        kind = PHANTOM_KINDS[number % len(PHANTOM_KINDS)]
+        planes = make_phantom(kind, size=320, seed=number)[0].transpose(2, 0, 1)
         resized = resize_pixels(planes, *fit_longest(*planes.shape[1:], size)).astype(np.float32)
         padded = np.zeros((1, 3, size, size), dtype=np.float32)
         padded[0, :, : resized.shape[1], : resized.shape[2]] = (resized - 110) / 58

@@ -63,7 +63,7 @@ class _Runner:
 def run_demo(
     folder: str | Path = "kdsam_demo",
     *,
-    per_kind: int = 50,
+    per_kind: int = 100,
     image_size: int = 96,
     factor: float = 1.0,
     device: str | None = None,
@@ -72,7 +72,7 @@ def run_demo(
 
     Args:
         folder: of everything that it writes; must not hold a demonstration yet.
-        per_kind: number of pictures of each of the four kinds.
+        per_kind: number of pictures of each of the two kinds.
         image_size: side of the network's input in pixels.
         factor: scales the number of epochs.
         device: as in "cpu" or "cuda:1"; by default the first GPU, or the CPU.

@@ -52,7 +52,7 @@ class Workspace:
 
 def make_workspace(folder: Path, **settings: Any) -> Workspace:
     copy_bundle(folder, settings={"backbone": "resnet18", "image_size": SIZE} | settings)
-    write_phantoms(folder / "phantoms", per_kind=4, size=72)
+    write_phantoms(folder / "phantoms", per_kind=8, size=72)
     return Workspace(folder)
 
 

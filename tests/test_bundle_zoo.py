@@ -151,7 +151,7 @@ def test_the_network_that_ckpt_export_writes_equals_the_network(small, exported,
     ("kind", "config", "data"), [("train", "train.yaml", "."), ("infer", "inference.json", "images")]
 )
 def test_monai_finds_every_property_that_it_demands(small, tmp_path, kind, config, data):
-    write_phantoms(tmp_path / "data", per_kind=2, size=SIZE)
+    write_phantoms(tmp_path / "data", per_kind=4, size=SIZE)
     workflow = ConfigWorkflow(
         config_file=[str(BUNDLE / "configs" / config), str(config_path("smoke.yaml"))],
         meta_file=str(BUNDLE / "configs" / "metadata.json"),

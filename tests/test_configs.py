@@ -51,7 +51,7 @@ def write_kvasir(root: Path):
 
 
 def write_isic2017(root: Path):
-    for number, image, mask in pictures("skin_lesion", count=12):
+    for number, image, mask in pictures("polyp", count=12):
         part = ("Training", "Validation", "Test_v2")[number % 3]
         save(root / f"ISIC-2017_{part}_Data" / f"ISIC_{number:07d}.jpg", image)
         save(root / f"ISIC-2017_{part}_Part1_GroundTruth" / f"ISIC_{number:07d}_segmentation.png", mask)
@@ -59,9 +59,11 @@ def write_isic2017(root: Path):
 
 def write_hc18(root: Path):
     rows = [("filename", "pixel size(mm)", "head circumference (mm)")]
-    for number, image, mask in pictures("fetal_head"):
+    for number, image, _ in pictures("breast_lesion"):
+        down, right = (np.linspace(-2, 2, side) for side in image.shape[:2])
+        head = down[:, None] ** 2 + right**2 < 1 + number / 10
         save(root / "training_set" / f"{number:03d}_HC.png", image[..., 0])
-        save(root / "training_set" / f"{number:03d}_HC_Annotation.png", mask & ~ndimage.binary_erosion(mask))
+        save(root / "training_set" / f"{number:03d}_HC_Annotation.png", head & ~ndimage.binary_erosion(head))
         rows.append((f"{number:03d}_HC.png", 0.1, 100.0))
     with open(root / "training_set_pixel_size_and_HC.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)

@@ -17,7 +17,7 @@ from monai_kdsam.__main__ import main
 def test_a_demonstration_in_miniature(tmp_path, monkeypatch, capsys):
     run = demo.run_demo
     monkeypatch.setattr(
-        demo, "run_demo", lambda folder, device: run(folder, device=device, per_kind=5, image_size=64, factor=0.01)
+        demo, "run_demo", lambda folder, device: run(folder, device=device, per_kind=10, image_size=64, factor=0.01)
     )
     assert main(["demo", "--dir", str(tmp_path / "demo")]) == 0
 

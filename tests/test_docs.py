@@ -47,7 +47,7 @@ def commands(text):
 def test_the_commands_of_the_quick_start_run_in_their_order(tmp_path, monkeypatch):
     """As typed, but small: DATA is generated, a small teacher takes SAM's place, nothing is downloaded."""
     monkeypatch.chdir(tmp_path)
-    write_phantoms("work/DATA", per_kind=4, size=72)
+    write_phantoms("work/DATA", per_kind=8, size=72)
     small = ["--teacher", "scratch", "--overlays", "smoke", "--set", "progress=False"]
     ran = []
     for command in commands(QUICKSTART):

@@ -63,7 +63,7 @@ def test_every_variant_is_stored_and_the_student_is_trained_on_all(trained, capl
 
 @pytest.mark.slow
 def test_unlabeled_images_are_embedded_and_distilled_and_the_other_phases_have_the_labeled_ones(trained, caplog):
-    write_phantoms(trained.folder / "more", per_kind=1, size=72, seed=9)
+    write_phantoms(trained.folder / "more", per_kind=2, size=72, seed=9)
     (trained.folder / "more" / "images").rename(trained.folder / "phantoms" / "unlabeled")
     (trained.output / "split.json").unlink()
     trained.run("embed", embedding_variants=1)

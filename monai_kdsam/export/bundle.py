@@ -143,7 +143,7 @@ def _pictures(calibration: str | Path | None, images: str | Path | None, scratch
     if len(found) >= 5:
         held_out = _spread(found, min(len(found) // 5, _MOST_CHECKED))
         return _spread([path for path in found if path not in held_out], _MOST_CALIBRATION), held_out
-    generated = write_phantoms(scratch / "phantoms", per_kind=2, size=320)
+    generated = write_phantoms(scratch / "phantoms", per_kind=4, size=320)
     return found, [item["image"] for item in list_images(generated / "images")]
 
 

@@ -29,35 +29,28 @@ def best_threshold(image: np.ndarray, mask: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def hundred() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+def fifty() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     return {kind: [make_phantom(kind, seed=seed) for seed in range(25)] for kind in PHANTOM_KINDS}
 
 
-def test_filling_the_box_is_a_poor_answer(hundred) -> None:
-    pairs = [(mask, *box_and_ellipse(mask)) for kind in hundred.values() for _, mask in kind]
+def test_filling_the_box_is_a_poor_answer(fifty) -> None:
+    pairs = [(mask, *box_and_ellipse(mask)) for kind in fifty.values() for _, mask in kind]
     assert np.mean([dice(box, mask) for mask, box, _ in pairs]) < 0.72
     assert np.mean([dice(ellipse, mask) for mask, _, ellipse in pairs]) < 0.82
 
 
-def test_a_brightness_threshold_is_a_poor_answer_even_the_best_one(hundred) -> None:
-    scores = {kind: np.mean([best_threshold(*pair) for pair in pairs]) for kind, pairs in hundred.items()}
+def test_a_brightness_threshold_is_a_poor_answer_even_the_best_one(fifty) -> None:
+    scores = {kind: np.mean([best_threshold(*pair) for pair in pairs]) for kind, pairs in fifty.items()}
     assert max(scores.values()) < 0.8
     assert np.mean(list(scores.values())) < 0.6
 
 
-@pytest.mark.parametrize("kind", ["breast_lesion", "polyp", "skin_lesion"])
-def test_a_lesion_differs_from_what_surrounds_it(hundred, kind) -> None:
-    for image, mask in hundred[kind]:
+@pytest.mark.parametrize("kind", PHANTOM_KINDS)
+def test_a_lesion_differs_from_what_surrounds_it(fifty, kind) -> None:
+    for image, mask in fifty[kind]:
         ring = ndimage.binary_dilation(mask, iterations=12) & ~ndimage.binary_dilation(mask, iterations=3)
         ring &= image.max(2) > 8  # not what lies outside the sector or the endoscope's view
         assert np.abs(image[mask].mean(0) - image[ring].mean(0)).max() > 8
-
-
-def test_a_head_has_a_bright_skull(hundred) -> None:
-    for image, mask in hundred["fetal_head"]:
-        inside = ndimage.binary_erosion(mask, iterations=6)
-        skull = mask & ~ndimage.binary_erosion(mask, iterations=2)
-        assert image[skull].mean() > image[inside].mean() + 15
 
 
 @pytest.mark.parametrize("kind", PHANTOM_KINDS)
@@ -67,11 +60,11 @@ def test_masks_are_neither_empty_nor_nearly_the_whole_image(kind) -> None:
     assert max(areas) < 0.5
 
 
-def test_sizes_vary_between_three_quarters_and_all_of_the_size_asked_for(hundred) -> None:
-    sides = [side for pairs in hundred.values() for _, mask in pairs for side in mask.shape]
+def test_sizes_vary_between_three_quarters_and_all_of_the_size_asked_for(fifty) -> None:
+    sides = [side for pairs in fifty.values() for _, mask in pairs for side in mask.shape]
     assert 120 <= min(sides) < 125
     assert 155 < max(sides) <= 160
-    assert any(mask.shape[0] != mask.shape[1] for _, mask in hundred["polyp"])
+    assert any(mask.shape[0] != mask.shape[1] for _, mask in fifty["polyp"])
 
 
 @pytest.mark.parametrize("kind", PHANTOM_KINDS)
@@ -94,10 +87,8 @@ def test_clutter_changes_the_picture_and_not_the_mask(kind) -> None:
 @pytest.mark.parametrize(
     ("kind", "shape", "area", "total"),
     [
-        ("fetal_head", (149, 130), 2220, 3221298),
         ("breast_lesion", (159, 124), 2986, 5000988),
         ("polyp", (153, 149), 4510, 8781650),
-        ("skin_lesion", (139, 135), 1887, 7146364),
     ],
 )
 def test_pictures_are_the_same_with_every_numpy(kind, shape, area, total) -> None:
@@ -126,10 +117,7 @@ def test_two_seeds_write_different_sets(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            {"kind": "liver", "seed": 0},
-            "`kind` to be one of fetal_head, breast_lesion, polyp, skin_lesion, got 'liver'",
-        ),
+        ({"kind": "liver", "seed": 0}, "`kind` to be one of breast_lesion, polyp, got 'liver'"),
         ({"kind": "polyp", "seed": -1}, "`seed` to be 0 or more, got -1"),
         ({"kind": "polyp", "seed": 0, "size": 20}, "`size` to be at least 48 pixels, got 20"),
         ({"kind": "polyp", "seed": 0, "clutter": 2}, "`clutter` to be between 0 and 1, got 2"),

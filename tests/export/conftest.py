@@ -27,7 +27,7 @@ def bundle(tmp_path_factory):
     """Folder of a bundle with weights; pictures lie in `phantoms/images` beside it."""
     folder = tmp_path_factory.mktemp("export")
     bundle = copy_bundle(folder, settings={"backbone": "resnet18", "image_size": SIZE})
-    write_phantoms(folder / "phantoms", per_kind=5, size=160)
+    write_phantoms(folder / "phantoms", per_kind=10, size=160)
     torch.manual_seed(0)
     network = build_student("resnet18", image_size=SIZE)
     torch.save(network.state_dict(), bundle / "models" / "model.pt")

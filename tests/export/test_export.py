@@ -99,7 +99,7 @@ def test_the_masks_are_those_of_the_bundle(choice, exported, bundle, picture):
 @pytest.mark.parametrize("form", ["onnx", "openvino", "torchscript"])
 def test_threads_get_the_answers_that_one_gets(form, exported, bundle):
     predictor = Predictor(exported[form, "fp32"][0], threads=1)
-    pictures = [bundle.parent / "phantoms" / "images" / f"{kind}_001.png" for kind in ("polyp", "skin_lesion")]
+    pictures = [bundle.parent / "phantoms" / "images" / f"{kind}_001.png" for kind in ("polyp", "breast_lesion")]
     asked = [(number % 2, [[20 + 5 * (number // 4 % 12), 30 + 25 * (number % 4)]]) for number in range(64)]
     images = [predictor.encode(picture) for picture in pictures]
     alone = [predictor.predict(points=click, image=images[picture]) for picture, click in asked]

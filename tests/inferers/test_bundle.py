@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     for name in ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d"):
         bundle = copy_bundle(folder, name, settings={"backbone": "resnet18", "image_size": 64})
         torch.save(weights, bundle / "models" / "model.pt")
-    Image.fromarray(make_phantom("skin_lesion", size=80, seed=1)[0][:56]).save(folder / "picture.png")
+    Image.fromarray(make_phantom("polyp", size=80, seed=1)[0][:56]).save(folder / "picture.png")
     return folder
 
 

@@ -33,7 +33,7 @@ from monailabel.client.client import MONAILabelClient
 from benchmarks.label_server import MODEL, LabelServer, random_bundle, running_server
 from monai_kdsam.label.active_learning import score_file
 
-LABELLED = [f"{kind}_{number:03d}" for kind in ("polyp", "skin_lesion") for number in range(4)]
+LABELLED = [f"{kind}_{number:03d}" for kind in ("polyp", "breast_lesion") for number in range(4)]
 UNSEEN = "polyp_004"
 CLICK = {"foreground": [[40, 45]]}
 QUICK = {"max_epochs": 32, "learning_rate": 1e-3}
@@ -41,7 +41,7 @@ QUICK = {"max_epochs": 32, "learning_rate": 1e-3}
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory) -> Path:
-    return write_phantoms(tmp_path_factory.mktemp("data"), per_kind=5, size=90)
+    return write_phantoms(tmp_path_factory.mktemp("data"), per_kind=10, size=90)
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ class Place:
         self.root, self.dir, self.tmp = root, root / "label", root / "label" / "tmp"
         self.bundle = random_bundle(root, "resnet18", 64)
         self.weights = self.bundle / "models" / "model.pt"
-        self.masks = write_phantoms(root / "data", per_kind=2, size=90) / "masks"
+        self.masks = write_phantoms(root / "data", per_kind=4, size=90) / "masks"
         self.studies = self.masks.parent / "images"
         (self.studies / "Upper_Case.PNG").write_bytes((self.studies / "polyp_000.png").read_bytes())
         shutil.copy(get_testdata_file("MR_small.dcm"), self.studies / "IM0001")
@@ -293,9 +293,9 @@ def test_a_full_disk_is_told_and_what_was_accepted_stays(place, monkeypatch):
 
 
 def test_a_label_of_no_bytes_is_refused_and_none(place):
-    assert place.save(b"", "skin_lesion_000").status_code == 400
+    assert place.save(b"", "breast_lesion_000").status_code == 400
     objects = place.client.get("/datastore/", params={"output": "all"}).json()["objects"]
-    assert objects["skin_lesion_000"]["labels"] == {}
+    assert objects["breast_lesion_000"]["labels"] == {}
 
 
 @pytest.mark.parametrize(

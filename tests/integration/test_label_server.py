@@ -29,7 +29,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from PIL import Image
 
-from monai_kdsam.data.phantoms import make_phantom, write_phantoms
+from monai_kdsam.data.phantoms import PHANTOM_KINDS, make_phantom, write_phantoms
 from monai_kdsam.inferers import BundlePredictor
 
 if importlib.util.find_spec("monailabel") is None:
@@ -41,7 +41,6 @@ from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 from benchmarks.label_server import MODEL, LabelServer, label_command, random_bundle, running_server
 
 SIZE = 256
-KINDS = ("fetal_head", "breast_lesion", "polyp", "skin_lesion")
 # In-plane and out-of-plane spacing, a turn by a third of a right angle, an origin.
 OBLIQUE = np.array([[0.52, -0.3, 0, -31.5], [-0.3, -0.52, 0, 20.25], [0, 0, 2.5, 7.0], [0, 0, 0, 1]])
 PROMPTS = {
@@ -57,7 +56,7 @@ PROMPTS = {
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory) -> Path:
     """One picture in every format, and several PNG pictures."""
-    folder = write_phantoms(tmp_path_factory.mktemp("data"), per_kind=2, size=150) / "images"
+    folder = write_phantoms(tmp_path_factory.mktemp("data"), per_kind=4, size=150) / "images"
     pixels, _ = make_phantom("breast_lesion", size=150, seed=77)
     grey = np.ascontiguousarray(pixels[..., 0])
     Image.fromarray(pixels).save(folder / "photo.jpg", quality=95)
@@ -317,7 +316,7 @@ def test_a_request_that_is_cut_off_disturbs_nobody(server):
 def test_simultaneous_requests_get_their_own_masks(server, predict, studies):
     """Of one image with different prompts, and of different images; each twice."""
     jobs = [("polyp_000", name) for name in PROMPTS]
-    jobs += [(f"{kind}_00{k}", name) for kind in KINDS for k in (0, 1) for name in ("a click", "a box")]
+    jobs += [(f"{kind}_00{k}", name) for kind in PHANTOM_KINDS for k in range(4) for name in ("a click", "a box")]
     expected = {job: predict(studies / f"{job[0]}.png", **PROMPTS[job[1]]) for job in jobs}
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda job: mask_of(server, job[0], PROMPTS[job[1]]), jobs * 2))
@@ -326,7 +325,7 @@ def test_simultaneous_requests_get_their_own_masks(server, predict, studies):
 
 
 def test_memory_does_not_grow_with_requests(server):
-    ask = partial(mask_of, server, "skin_lesion_000", PROMPTS["a click"])
+    ask = partial(mask_of, server, "breast_lesion_000", PROMPTS["a click"])
     with ThreadPoolExecutor(4) as pool:
         for _ in pool.map(lambda _: ask(), range(40)):
             pass
@@ -340,7 +339,9 @@ def test_a_second_click_on_an_image_skips_loading_and_encoding(server, studies):
     """Whether the image is a file of the studies or uploaded at each click."""
     loading, network = [], []
     for number in range(3):
-        content = (studies / "fetal_head_001.png").read_bytes() + bytes([number])  # the bytes after the end are ignored
+        content = (studies / "breast_lesion_001.png").read_bytes() + bytes(
+            [number]
+        )  # the bytes after the end are ignored
         upload = ("fresh.png", content)
         first, second = (times(server.post("", PROMPTS[name], file=upload)) for name in ("a click", "a box"))
         loading.append(second["transform"]["pre"]["RememberedImaged"] / first["transform"]["pre"]["RememberedImaged"])
@@ -360,10 +361,10 @@ def times(answer) -> dict:
 
 
 def test_an_image_that_is_replaced_is_segmented_anew(server, predict, studies):
-    shutil.copy(studies / "polyp_001.png", studies / "fetal_head_000.png.new")
-    (studies / "fetal_head_000.png.new").replace(studies / "fetal_head_000.png")
+    shutil.copy(studies / "polyp_001.png", studies / "breast_lesion_002.png.new")
+    (studies / "breast_lesion_002.png.new").replace(studies / "breast_lesion_002.png")
     expected = predict(studies / "polyp_001.png", **PROMPTS["a click"])
-    np.testing.assert_array_equal(mask_of(server, "fetal_head_000", PROMPTS["a click"]), expected)
+    np.testing.assert_array_equal(mask_of(server, "breast_lesion_002", PROMPTS["a click"]), expected)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_only_the_asked_split_of_a_datalist_is_read(tmp_path):
 
 
 def test_the_split_that_training_wrote_is_read_from_wherever_its_images_lie_now(tmp_path):
-    write_phantoms(tmp_path / "then", per_kind=4, size=64)
+    write_phantoms(tmp_path / "then", per_kind=8, size=64)
     expected = prepare_datalist({"folder": tmp_path / "then"}, tmp_path / "split.json")["test"]
     (tmp_path / "then").rename(tmp_path / "now")
     items = read_split(tmp_path / "split.json", roots={"folder": tmp_path / "now"})
@@ -146,7 +146,7 @@ def test_wrong_data_lists_are_told(tmp_path):
         read_split(path, roots={"kvasir": tmp_path})
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_split(tmp_path / "nowhere.json", roots={"kvasir": tmp_path})
-    write_phantoms(tmp_path / "data", per_kind=3, size=64)
+    write_phantoms(tmp_path / "data", per_kind=6, size=64)
     prepare_datalist({"folder": tmp_path / "data"}, tmp_path / "split.json")
     with pytest.raises(ValueError, match=r"`source` to name folders for some of folder of .*, got none"):
         read_split(tmp_path / "split.json")
