@@ -36,7 +36,7 @@ def ran(printed: str) -> list[str]:
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_phantoms("images of mine", per_kind=3, size=72)
+    write_phantoms("images of mine", per_kind=6, size=72)
     return "images of mine"
 
 
@@ -133,7 +133,7 @@ def test_the_version_is_told(capsys):
 
 @pytest.mark.slow
 def test_forty_images_go_from_nothing_to_a_report_though_the_process_is_killed(tmp_path):
-    write_phantoms(tmp_path / "images", per_kind=10, size=128)
+    write_phantoms(tmp_path / "images", per_kind=20, size=128)
     settings = ["image_size=128", *SMALL[1:3], "batch_size=7", "num_workers=0", "epochs=2", "progress=False"]
     command = [sys.executable, "-m", "monai_kdsam", "fit", "images", "--teacher", "scratch", "--set", *settings]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
