@@ -212,6 +212,8 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
     if typed is not None:
         sys.excepthook = report_error
     check_launch()
+    if not Path(bundle_root).is_dir():
+        raise MissingFileError(f"Expected `bundle_root` to be a bundle's folder, but there is none at {bundle_root}.")
     make_importable(bundle_root)
     parser = _running_parser()
     config: Any = None if parser is None else parser.config

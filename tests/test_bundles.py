@@ -53,6 +53,13 @@ def chain(error: BaseException) -> list[BaseException]:
     return found
 
 
+def test_a_bundle_root_that_is_not_there_is_named(tmp_path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        workflow(tmp_path / "bundle", bundle_root=str(tmp_path / "nowhere")).initialize()
+    told = [str(error) for error in chain(caught.value)]
+    assert f"Expected `bundle_root` to be a bundle's folder, but there is none at {tmp_path / 'nowhere'}." in told
+
+
 def test_a_run_leaves_its_merged_config_and_logs_seed_and_versions(tmp_path, caplog) -> None:
     with caplog.at_level("INFO", logger="monai_kdsam"):
         workflow(tmp_path / "bundle", epochs=5).initialize()

@@ -80,11 +80,18 @@ def check_images(items: Sequence[Item], bad_images: Literal["raise", "skip"] = "
         ValueError: listing the bad images, or those of one name.
     """
     check_names(items)
-    problems = {}
+    problems, turned = {}, []
     for item in tqdm(items, desc="checking images", unit="image", disable=len(items) < 20):
-        _, _, found = _look_at_image(item["image"])
+        picture, _, found = _look_at_image(item["image"])
         if found:
             problems[item["image"]] = found[0][1]
+        if picture is not None and picture.orientation != 1:
+            turned.append(item["image"])
+    if turned:
+        logger.warning(
+            f"EXIF has viewers turn {len(turned)} of {len(items)} images, as {turned[0]}. Masks lie on the pixels as "
+            "they are stored, so that viewers show them beside such an image, not on it."
+        )
     listed = "\n".join(list(problems.values())[:20])
     if problems and bad_images != "skip":
         raise UserError(
@@ -113,10 +120,9 @@ def inspect_items(items: Sequence[Item], *, foreground_values: Collection[float]
         label = "; ".join(ensure_tuple(item.get("label", ())))
         picture, image, found = _look_at_image(item["image"])
         if not item.get("label", True):
-            where = f"move the image to `{UNLABELED}`"
-            found.append(
-                ("mask", f"{item['image']} has no mask. Add it; in the layouts folder and datalist {where} else.")
-            )
+            remedy = f"Add it; in the layouts folder and datalist move the image to `{UNLABELED}` else."
+            told = (f"{item['image']} has no mask.", item.get("hint"), remedy)
+            found.append(("mask", " ".join(filter(None, told))))
         elif "label" in item:
             found += _look_at_mask(item, picture, foreground_values, found_values)
         problems += [Problem(item["image"], label, kind, message) for kind, message in found]

@@ -14,9 +14,13 @@ from typing import Any, Literal
 
 import ignite.distributed as idist
 import numpy as np
+import torch
+from monai.utils import ensure_tuple
 
 from monai_kdsam.data.checks import Problem, inspect_items
+from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import SPLITS, UNLABELED, Item, read_dataset
+from monai_kdsam.data.shared_images import warn_of_shared_images
 from monai_kdsam.data.split_file import (
     check_files,
     load_split_file,
@@ -27,6 +31,8 @@ from monai_kdsam.data.split_file import (
 from monai_kdsam.data.splits import check_fractions, counts, duplicate_groups, held_out_relatives, split_items
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import check_writable, write_text
+from monai_kdsam.transforms.longest_side import ResizeLongestSide
+from monai_kdsam.transforms.masks import clean_mask
 
 __all__ = ["distillation_items", "prepare_datalist", "require_items"]
 
@@ -112,12 +118,23 @@ def prepare_datalist(
     return _with_equal_keys(datalist)
 
 
-def require_items(datalist: Datalist, split: str) -> list[Item]:
+def require_items(
+    datalist: Datalist,
+    split: str,
+    image_size: int | None = None,
+    foreground_values: Sequence[float] | None = None,
+) -> list[Item]:
     """The items of a list whose masks a phase cannot do without.
 
+    Args:
+        datalist: of `prepare_datalist`.
+        split: name of the list.
+        image_size: longer side of what the network sees, None if masks are used at their own size.
+        foreground_values: as of `prepare_datalist`.
+
     Raises:
-        ValueError: the list is empty, or there is none of this name, or none of its masks has foreground: nothing can
-            be learned from it, and Dice is not defined on it.
+        ValueError: the list is empty, or there is none of this name, or none of its masks has foreground, be it that
+            `image_size` leaves none: nothing can be learned from it, and Dice is not defined on it.
     """
     items = _required(datalist, split)
     if all(item.get("empty_mask", False) for item in items):
@@ -125,7 +142,20 @@ def require_items(datalist: Datalist, split: str) -> list[Item]:
             f"Expected foreground in a mask of the list {split!r}, got {len(items)} empty masks. Check how the masks "
             "are stored (`foreground_values`, `mask_kind`), or split otherwise, and delete the split file."
         )
+    full = [item for item in items if not item.get("empty_mask", False)]
+    if image_size and not any(_is_seen(item, image_size, foreground_values) for item in full):
+        raise UserError(
+            f"Expected foreground at `image_size` {image_size} in a mask of the list {split!r}, got {len(full)} masks "
+            "whose few pixels are lost when they are resized. Take a larger `image_size`."
+        )
     return items
+
+
+def _is_seen(item: Item, image_size: int, foreground_values: Sequence[float] | None) -> bool:
+    """Whether some of a mask's foreground is left at the network's size."""
+    stored = np.stack([decode(path, mask=True).pixels for path in ensure_tuple(item["label"])])
+    mask = clean_mask(stored, item.get("mask_kind", "binary"), foreground_values=foreground_values)
+    return bool(ResizeLongestSide(image_size, "nearest-exact")(torch.from_numpy(mask)).any())
 
 
 def _required(datalist: Datalist, split: str) -> list[Item]:
@@ -170,7 +200,7 @@ def _create(
     groups = duplicate_groups(inspection.thumbnails[kept])
     no_foreground = {problem.image for problem in empty}
     items = [item | {"empty_mask": item["image"] in no_foreground} if "label" in item else item for item in items]
-    splits, relatives = _split([items[number] for number in kept], groups, settings)
+    splits, relatives = _split([items[number] for number in kept], groups, settings, split_file)
     if relatives:
         logger.info(f"{len(relatives)} unlabeled images are left out: {RELATED}.")
     reasons |= {item["image"]: RELATED for item in relatives}
@@ -208,7 +238,7 @@ def _subject(item: Item, pattern: str, roots: Mapping[str, Path]) -> str:
 
 
 def _split(
-    items: list[Item], groups: Sequence[int] | np.ndarray, settings: dict[str, Any]
+    items: list[Item], groups: Sequence[int] | np.ndarray, settings: dict[str, Any], split_file: Path
 ) -> tuple[Datalist, list[Item]]:
     """The lists, and the unlabeled items that are too close to held-out ones to be in any."""
     official = [settings["use_official_split"] and "official_split" in item for item in items]
@@ -226,26 +256,13 @@ def _split(
     if bare and any(official):
         logger.warning(f"The official split has no {' and no '.join(bare)} images.")
     if any(official):
-        _warn_of_overlap(items, groups, splits)
+        warn_of_shared_images(items, groups, splits, split_file)
     unlabeled = [item for item in items if "label" not in item]
     if not unlabeled:
         return splits, []
     relatives = held_out_relatives(items, splits["validation"] + splits["test"], groups=groups)
     splits[UNLABELED] = [item for item in unlabeled if item["image"] not in relatives]
     return splits, [item for item in unlabeled if item["image"] in relatives]
-
-
-def _warn_of_overlap(items: list[Item], groups: Sequence[int] | np.ndarray, splits: Datalist) -> None:
-    for name, held_out in (("training", ("validation", "test")), ("validation", ("test",))):
-        relatives = held_out_relatives(items, [item for other in held_out for item in splits[other]], groups=groups)
-        shared = [item["image"] for item in splits[name] if item["image"] in relatives]
-        if shared:
-            logger.warning(
-                f"{len(shared)} images of the official list {name!r} are also in {' or '.join(held_out)}, by image, "
-                f"subject or near duplicate, so that figures of {' and '.join(held_out)} are too good: "
-                + ", ".join(shared[:5])
-                + (", ..." if len(shared) > 5 else ".")
-            )
 
 
 def _report(bad: list[Problem], split_file: Path, bad_images: str) -> None:

@@ -166,9 +166,10 @@ def _window(header: dict[str, str]) -> tuple[float, float] | None:
 def _spacing_in_sequences(file: Path) -> tuple[float, float] | None:
     """Spacing in mm, 1 among them, that only sequences tell, which SimpleITK does not show; None where they do not.
 
-    It is that of the pixel measures that frames share, or of the calibrated 2-D regions of ultrasound, where all agree.
+    It is that of the pixel measures of the frames, or of the calibrated 2-D regions of ultrasound, where all agree.
     """
-    tags = ["SequenceOfUltrasoundRegions", "SharedFunctionalGroupsSequence"]
+    groups = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
+    tags = ["SequenceOfUltrasoundRegions", *groups]
     data = dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True)
     tissue_in_cm = {"RegionSpatialFormat": 1, "PhysicalUnitsXDirection": 3, "PhysicalUnitsYDirection": 3}
     spacings = {
@@ -176,7 +177,7 @@ def _spacing_in_sequences(file: Path) -> tuple[float, float] | None:
         for region in data.get("SequenceOfUltrasoundRegions") or []
         if all(region.get(name) == value for name, value in tissue_in_cm.items())
     }
-    for group in data.get("SharedFunctionalGroupsSequence") or []:
+    for group in [group for keyword in groups for group in data.get(keyword) or []]:
         for measures in group.get("PixelMeasuresSequence") or []:
             if len(measures.get("PixelSpacing") or []) == 2:
                 spacings.add((float(measures.PixelSpacing[1]), float(measures.PixelSpacing[0])))

@@ -77,11 +77,15 @@ def read_folder(root: str | Path) -> list[Item]:
         name, subject = _name_and_subject(image, unlabeled)
         # A subject of its own: an unlabeled 0001.png is another image than the labeled one of this name.
         items.append(_unlabeled(image, "folder", f"{UNLABELED}/{name}" if subject == name else subject))
+    unmatched = [item for item in items if item.get("label") == []]
     claimed = {item["label"] for item in items if item.get("label")}
     spare = [path.name for path in sorted(masks.rglob("*")) if path.is_file() and str(path.absolute()) not in claimed]
-    if spare and not all(item.get("label", True) for item in items):
+    if spare and unmatched:
         shown = ", ".join(spare[:5]) + (f" and {len(spare) - 5} more" if len(spare) > 5 else "")
-        logger.warning(f"Of no image are in {masks}: {shown}. A mask has its image's name and a known format.")
+        hint = f"Of no image are in {masks}: {shown}. A mask has its image's name and a known format."
+        logger.warning(hint)
+        for item in unmatched:
+            item["hint"] = hint
     return _checked(items, root)
 
 

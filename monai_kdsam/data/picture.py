@@ -69,9 +69,7 @@ def to_mask(picture: Picture) -> np.ndarray:
     # Channel by channel: ten times as fast as the maximum over the last axis.
     mask = reduce(np.maximum, channels)
     if alpha is not None and (alpha != alpha.flat[0]).any():
-        is_opaque = alpha > 0
-        if (is_opaque != (mask > 0)).any() or (alpha[is_opaque] != alpha.max()).any():
-            raise UserError("Its alpha and its colours are two different masks. Save the one that is meant as gray.")
+        _check_alpha(alpha, mask)
     if len(channels) == 3:
         _check_colours(channels, mask)
     return label_values(mask)
@@ -101,6 +99,20 @@ def label_values(values: np.ndarray) -> np.ndarray:
         listed = ", ".join(f"{value:.4g}" for value in others[:5]) + (", ..." if len(others) > 5 else "")
         raise UserError(f"Expected labels, which are whole numbers, got {listed}. Save the mask with whole numbers.")
     return labels.astype(np.float32)
+
+
+def _check_alpha(alpha: np.ndarray, mask: np.ndarray) -> None:
+    """Raise unless what is opaque is what has a colour."""
+    is_opaque = alpha > 0
+    if not mask.any():
+        raise UserError("Its colours are all 0: what it shows is in its alpha, which is not read. Save that as gray.")
+    if (alpha[is_opaque] != alpha.max()).any():
+        raise UserError(
+            "Its alpha has values between transparent and opaque, as edges that are smoothed (anti-aliased) have. Save "
+            "the mask as gray, without smoothing."
+        )
+    if (is_opaque != (mask > 0)).any():
+        raise UserError("Its alpha and its colours are two different masks. Save the one that is meant as gray.")
 
 
 def _check_colours(channels: list[np.ndarray], brightest: np.ndarray) -> None:

@@ -176,6 +176,8 @@ def _to_pixels(image: NDArray[Any] | PIL.Image.Image | torch.Tensor) -> NDArray[
     if isinstance(image, PIL.Image.Image):
         return to_rgb(pillow_pixels(image))
     if isinstance(image, torch.Tensor):
+        if image.ndim == 3 and image.shape[0] > 4:
+            raise UserError(f"Expected `image` as a tensor (C, H, W), channels first, got {tuple(image.shape)}.")
         array = image.detach().cpu().numpy()
         return to_rgb(np.moveaxis(array, 0, -1) if array.ndim == 3 else array)
     if isinstance(image, np.ndarray):

@@ -82,7 +82,7 @@ def propagate(
         masks by slice; slices that were not reached are missing.
     """
     positive = sorted(number for number, (_, labels) in prompts.items() if (labels > 0).any())
-    logits = {number: segment(number, prompts[number]) for number in positive or prompts}
+    logits = {number: segment(number, prompts[number]) for number in positive}
     seeds = [number for number in positive if number in slices]
 
     def follow(start: int, numbers: Iterable[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:

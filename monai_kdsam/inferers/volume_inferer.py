@@ -113,7 +113,8 @@ class VolumeInferer(Inferer):
             reach = {"margin": self.margin, "min_overlap": self.min_overlap}
             masks = propagate(range(first, last + 1), prompts, segment, **reach)
         else:
-            masks = {number: segment(number, prompt) > 0 for number, prompt in prompts.items()}
+            # What a background click alone leaves is nothing, not what the network finds beside it.
+            masks = {number: segment(number, prompt) > 0 for number, prompt in prompts.items() if (prompt[1] > 0).any()}
         result = torch.zeros((1, 1, *volume.shape[1:]), dtype=torch.uint8, device=inputs.device)
         for number, mask in masks.items():
             result[0, 0, ..., number] = torch.from_numpy(mask)

@@ -8,6 +8,7 @@ gets is a whole mask.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.utils.others.generic import device_list
 
 from monai_kdsam.data.paths import PICTURE_SUFFIXES
-from monai_kdsam.errors import MissingFileError, UserError
+from monai_kdsam.errors import MissingFileError, UserError, find_mistake
 from monai_kdsam.label.archive import SeriesDatastore
 from monai_kdsam.label.dicom_seg import write_dicom_seg
 from monai_kdsam.label.result_geometry import default_extension
@@ -40,6 +41,7 @@ __all__ = ["CheckedApp", "check_device"]
 monailabel.interfaces.app.DICOMWebDatastore = SeriesDatastore
 monailabel.datastore.dicom.nifti_to_dicom_seg = write_dicom_seg
 
+logger = logging.getLogger(__name__)
 EXTENSIONS = (*PICTURE_SUFFIXES, ".nii", ".nii.gz", ".nrrd")
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 PICTURE_DTYPES = {".png": ("uint8", "uint16"), ".tif": ("uint8", "uint16"), ".tiff": ("uint8", "uint16")}
@@ -111,9 +113,32 @@ class CheckedApp(MONAILabelApp):
         return self.infer(request, datastore)
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """As ever; on a machine without a GPU the default is not a division by the number of them."""
+        """As ever, but for images that are none for the model: they are passed over, and have their `error`.
+
+        On a machine without a GPU the default is not a division by the number of them.
+
+        Raises:
+            UserError: when all of them are.
+        """
+        passed_over: dict[str, BaseException] = {}
+
+        def infer(item: dict[str, Any], store: Datastore) -> dict[str, Any]:
+            try:
+                return self.infer(item, store)
+            except Exception as error:
+                mistake = find_mistake(error)
+                if not isinstance(mistake, UserError):
+                    raise
+                passed_over[item["image"]] = mistake
+                return {"error": str(mistake)}
+
         multi_gpu = request.get("multi_gpu", True) and torch.cuda.is_available()
-        result: dict[str, Any] = super().batch_infer({**request, "multi_gpu": multi_gpu}, datastore)
+        request = {**request, "multi_gpu": multi_gpu}
+        result: dict[str, Any] = self._batch_infer(request, datastore or self.datastore(), infer)
+        if passed_over and len(passed_over) == len(result):
+            raise UserError(f"None of {len(result)} images was segmented: {next(iter(passed_over.values()))}")
+        for image, reason in passed_over.items():
+            logger.warning("Passed over %s: %s", image, reason)
         return result
 
     def _find_image(self, image: Any, store: Datastore) -> str:

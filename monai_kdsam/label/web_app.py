@@ -46,6 +46,13 @@ tidy_up()
 
 logger = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What MONAI Label answers by 500 although the client can mend it, and what is to be mended.
+MISTAKES = {
+    "DICOM SEG format is not supported in a non-DICOM datastore": "Expected `output` to be image, json or all, got "
+    "dicom_seg, which refers to images in a DICOMweb archive; these studies are a folder.",
+    "Neither Image nor File not Session ID input is provided": "Expected `image`, `file` or `session_id`, got none.",
+}
+UPLOAD = re.compile(r"\btmp[a-z0-9_]{8}(\.\w+)*")  # the server's name for one
 FOLDERS = re.compile(r"(?<![\w.:/-])/(?:[^/\s'\",;]+/)+")
 
 
@@ -111,7 +118,8 @@ async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
         image = request.query_params.get("image")
         return _answer(404, f"There is no image {image!r} among the studies." if image else str(mistake))
     if mistake is not None:
-        return _answer(400, str(mistake))
+        image = request.query_params.get("image") or "the upload"
+        return _answer(400, UPLOAD.sub(lambda _: image, str(mistake)))
     if isinstance(error, RequestException):
         return _answer(502, f"The DICOMweb server did not answer as expected: {error}")
     if isinstance(error, json.JSONDecodeError):
@@ -126,7 +134,9 @@ async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
 async def answer_refusal(request: Request, error: HTTPException) -> JSONResponse:
     """What an endpoint answers on purpose, unless it could not take in the request for want of room."""
     no_room = _no_room(error)
-    answer = _answer(507 if no_room else error.status_code, no_room or str(error.detail))
+    mistake = MISTAKES.get(str(error.detail), "")
+    status = 507 if no_room else 400 if mistake else error.status_code
+    answer = _answer(status, no_room or mistake or str(error.detail))
     answer.headers.update(error.headers or {})
     return answer
 

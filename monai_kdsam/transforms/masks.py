@@ -188,7 +188,8 @@ def _two_valued(channel: np.ndarray) -> np.ndarray:
         listed = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if len(values) > 8 else "")
         raise UserError(
             f"Expected a mask of 0 and one other value, got {len(values)} values ({listed}). Say which are foreground "
-            'with `foreground_values`, or set the item\'s `mask_kind` to "lossy" if the mask was stored as JPEG.'
+            'with `foreground_values`, or set the item\'s `mask_kind` to "lossy" if the mask was stored as JPEG or its '
+            "edges are smoothed (anti-aliased)."
         )
     return channel != 0
 

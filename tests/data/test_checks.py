@@ -116,9 +116,12 @@ def coloured(*colours: tuple[int, ...], alpha: np.ndarray | None = None) -> np.n
         (coloured((255, 255, 255), alpha=coloured((255,) * 3)[..., 0]), ""),
         (coloured((255, 0, 0), (0, 255, 0)), r"got \(0, 255, 0\), \(255, 0, 0\)"),
         (coloured((0, 128, 0), (255, 255, 255)), "of one colour"),
-        (coloured(alpha=MASK), "two different masks"),
+        (coloured(alpha=MASK), "Its colours are all 0"),
         (coloured((255, 255, 255), (255, 255, 255), alpha=MASK), "two different masks"),
-        (coloured((255, 255, 255), alpha=coloured((255,) * 3)[..., 0] // 2 + np.eye(40, 50, dtype=np.uint8)), "alpha"),
+        (
+            coloured((255, 255, 255), alpha=coloured((255,) * 3)[..., 0] // 2 + np.eye(40, 50, dtype=np.uint8)),
+            "anti-aliased",
+        ),
     ],
 )
 def test_masks_of_several_colours_or_in_alpha_are_refused(tmp_path: Path, mask: np.ndarray, told: str) -> None:
@@ -216,3 +219,12 @@ def test_images_whose_masks_would_be_one_file_are_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"masks of a\.png and a\.bmp in .* would be written to one file"):
         check_images(items, "skip")
     assert check_images(items[1:]) == items[1:]
+
+
+def test_images_that_viewers_turn_are_told_before_they_are_segmented(tmp_path, caplog) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(IMAGE).save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(IMAGE).save(tmp_path / "plain.jpg")
+    check_images([{"image": str(tmp_path / name)} for name in ("plain.jpg", "turned.jpg")])
+    assert f"EXIF has viewers turn 1 of 2 images, as {tmp_path / 'turned.jpg'}" in caplog.text

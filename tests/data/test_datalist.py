@@ -237,6 +237,21 @@ def test_a_list_of_empty_masks_is_refused_before_the_run_but_teaches_what_a_teac
     assert len(distillation_items(datalist)) == 2
 
 
+def test_lists_whose_masks_a_small_image_size_leaves_empty_are_refused_with_its_name(root, tmp_path) -> None:
+    mask = np.zeros((40, 64), dtype=np.uint8)
+    mask[8, 8] = 255
+    for path in (root / "masks").iterdir():
+        Image.fromarray(mask).save(path)
+        Image.fromarray(np.random.randint(0, 256, (40, 64, 3), dtype=np.uint8)).save(root / "images" / path.name)
+    datalist = prepare_datalist({"folder": root}, tmp_path / "split.json")
+    assert require_items(datalist, "training", 64) == require_items(datalist, "training")
+    count = len(datalist["training"])
+    with pytest.raises(
+        ValueError, match=f"at `image_size` 32 in a mask of the list 'training', got {count} masks whose"
+    ):
+        require_items(datalist, "training", 32)
+
+
 def test_an_image_without_mask_is_left_out_like_other_bad_images(root: Path, tmp_path: Path) -> None:
     (root / "masks" / "case 3.png").unlink()
     with pytest.raises(ValueError, match=r"(?s)1 images have problems.*case 3\.png has no mask"):
@@ -267,5 +282,9 @@ def test_what_official_lists_share_is_named(root: Path, tmp_path: Path, caplog: 
     (tmp_path / "list.json").write_text(json.dumps(lists))
     prepare_datalist({"datalist": tmp_path / "list.json"}, tmp_path / "split.json", use_official_split=True)
     assert "1 images of the official list 'training' are also in validation or test" in caplog.text
-    assert "case 0.png." in caplog.text
+    assert "(1 by subject)" in caplog.text
+    assert (tmp_path / "split_shared.csv").read_text().splitlines() == [
+        "image,list,why,other_image,other_list",
+        f"{root}/images/case 0.png,training,subject,{root}/images/case 2.png,validation",
+    ]
     assert "list 'validation'" not in caplog.text

@@ -156,10 +156,12 @@ def test_files_that_a_datalist_names_must_exist(tmp_path: Path) -> None:
 
 
 def test_all_images_without_a_mask_are_named_at_once(tmp_path: Path) -> None:
-    items = read_dataset("kvasir", touch(tmp_path, "images/a.jpg", "images/b.jpg", "images/c.jpg", "masks/b.jpg"))
+    items = read_dataset(
+        "kvasir", touch(tmp_path, "images/a.jpg", "images/b.jpg", "images/c.jpg", "masks/b.jpg", "masks/a_mask.png")
+    )
     bare = [problem for problem in inspect_items(items).problems if problem.kind == "mask"]
     assert [Path(problem.image).name for problem in bare] == ["a.jpg", "c.jpg"]
-    assert "a.jpg has no mask. Add it" in bare[0].message
+    assert f"a.jpg has no mask. Of no image are in {tmp_path / 'masks'}: a_mask.png. A mask has" in bare[0].message
 
 
 def test_subfolders_are_subjects_and_pictures_of_other_formats_are_named(

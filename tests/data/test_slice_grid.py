@@ -6,6 +6,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from monai_kdsam.data import VolumeReader, list_volumes
+from monai_kdsam.data.decoding import decode
+from monai_kdsam.data.paths import frame_path
 
 EVEN = [(0.0, 0.0, 2.0 * k) for k in range(6)]
 AXIAL, CORONAL = (1, 0, 0, 0, 1, 0), (1, 0, 0, 0, 0, -1)
@@ -70,8 +72,8 @@ def test_what_is_no_grid_is_told_with_numbers(tmp_path, name):
         list_volumes(tmp_path)
 
 
-def write_frames(path, depths):
-    """An enhanced MR image, pixels of frame k all k, its frames at these depths."""
+def write_frames(path, depths, spacing=(0.6, 0.5), is_shared=True):
+    """An enhanced MR image, pixels of frame k all k, its frames at these depths; each may tell the spacing."""
     pydicom = pytest.importorskip("pydicom", reason="writes the enhanced image")
     frames = sitk.GetImageFromArray(np.arange(len(depths), dtype=np.uint16).repeat(56).reshape(-1, 7, 8))
     frames.SetMetaData("0008|0060", "MR")
@@ -88,16 +90,21 @@ def write_frames(path, depths):
         return pydicom.Sequence([dataset])
 
     data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
-    shared = {
-        "PixelMeasuresSequence": item(PixelSpacing=[0.6, 0.5], SliceThickness=2),
-        "PlaneOrientationSequence": item(ImageOrientationPatient=list(AXIAL)),
-    }
-    data.SharedFunctionalGroupsSequence = item(**shared)
+    measures = {"PixelMeasuresSequence": item(PixelSpacing=list(spacing), SliceThickness=2)}
+    shared = {"PlaneOrientationSequence": item(ImageOrientationPatient=list(AXIAL))}
+    data.SharedFunctionalGroupsSequence = item(**shared, **(measures if is_shared else {}))
     data.PerFrameFunctionalGroupsSequence = [
-        item(PlanePositionSequence=item(ImagePositionPatient=[3, 4, depth]))[0] for depth in depths
+        item(PlanePositionSequence=item(ImagePositionPatient=[3, 4, depth]), **({} if is_shared else measures))[0]
+        for depth in depths
     ]
     data.save_as(path)
     return path
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_spacing_of_1_mm_that_frames_tell_is_known(tmp_path, is_shared):
+    file = write_frames(tmp_path / "a.dcm", [0, 2, 4], spacing=(1, 1), is_shared=is_shared)
+    assert decode(frame_path(file, 1)).spacing == (1, 1)
 
 
 @pytest.mark.parametrize(

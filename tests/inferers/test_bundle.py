@@ -80,6 +80,7 @@ def test_probability_and_expected_iou_are_those_of_the_network_and_the_mask_is_w
         ("missing.png", {}, FileNotFoundError, r"missing\.png"),
         (np.zeros((2, 3, 4, 5)), {}, ValueError, r"^Expected `image` of shape \(H, W\) or"),
         (np.full((8, 8), np.nan), {}, ValueError, "^Expected `image` of finite values"),
+        (torch.zeros(8, 9, 3), {}, ValueError, r"tensor \(C, H, W\), channels first, got \(8, 9, 3\)"),
         ([1, 2], {}, TypeError, "^Expected `image` to be a path, an array, a PIL image or a tensor, got list"),
     ],
 )

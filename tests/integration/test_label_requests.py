@@ -17,6 +17,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -132,8 +134,7 @@ def test_an_image_is_one_of_the_studies(place, image, where):
         )
     else:
         answer = place.infer(image) if where == "query" else place.infer("x", {"image": image})
-    # MONAI Label itself answers a request for nothing.
-    assert answer.status_code == 404 or (where, image, answer.status_code) == ("query", "", 500)
+    assert answer.status_code == (400 if (where, image) == ("query", "") else 404)
     assert str(place.root) not in answer.json()["detail"] or where == "query"
     if where == "query" and image:
         assert place.client.get("/datastore/image", params={"image": image}).status_code == 404
@@ -332,6 +333,31 @@ def test_all_images_are_segmented_where_there_is_no_gpu(place):
     names = sorted(answer.json())
     assert len(names) == 2
     assert all((place.studies / "labels" / "original" / f"{name}.png").stat().st_size for name in names[1:])
+
+
+def test_a_batch_passes_over_what_the_model_cannot_segment(place):
+    nibabel.save(nibabel.Nifti1Image(np.ones((9, 9, 4), np.int16), np.eye(4)), place.studies / "a_volume.nii.gz")
+    images = ["a_volume.nii.gz", "polyp_000"]
+    answer = place.client.post(f"/batch/infer/{MODEL}", params={"run_sync": True}, json={"images": images})
+    assert answer.status_code == 200, answer.text
+    assert "cut it into slices" in answer.json()["a_volume.nii.gz"]["error"]
+    assert "error" not in answer.json()["polyp_000"]
+    answer = place.client.post(f"/batch/infer/{MODEL}", params={"run_sync": True}, json={"images": images[:1]})
+    (place.studies / "a_volume.nii.gz").unlink()
+    assert (answer.status_code, "None of 1 images" in answer.text) == (400, True), answer.text
+
+
+def test_dicom_seg_of_a_plain_folder_is_the_clients_mistake(place):
+    answer = place.infer(output="dicom_seg")
+    assert (answer.status_code, "these studies are a folder" in answer.json()["detail"]) == (400, True)
+
+
+def test_a_refused_upload_has_the_images_name(place):
+    answer = place.client.post(
+        f"/infer/{MODEL}", params={"image": "mine.png"}, data={"params": "{}"}, files={"file": ("mine.png", b"nothing")}
+    )
+    assert answer.status_code == 400
+    assert "Cannot read mine.png" in answer.json()["detail"]
 
 
 def test_errors_tell_no_folders(place):
