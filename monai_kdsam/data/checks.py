@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 import nibabel
@@ -45,10 +45,6 @@ class Problem:
     label: str
     kind: str
     message: str
-
-    def as_dict(self) -> dict[str, str]:
-        """The fields as a dictionary, in order."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +21,8 @@ from monai_kdsam.data.checks import Problem, inspect_items
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import SPLITS, UNLABELED, Item, read_dataset
 from monai_kdsam.data.shared_images import warn_of_shared_images
-from monai_kdsam.data.split_file import (
-    check_files,
-    load_split_file,
-    relative_to,
-    with_absolute_paths,
-    with_relative_paths,
-)
-from monai_kdsam.data.splits import check_fractions, counts, duplicate_groups, held_out_relatives, split_items
+from monai_kdsam.data.split_file import check_files, load_split_file, relative_to, with_paths, write_split_file
+from monai_kdsam.data.splits import check_fractions, counts, duplicate_groups, split_all
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import check_writable, write_text
 from monai_kdsam.transforms.longest_side import ResizeLongestSide
@@ -109,8 +103,9 @@ def prepare_datalist(
             _create(sources, split_file, settings, roots)
     stored = load_split_file(split_file, settings, sources)
     datalist = {
-        name: [with_absolute_paths(item, roots[item["source"]]) for item in stored[name] if item["source"] in sources]
-        for name in _lists(stored)
+        name: [with_paths(item, roots[item["source"]].joinpath) for item in stored[name] if item["source"] in sources]
+        for name in (*SPLITS, UNLABELED)
+        if name in stored
     }
     check_files(datalist, split_file)
     _warn_of_new_images(sources, stored, roots)
@@ -200,30 +195,16 @@ def _create(
     groups = duplicate_groups(inspection.thumbnails[kept])
     no_foreground = {problem.image for problem in empty}
     items = [item | {"empty_mask": item["image"] in no_foreground} if "label" in item else item for item in items]
-    splits, relatives = _split([items[number] for number in kept], groups, settings, split_file)
+    chosen = [items[number] for number in kept]
+    how = {name: settings[name] for name in ("use_official_split", "fractions", "seed")}
+    splits, relatives = split_all(chosen, groups, **how)
+    if settings["use_official_split"]:
+        warn_of_shared_images(chosen, groups, splits, split_file)
     if relatives:
         logger.info(f"{len(relatives)} unlabeled images are left out: {RELATED}.")
     reasons |= {item["image"]: RELATED for item in relatives}
-    skipped = [
-        {
-            "image": relative_to(item["image"], roots[item["source"]]),
-            "source": item["source"],
-            "why": reasons[item["image"]],
-        }
-        for item in items
-        if item["image"] in reasons
-    ]
-    content = {
-        "description": "Split written by monai_kdsam; paths are relative to the root of each source.",
-        "sources": sorted(sources),
-        "settings": settings,
-        "counts": counts(splits),
-        **{
-            name: [with_relative_paths(item, roots[item["source"]]) for item in split] for name, split in splits.items()
-        },
-        "skipped": skipped,
-    }
-    write_text(split_file, json.dumps(content, indent=1))
+    skipped = [item | {"why": reasons[item["image"]]} for item in items if item["image"] in reasons]
+    write_split_file(split_file, settings, roots, splits, skipped)
 
 
 def _subject(item: Item, pattern: str, roots: Mapping[str, Path]) -> str:
@@ -237,40 +218,12 @@ def _subject(item: Item, pattern: str, roots: Mapping[str, Path]) -> str:
     return str(found[1] if found.re.groups else found[0])
 
 
-def _split(
-    items: list[Item], groups: Sequence[int] | np.ndarray, settings: dict[str, Any], split_file: Path
-) -> tuple[Datalist, list[Item]]:
-    """The lists, and the unlabeled items that are too close to held-out ones to be in any."""
-    official = [settings["use_official_split"] and "official_split" in item for item in items]
-    drawn = [number for number, item in enumerate(items) if "label" in item and not official[number]]
-    splits = split_items(
-        [items[number] for number in drawn],
-        groups=[groups[number] for number in drawn],
-        fractions=settings["fractions"],
-        seed=settings["seed"],
-    )
-    for item, is_official in zip(items, official, strict=True):
-        if is_official:
-            splits[item["official_split"]].append(item)
-    bare = [name for name in SPLITS if not splits[name]]
-    if bare and any(official):
-        logger.warning(f"The official split has no {' and no '.join(bare)} images.")
-    if any(official):
-        warn_of_shared_images(items, groups, splits, split_file)
-    unlabeled = [item for item in items if "label" not in item]
-    if not unlabeled:
-        return splits, []
-    relatives = held_out_relatives(items, splits["validation"] + splits["test"], groups=groups)
-    splits[UNLABELED] = [item for item in unlabeled if item["image"] not in relatives]
-    return splits, [item for item in unlabeled if item["image"] in relatives]
-
-
 def _report(bad: list[Problem], split_file: Path, bad_images: str) -> None:
     table = split_file.with_name(f"{split_file.stem}_problems.csv")
     rows = io.StringIO()
-    writer = csv.DictWriter(rows, fieldnames=list(bad[0].as_dict()), lineterminator="\n")
+    writer = csv.DictWriter(rows, fieldnames=list(asdict(bad[0])), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(problem.as_dict() for problem in bad)
+    writer.writerows(asdict(problem) for problem in bad)
     write_text(table, rows.getvalue())
     images = len({problem.image for problem in bad})
     if bad_images == "skip":
@@ -284,7 +237,9 @@ def _report(bad: list[Problem], split_file: Path, bad_images: str) -> None:
 
 
 def _warn_of_new_images(sources: Mapping[str, str | Path], stored: dict[str, Any], roots: dict[str, Path]) -> None:
-    known = {(item["source"], item["image"]) for name in (*_lists(stored), "skipped") for item in stored[name]}
+    known = {
+        (item["source"], item["image"]) for name in (*SPLITS, UNLABELED, "skipped") for item in stored.get(name, ())
+    }
     for layout, root in sources.items():
         try:
             items = read_dataset(layout, root)
@@ -297,10 +252,6 @@ def _warn_of_new_images(sources: Mapping[str, str | Path], stored: dict[str, Any
                 f"{len(new)} images in {root} are in no list of the split file, the first is {new[0]['image']}. "
                 "Delete the split file to split anew."
             )
-
-
-def _lists(stored: Mapping[str, Any]) -> list[str]:
-    return [*SPLITS, UNLABELED] if UNLABELED in stored else [*SPLITS]
 
 
 def _with_equal_keys(datalist: Datalist) -> Datalist:

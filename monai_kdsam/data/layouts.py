@@ -7,7 +7,8 @@ layout), `subject` (items of one subject never part), `mask_kind` (see `monai_kd
 image whose mask is missing has an empty list of them, for the check to name it.
 
 The layouts "folder", "kvasir" and "datalist" may have unlabeled images, which a teacher can show to a student. Their
-items have neither `label` nor `mask_kind` nor `official_split`.
+items have neither `label` nor `mask_kind` nor `official_split`. Every reader raises a MissingFileError where the layout
+is another one, and a UserError where no image has a mask.
 """
 
 from __future__ import annotations
@@ -37,16 +38,12 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+HC18_TABLE = "training_set_pixel_size_and_HC.csv"
 ISIC_FOLDERS = {"Training": "training", "Validation": "validation", "Test_v2": "test", "Test": "test"}
 
 
 def read_kvasir(root: str | Path) -> list[Item]:
-    """Read Kvasir-SEG: ``images/*.jpg`` and ``masks/*.jpg`` of equal names, masks lossy, and ``unlabeled/``.
-
-    Raises:
-        FileNotFoundError: the layout is another one.
-        ValueError: no image has a mask.
-    """
+    """Read Kvasir-SEG: ``images/*.jpg`` and ``masks/*.jpg`` of equal names, masks lossy, and ``unlabeled/``."""
     lossy = {"mask_kind": "lossy"}
     return [{**item, "source": "kvasir", **(lossy if "label" in item else {})} for item in read_folder(root)]
 
@@ -55,10 +52,6 @@ def read_folder(root: str | Path) -> list[Item]:
     """Read a plain folder: ``images/`` and ``masks/`` with equal stems, any supported format; JPEG masks are lossy.
 
     Both may have subfolders, which are the subjects. Images in ``unlabeled/``, if there is such a folder, have no mask.
-
-    Raises:
-        FileNotFoundError: the layout is another one.
-        ValueError: there are no images, or two masks of one stem.
     """
     images, masks = (_existing(root, name, "images/NAME.png and masks/NAME.png") for name in ("images", "masks"))
     by_name: dict[str, list[Path]] = {}
@@ -76,7 +69,8 @@ def read_folder(root: str | Path) -> list[Item]:
     for image in supported_files(unlabeled, below=True) if unlabeled.is_dir() else ():
         name, subject = _name_and_subject(image, unlabeled)
         # A subject of its own: an unlabeled 0001.png is another image than the labeled one of this name.
-        items.append(_unlabeled(image, "folder", f"{UNLABELED}/{name}" if subject == name else subject))
+        subject = f"{UNLABELED}/{name}" if subject == name else subject
+        items.append({"image": str(image.absolute()), "source": "folder", "subject": subject})
     unmatched = [item for item in items if item.get("label") == []]
     claimed = {item["label"] for item in items if item.get("label")}
     spare = [path.name for path in sorted(masks.rglob("*")) if path.is_file() and str(path.absolute()) not in claimed]
@@ -90,12 +84,7 @@ def read_folder(root: str | Path) -> list[Item]:
 
 
 def read_isic2017(root: str | Path) -> list[Item]:
-    """Read ISIC 2017, task 1: ``ISIC-2017_*_Data`` and ``ISIC-2017_*_Part1_GroundTruth``, any of the three parts.
-
-    Raises:
-        FileNotFoundError: the layout is another one.
-        ValueError: no image has a mask.
-    """
+    """Read ISIC 2017, task 1: ``ISIC-2017_*_Data`` and ``ISIC-2017_*_Part1_GroundTruth``, any of the three parts."""
     expected = "ISIC-2017_Training_Data/ISIC_*.jpg and ISIC-2017_Training_Part1_GroundTruth/ISIC_*_segmentation.png"
     parts = [part for part in ISIC_FOLDERS if (Path(root) / f"ISIC-2017_{part}_Data").is_dir()]
     items = []
@@ -113,50 +102,37 @@ def read_hc18(root: str | Path) -> list[Item]:
     """Read HC18: ``training_set/NNN_HC.png`` with outlines ``NNN_HC_Annotation.png``, and the table of pixel sizes.
 
     The three digits are the subject: ``198_HC`` and ``198_2HC`` are frames of one.
-
-    Raises:
-        FileNotFoundError: the layout is another one.
-        ValueError: there are no images, or images that the table lacks.
     """
-    expected = "training_set/000_HC.png, training_set/000_HC_Annotation.png and training_set_pixel_size_and_HC.csv"
+    expected = f"training_set/000_HC.png, training_set/000_HC_Annotation.png and {HC18_TABLE}"
     folder = _existing(root, "training_set", expected)
-    table = _existing(root, "training_set_pixel_size_and_HC.csv", expected)
-    with open(table, newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    pixel_size = {row[0].strip(): float(row[1]) for row in rows if row}
+    pixel_size = _read_hc18_table(root, 1)
     items = []
     for image in sorted(path for path in folder.glob("*.png") if not path.stem.endswith("_Annotation")):
         mask = image.with_name(f"{image.stem}_Annotation.png")
         item = _item(image, [mask] if mask.is_file() else [], "hc18", image.stem[:3], "outline")
         if image.name not in pixel_size:
-            raise UserError(f"Expected a row for {image.name} in {table}, got none. Add its pixel size in mm.")
+            raise UserError(f"Expected a row for {image.name} in {HC18_TABLE}, got none. Add its pixel size in mm.")
         items.append({**item, "spacing": [pixel_size[image.name]] * 2})
     return _checked(items, root)
 
 
 def read_head_circumferences(root: str | Path) -> dict[str, float]:
-    """Read HC18's official head circumferences in mm, by name of the image file.
+    """Read HC18's official head circumferences in mm, by name of the image file."""
+    return _read_hc18_table(root, 2)
 
-    Raises:
-        FileNotFoundError: there is no ``training_set_pixel_size_and_HC.csv``.
-        ValueError: a row has no circumference.
-    """
-    table = _existing(root, "training_set_pixel_size_and_HC.csv", "HC18's official download")
-    with open(table, newline="") as file:
+
+def _read_hc18_table(root: str | Path, column: int) -> dict[str, float]:
+    table = _existing(root, HC18_TABLE, "HC18's official download")
+    with open(table, newline="", encoding="utf-8") as file:
         rows = [row for row in list(csv.reader(file))[1:] if row]
     try:
-        return {row[0].strip(): float(row[2]) for row in rows}
+        return {row[0].strip(): float(row[column]) for row in rows}
     except (IndexError, ValueError) as error:
         raise UserError(f"Expected rows of image, pixel size and head circumference in {table}: {error}.") from error
 
 
 def read_busi(root: str | Path) -> list[Item]:
-    """Read BUSI: ``benign/``, ``malignant/`` and ``normal/`` with ``NAME.png``, ``NAME_mask.png``, ``NAME_mask_1.png``.
-
-    Raises:
-        FileNotFoundError: the layout is another one.
-        ValueError: no image has a mask.
-    """
+    """Read BUSI: ``benign/``, ``malignant/``, ``normal/`` with ``NAME.png``, ``NAME_mask.png``, ``NAME_mask_1.png``."""
     expected = "benign/benign (1).png, benign/benign (1)_mask.png, and the same in malignant/ and normal/"
     names = [name for name in ("benign", "malignant", "normal") if (Path(root) / name).is_dir()]
     items = []
@@ -170,12 +146,7 @@ def read_busi(root: str | Path) -> list[Item]:
 
 
 def read_datalist(root: str | Path) -> list[Item]:
-    """Read a datalist, JSON or CSV, see :func:`monai_kdsam.data.list_file.read_list`.
-
-    Raises:
-        FileNotFoundError: there is no such file, or images or masks it names do not exist.
-        ValueError: it is no datalist, empty, or has items without image or label.
-    """
+    """Read a datalist, JSON or CSV, see :func:`monai_kdsam.data.list_file.read_list`."""
     return _checked(read_list(Path(root)), root)
 
 
@@ -193,8 +164,8 @@ def read_dataset(layout: str, root: str | Path) -> list[Item]:
     """Read the data set below `root` (for "datalist": the file `root`), which has the named layout.
 
     Raises:
-        FileNotFoundError: the layout is another one, or there is no such folder.
-        ValueError: the layout is not known, no image has a mask.
+        MissingFileError: the layout is another one, or there is no such folder.
+        UserError: the layout is not known, no image has a mask.
     """
     if layout not in LAYOUTS:
         raise UserError(f"Unknown data set layout {layout!r}. Expected one of {', '.join(LAYOUTS)}.")
@@ -210,10 +181,6 @@ def _item(image: Path, masks: list[Path], source: str, subject: str, mask_kind: 
         "subject": subject,
         "mask_kind": mask_kind,
     }
-
-
-def _unlabeled(image: Path, source: str, subject: str) -> Item:
-    return {"image": str(image.absolute()), "source": source, "subject": subject}
 
 
 def _checked(items: list[Item], root: str | Path) -> list[Item]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from monai.utils import ensure_tuple
 
 from monai_kdsam.data.layouts import Item
 from monai_kdsam.data.paths import split_frame
+from monai_kdsam.data.splits import counts
 from monai_kdsam.errors import MissingFileError, UserError
+from monai_kdsam.files import write_text
 
-__all__ = ["check_files", "load_split_file", "relative_to", "with_absolute_paths", "with_relative_paths"]
+__all__ = ["check_files", "load_split_file", "relative_to", "with_paths", "write_split_file"]
 
 
 def load_split_file(split_file: Path, settings: dict[str, Any], sources: Collection[str]) -> dict[str, Any]:
@@ -34,6 +36,29 @@ def load_split_file(split_file: Path, settings: dict[str, Any], sources: Collect
     if unknown:
         raise UserError(f"{split_file} holds {', '.join(known)}, but not {', '.join(unknown)}. {remedy}")
     return stored
+
+
+def write_split_file(
+    split_file: Path,
+    settings: dict[str, Any],
+    roots: Mapping[str, Path],
+    splits: Mapping[str, list[Item]],
+    skipped: Sequence[Item],
+) -> None:
+    """Write the lists of items, and those in none of them with the reason `why`, paths relative to their `roots`."""
+
+    def relative(item: Item) -> Item:
+        return with_paths(item, lambda path: relative_to(path, roots[item["source"]]))
+
+    content = {
+        "description": "Split written by monai_kdsam; paths are relative to the root of each source.",
+        "sources": sorted(roots),
+        "settings": settings,
+        "counts": counts(splits),
+        **{name: [relative(item) for item in items] for name, items in splits.items()},
+        "skipped": [{name: relative(item)[name] for name in ("image", "source", "why")} for item in skipped],
+    }
+    write_text(split_file, json.dumps(content, indent=1))
 
 
 def check_files(datalist: dict[str, list[Item]], split_file: Path) -> None:
@@ -58,19 +83,10 @@ def relative_to(path: str, root: Path) -> str:
     return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path
 
 
-def with_relative_paths(item: Item, root: Path) -> Item:
-    """The item with the paths that the split file holds."""
-    return _with_paths(item, lambda path: relative_to(path, root))
-
-
-def with_absolute_paths(item: Item, root: Path) -> Item:
-    """The item with paths that can be opened."""
-    return _with_paths(item, lambda path: str(root / path))
-
-
-def _with_paths(item: Item, change: Callable[[str], str]) -> Item:
-    changed = {**item, "image": change(item["image"])}
+def with_paths(item: Item, change: Callable[[str], str | Path]) -> Item:
+    """The item with the paths of its image and masks changed."""
+    changed = {**item, "image": str(change(item["image"]))}
     if "label" in item:
         label = item["label"]
-        changed["label"] = change(label) if isinstance(label, str) else [change(path) for path in label]
+        changed["label"] = str(change(label)) if isinstance(label, str) else [str(change(path)) for path in label]
     return changed

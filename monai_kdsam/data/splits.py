@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,14 @@ from scipy.ndimage import uniform_filter
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from monai_kdsam.data.layouts import SPLITS, Item
+from monai_kdsam.data.layouts import SPLITS, UNLABELED, Item
 from monai_kdsam.errors import UserError
 
-__all__ = ["FEW", "duplicate_groups", "held_out_relatives", "hold_out", "split_items"]
+__all__ = ["FEW", "duplicate_groups", "held_out_relatives", "hold_out", "split_all", "split_items"]
 
 # With fewer images than this to compare on, a mean says little.
 FEW = 3
+logger = logging.getLogger(__name__)
 BLOCK = 1024  # rows of the correlation matrix held at a time
 
 
@@ -101,6 +103,42 @@ def split_items(
     return {name: sorted(split, key=_identity) for name, split in splits.items()}
 
 
+def split_all(
+    items: Sequence[Item],
+    groups: Sequence[int] | np.ndarray,
+    *,
+    use_official_split: bool,
+    fractions: tuple[float, float, float],
+    seed: int,
+) -> tuple[dict[str, list[Item]], list[Item]]:
+    """Split items as `split_items`, those with an official split as that says, and list unlabeled ones apart.
+
+    Returns:
+        the lists, "unlabeled" among them where there are such items; and the unlabeled items that belong together with
+        one of "validation" or "test", which are in no list.
+    """
+    official = [use_official_split and "official_split" in item for item in items]
+    drawn = [number for number, item in enumerate(items) if "label" in item and not official[number]]
+    splits = split_items(
+        [items[number] for number in drawn],
+        groups=[groups[number] for number in drawn],
+        fractions=fractions,
+        seed=seed,
+    )
+    for item, is_official in zip(items, official, strict=True):
+        if is_official:
+            splits[item["official_split"]].append(item)
+    bare = [name for name in SPLITS if not splits[name]]
+    if bare and any(official):
+        logger.warning(f"The official split has no {' and no '.join(bare)} images.")
+    unlabeled = [item for item in items if "label" not in item]
+    if not unlabeled:
+        return splits, []
+    relatives = held_out_relatives(items, splits["validation"] + splits["test"], groups=groups)
+    splits[UNLABELED] = [item for item in unlabeled if item["image"] not in relatives]
+    return splits, [item for item in unlabeled if item["image"] in relatives]
+
+
 def held_out_relatives(
     items: Sequence[Item], held_out: Sequence[Item], *, groups: Sequence[int] | np.ndarray | None = None
 ) -> set[str]:
@@ -170,7 +208,7 @@ def _allot(units: list[list[Item]], fractions: Sequence[float], seed: int, sourc
     return chosen
 
 
-def counts(splits: dict[str, list[Item]]) -> dict[str, dict[str, int]]:
+def counts(splits: Mapping[str, list[Item]]) -> dict[str, dict[str, int]]:
     """Number of items per list and source.
 
     >>> counts({"training": [{"source": "busi"}, {"source": "busi"}], "test": []})

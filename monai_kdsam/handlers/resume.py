@@ -104,8 +104,9 @@ class BestWeightsSaver:
 class ResumeHandler:
     """Keeps the state of a training run after each epoch, and goes on from it.
 
-    MONAI's CheckpointSaver and CheckpointLoader keep the objects, but not which metric was the best so far: a resumed
-    run would replace the best weights by worse ones. The file is replaced atomically; it is no model for serving.
+    MONAI's CheckpointSaver and CheckpointLoader would do this, with `state_dict_user_keys` for the best metric so far;
+    but that saver writes in place (ignite's DiskSaver with `atomic=False`), so that a run that is killed while it saves
+    has nothing to go on from, and the loader knows no longer schedule. The file is no model for serving.
 
     Args:
         path: of the state file.

@@ -18,7 +18,7 @@ from monai_kdsam.data import Image2DReader
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import SPLITS, Item, read_dataset, read_head_circumferences
 from monai_kdsam.data.paths import PICTURE_SUFFIXES, split_frame, suffix_of
-from monai_kdsam.data.split_file import check_files, with_absolute_paths
+from monai_kdsam.data.split_file import check_files, with_paths
 from monai_kdsam.errors import UserError
 from monai_kdsam.transforms.masks import clean_mask
 
@@ -78,7 +78,7 @@ def _from_split_file(path: Path, stored: dict[str, Any], split: str, roots: Mapp
         got = ", ".join(sorted(roots)) or "none"
         raise UserError(f"Expected `source` to name folders for some of {', '.join(known)} of {path}, got {got}.")
     folders = {name: Path(root).absolute() for name, root in roots.items()}
-    items = [with_absolute_paths(item, folders[item["source"]]) for item in stored[split] if item["source"] in folders]
+    items = [with_paths(item, folders[item["source"]].joinpath) for item in stored[split] if item["source"] in folders]
     check_files({name: items if name == split else [] for name in SPLITS}, path)
     values = stored["settings"].get("foreground_values")
     if values is not None:
