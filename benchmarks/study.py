@@ -16,6 +16,7 @@ there to choose by. One JSON file an arm and seed, and its weights; an interrupt
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -255,13 +256,16 @@ class Study:
         model.set_image(str(self.folder / item["image"]))
         found = dict(zip(prompts, model.predict(list(prompts.values())), strict=True))
         if reference.any():
-            masks = correct(
-                reference,
-                prompts["center_click"],
-                found["center_click"][0],
-                lambda prompt: model.predict([prompt])[0][0],
+            ten = itertools.islice(
+                correct(
+                    reference,
+                    prompts["center_click"],
+                    found["center_click"][0],
+                    lambda prompt: model.predict([prompt])[0][0],
+                ),
+                10,
             )
-            found |= {f"clicks_{count}": (mask, math.nan) for count, mask in enumerate(masks, start=1)}
+            found |= {f"clicks_{count}": (mask, math.nan) for count, mask in enumerate(ten, start=1)}
         source = Path(item["image"]).name.partition("_")[0]
         for prompt, (mask, expected) in found.items():
             dice, iou = overlap_scores(mask, reference)[:2] if reference.any() else (math.nan, math.nan)

@@ -3,7 +3,8 @@
 
 An item is a dictionary: `image` (path), `label` (path, or paths of masks that belong together), `source` (name of the
 layout), `subject` (items of one subject never part), `mask_kind` (see `monai_kdsam.transforms.masks`), and where known
-`spacing` ([x, y] in mm) and `official_split` ("training", "validation" or "test"). Paths are absolute, items sorted. An
+`spacing` ([x, y] in mm), `official_split` ("training", "validation" or "test") and `origin` (the set, of several that
+a datalist mixes). Paths are absolute, items sorted. An
 image whose mask is missing has an empty list of them, for the check to name it.
 
 The layouts "folder", "kvasir" and "datalist" may have unlabeled images, which a teacher can show to a student. Their

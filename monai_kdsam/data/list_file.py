@@ -20,7 +20,7 @@ Item = dict[str, Any]
 
 SPLITS = ("training", "validation", "test")
 UNLABELED = "unlabeled"
-COLUMNS = ("image", "label", "split", "subject", "mask_kind")
+COLUMNS = ("image", "label", "split", "subject", "source", "mask_kind")
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 
 
@@ -28,11 +28,12 @@ def read_list(path: Path) -> list[Item]:
     """Read a datalist.
 
     JSON, as MONAI has it: an object with lists "training", "validation", "test" of items with image and label. CSV: a
-    row for each image with the columns `image` and `label`, and where they are known `split`, `subject` and
-    `mask_kind`; without `split` the images are divided as those of a folder.
+    row for each image with the columns `image` and `label`, and where they are known `split`, `subject`,
+    `source` and `mask_kind`; without `split` the images are divided as those of a folder.
 
-    Paths are relative to the file, or absolute. An item may bring its own `subject`, `mask_kind` and `spacing`. Items
-    of a list (or split) "unlabeled" need an image only, and their `subject` if others have it.
+    Paths are relative to the file, or absolute. An item may bring its own `subject`, `mask_kind` and `spacing`, and as
+    `source` the name of its set, which becomes its `origin`. Items of a list (or split) "unlabeled" need an image only,
+    and their `subject` if others have it.
 
     Raises:
         FileNotFoundError: there is no such file, or images or masks it names do not exist.
@@ -104,6 +105,8 @@ def _is_listed(entry: Any) -> bool:
 def _item(entry: Item, folder: Path, *, is_labeled: bool) -> Item:
     subject = str(entry.get("subject", entry["image"]))
     own: Item = {"image": str(folder / entry["image"]), "source": "datalist", "subject": subject}
+    if "source" in entry:
+        own["origin"] = str(entry["source"])
     if not is_labeled:
         return own
     label = [str(folder / path) for path in _paths(entry["label"])]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,11 @@ from scipy import ndimage
 
 from monai_kdsam.report.prompts import Prompt
 
-__all__ = ["MOST_CLICKS", "clicks_needed", "correct", "next_click"]
+__all__ = ["GOALS", "MOST_CLICKS", "clicks_needed", "correct", "next_click"]
 
 Mask = NDArray[np.bool_]
-MOST_CLICKS = 10
+MOST_CLICKS = 20  # as in RITM and SimpleClick
+GOALS = {"85": 0.85, "90": 0.90}  # IoUs
 
 
 def next_click(reference: Mask, mask: Mask, before: Prompt) -> Prompt | None:
@@ -59,8 +60,8 @@ def _depth(error: Mask, clicked: NDArray[np.float32]) -> NDArray[np.float64]:
     return depth
 
 
-def correct(reference: Mask, first: Prompt, mask: Mask, predict: Callable[[Prompt], Mask]) -> list[Mask]:
-    """Masks after 1 to `MOST_CLICKS` clicks; where nothing is left to correct, the last one stays.
+def correct(reference: Mask, first: Prompt, mask: Mask, predict: Callable[[Prompt], Mask]) -> Iterator[Mask]:
+    """Masks after 1 to `MOST_CLICKS` clicks, each made when it is asked for; where all is right, the last one stays.
 
     Args:
         reference: (H, W).
@@ -68,15 +69,12 @@ def correct(reference: Mask, first: Prompt, mask: Mask, predict: Callable[[Promp
         mask: what the model made of it.
         predict: the model, from clicks to a mask (H, W).
     """
-    masks, prompt = [mask], first
-    while len(masks) < MOST_CLICKS:
-        following = next_click(reference, masks[-1], prompt)
-        if following is None:
-            masks += [masks[-1]] * (MOST_CLICKS - len(masks))
-        else:
-            prompt = following
-            masks.append(predict(prompt))
-    return masks
+    yield mask
+    prompt: Prompt | None = first
+    for _ in range(MOST_CLICKS - 1):
+        prompt = prompt and next_click(reference, mask, prompt)
+        mask = predict(prompt) if prompt else mask
+        yield mask
 
 
 def clicks_needed(ious: Sequence[float], goal: float) -> int | None:

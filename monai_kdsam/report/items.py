@@ -39,8 +39,9 @@ def read_split(
         roots: for a `split.json`, where the images of each of its sources lie; sources that are not named are left out.
 
     Returns:
-        Items as `monai_kdsam.data.layouts` describes them, `foreground_values` among their keys where the split file
-        has some, and for HC18 the official `head_circumference` in mm.
+        Items as `monai_kdsam.data.layouts` describes them, their `origin` as `source` where they have one,
+        `foreground_values` among their keys where the split file has some, and for HC18 the official
+        `head_circumference` in mm.
 
     Raises:
         FileNotFoundError: there is no such data list, or images that it names do not exist.
@@ -60,7 +61,7 @@ def read_split(
     if not items:
         found = ", ".join(f"{name} {counts.get(name, 0)}" for name in SPLITS)
         raise UserError(f"Expected images in the list {split!r} of {path}, got none ({found}). Name another `split`.")
-    return items
+    return [item | {"source": item.get("origin", item["source"])} for item in items]
 
 
 def _stored_split(path: Path) -> dict[str, Any] | None:

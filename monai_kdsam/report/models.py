@@ -37,6 +37,8 @@ class Model(Protocol):
     """Set an image once, predict for any number of prompts."""
 
     name: str
+    takes_clicks: bool
+    """Whether a click changes its masks."""
 
     def set_image(self, path: str) -> None:
         """The predictions that follow are about this image file."""
@@ -57,6 +59,8 @@ class BundleModel:
         FileNotFoundError: when there is no such bundle, or it has no weights.
         ValueError: when the weights are of another network.
     """
+
+    takes_clicks = True
 
     def __init__(self, name: str, bundle: str | Path, **overrides: Any) -> None:
         self.name = name
@@ -100,6 +104,7 @@ class EllipseModel:
     """The baseline: the ellipse inscribed in the box; without a box, in the whole image."""
 
     name = "filled ellipse"
+    takes_clicks = False
 
     def __init__(self) -> None:
         self._fill = FillBox("ellipse")
@@ -133,6 +138,8 @@ class CommandModel:
     Raises:
         OSError: when the command cannot be started.
     """
+
+    takes_clicks = True
 
     def __init__(self, name: str, command: str) -> None:
         self.name = name

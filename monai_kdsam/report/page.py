@@ -56,6 +56,7 @@ def render_page(
         sets=sets,
         scores={(row["set"], row["prompt"], row["model"], row["metric"]): row for row in rows},
         clicks={(row["set"], row["model"]): row for row in summary["clicks"]},
+        obeyed=_by_set_and_model(summary["obedience"]),
         prompts=PROMPT_TITLES,
         glance={prompt: PROMPT_TITLES[prompt] for prompt in GLANCE},
         metrics={source: _metrics(summary, source) for source in sets},
@@ -76,6 +77,14 @@ def _metrics(summary: dict[str, Any], source: str) -> dict[str, str]:
     unit = summary["sets"].get(source, {}).get("unit", "")
     titles = _METRIC_TITLES | {"hd95": f"{_METRIC_TITLES['hd95']}, {unit}"}
     return {metric: title for metric, title in titles.items() if metric in known}
+
+
+def _by_set_and_model(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """Rows by measure, the mean of sets first."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["set"] != MEAN_OF_SETS, row["set"])):
+        found.setdefault((row["set"], row["model"]), {})[row["measure"]] = row
+    return found
 
 
 def _address(kind: str, content: bytes) -> str:

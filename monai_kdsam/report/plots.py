@@ -13,9 +13,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from monai_kdsam.report.corrective_clicks import GOALS
 from monai_kdsam.report.prompts import PROMPT_TITLES
 from monai_kdsam.report.scoring import Score
-from monai_kdsam.report.summary import GOALS, MEAN_OF_SETS
+from monai_kdsam.report.summary import MEAN_OF_SETS
 
 __all__ = ["plot_calibration", "plot_circumference", "plot_clicks", "plot_dice", "plot_differences"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from monai_kdsam.transforms.prompts import box_from_mask, center_click, clicks_from_mask, jitter_box
 
-__all__ = ["PROMPT_TITLES", "Prompt", "named_prompts"]
+__all__ = ["PROMPT_TITLES", "Prompt", "box_and_click", "named_prompts"]
 
 Mask = NDArray[np.bool_]
 
@@ -52,16 +52,22 @@ def named_prompts(reference: Mask, seed: int = 0) -> dict[str, Prompt]:
     shape, exact = (reference.shape[0], reference.shape[1]), box_from_mask(reference)
     sides = np.tile(exact[1] - exact[0] + 1, 2)  # of left, top, right, bottom
     outward = _generator(seed, content, "box_20px").uniform(0, 20 / 1024 * max(shape), size=4)
-    prompts = {"box": _box(exact), "box_20px": _box(jitter_box(exact, outward.tolist(), shape))}
+    box, click = box_and_click(reference)
+    prompts = {"box": box, "box_20px": _box(jitter_box(exact, outward.tolist(), shape))}
     for name, share in _JITTER.items():
         offsets = _generator(seed, content, name).uniform(-share, share, size=4) * sides
         prompts[name] = _box(jitter_box(exact, offsets.tolist(), shape))
     random = clicks_from_mask(reference, 1, _generator(seed, content, "random_click"))
     return prompts | {
-        "center_click": _click(center_click(reference)),
+        "center_click": click,
         "random_click": _click(random),
         "automatic": automatic,
     }
+
+
+def box_and_click(mask: Mask) -> tuple[Prompt, Prompt]:
+    """The exact box of a mask (H, W) that is not empty, and one click at its deepest point."""
+    return _box(box_from_mask(mask)), _click(center_click(mask))
 
 
 def _generator(seed: int, content: int, name: str) -> RandomState:

@@ -6,26 +6,43 @@ from __future__ import annotations
 import csv
 import io
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from monai_kdsam.data.layouts import Item
 from monai_kdsam.errors import UserError
-from monai_kdsam.report.corrective_clicks import correct
+from monai_kdsam.networks.fill_box import FillBox
+from monai_kdsam.report.corrective_clicks import GOALS, MOST_CLICKS, correct
 from monai_kdsam.report.items import load_reference
 from monai_kdsam.report.metrics import MaskScores, head_circumference, mask_scores, overlap_scores
 from monai_kdsam.report.models import Model, Prediction
-from monai_kdsam.report.prompts import Prompt, named_prompts
+from monai_kdsam.report.obedience import Mosaic, make_mosaic, structures
+from monai_kdsam.report.prompts import Prompt, box_and_click, named_prompts
 
-__all__ = ["CLICKS", "REFERENCE", "Score", "Tolerances", "cases_csv", "predict_checked", "score_images"]
+__all__ = [
+    "CLICKS",
+    "FILLED_BOX",
+    "REFERENCE",
+    "SHOWN_CLICKS",
+    "Score",
+    "Tolerances",
+    "cases_csv",
+    "predict_checked",
+    "score_images",
+]
 
 Mask = NDArray[np.bool_]
 CLICKS = "clicks"
+SHOWN_CLICKS = 10  # more are made only until the last of the `GOALS` is reached
 REFERENCE = "reference mask"
+FILLED_BOX = "filled box"
 
 
 @dataclass(frozen=True)
@@ -33,20 +50,22 @@ class Score:
     """One mask of one model, against its reference.
 
     Args:
-        model: its name; `REFERENCE` for what the reference itself measures.
+        model: its name; `REFERENCE` for what the reference itself measures, `FILLED_BOX` for the exact box, filled.
         source: the set.
         subject: of the image.
         case: number of the item in the list; one image may be there with several references.
         image: path.
-        prompt: a key of `PROMPT_TITLES`, or `CLICKS`.
+        prompt: a key of `PROMPT_TITLES`; `CLICKS`; `mosaic_box` and `mosaic_click`, whose Dice and IoU are of the
+            asked tile; `structure_box` and `structure_click`, a row for each of several structures.
         clicks: number of corrective clicks, 0 for the named prompts.
         empty_reference: there is nothing to find; then the scores are nan.
         foreground: share of the image that the mask covers.
         dice, iou, surface_dice: in [0, 1].
-        hd95: in `unit`. This and the surface Dice are nan under clicks.
+        hd95: in `unit`. This and the surface Dice are known for named prompts alone.
         unit: mm or px.
         expected_iou: of the model; nan if it has none.
         head_circumference, official_circumference: mm; nan where there is no official one.
+        inside: share of a mosaic's mask that lies in the asked tile; 0 for an empty mask.
     """
 
     model: str
@@ -66,6 +85,7 @@ class Score:
     expected_iou: float = math.nan
     head_circumference: float = math.nan
     official_circumference: float = math.nan
+    inside: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -103,13 +123,19 @@ def score_images(
         ValueError: when a model gives a mask of another size than the reference.
     """
     scores = []
-    for number, item in enumerate(tqdm(items, desc="report", unit="image", disable=not progress)):
-        case = _Case(number, item, units[item["source"]], tolerances or Tolerances(), seed)
-        if math.isfinite(case.official):
-            scores.append(case.score(REFERENCE, "", (case.reference, math.nan)))
-        for model in models:
-            model.set_image(item["image"])
-            scores += case.scores_of(model)
+    with tempfile.TemporaryDirectory(prefix="kdsam_report") as folder:
+        for number, item in enumerate(tqdm(items, desc="report", unit="image", disable=not progress)):
+            case = _Case(number, item, units[item["source"]], tolerances or Tolerances(), seed)
+            scores += case.scores_of_shapes()
+            mosaic = None if case.empty else make_mosaic(Path(folder, f"{number}.png"), items, number, case.reference)
+            for model in models:
+                model.set_image(item["image"])
+                scores += case.scores_of(model)
+                if mosaic:
+                    model.set_image(str(mosaic.path))
+                    scores += case.scores_of_mosaic(model, mosaic)
+            if mosaic:
+                mosaic.path.unlink()
     return scores
 
 
@@ -143,7 +169,19 @@ class _Case:
         self.official = float(item.get("head_circumference", math.nan))
         self.prompts = named_prompts(self.reference, seed)
 
+    def scores_of_shapes(self) -> list[Score]:
+        """What the reference itself and its box, filled, are worth."""
+        scores = []
+        if math.isfinite(self.official):
+            scores.append(self.score(REFERENCE, "", (self.reference, math.nan)))
+        if not self.empty:
+            points, labels = (torch.from_numpy(part)[None] for part in self.prompts["box"])
+            filled = FillBox()(torch.zeros(1, 1, *self.reference.shape), points, labels)[0, 0].numpy() > 0
+            scores.append(self.row(FILLED_BOX, "box", filled, overlap_scores(filled, self.reference)))
+        return scores
+
     def scores_of(self, model: Model) -> list[Score]:
+        """On the image itself, which the model was given."""
         predictions = predict_checked(model, list(self.prompts.values()), self.reference, self.item)
         by_name = dict(zip(self.prompts, predictions, strict=True))
         scores = [self.score(model.name, name, prediction) for name, prediction in by_name.items()]
@@ -154,20 +192,43 @@ class _Case:
             return predict_checked(model, [prompt], self.reference, self.item)[0][0]
 
         first = self.prompts["center_click"]
-        masks = correct(self.reference, first, by_name["center_click"][0], predict)
-        return scores + [
-            self.score(model.name, CLICKS, (mask, math.nan), clicks=count) for count, mask in enumerate(masks, start=1)
-        ]
+        mask = by_name["center_click"][0]
+        masks = correct(self.reference, first, mask, predict) if model.takes_clicks else [mask] * MOST_CLICKS
+        for count, mask in enumerate(masks, start=1):
+            scores.append(self.row(model.name, CLICKS, mask, overlap_scores(mask, self.reference), clicks=count))
+            if count >= SHOWN_CLICKS and scores[-1].iou >= max(GOALS.values()):
+                break
+        for structure in structures(self.reference):
+            prompts = box_and_click(structure)
+            masks = predict_checked(model, prompts, self.reference, self.item)
+            for name, (mask, _) in zip(("structure_box", "structure_click"), masks, strict=True):
+                scores.append(self.row(model.name, name, mask, overlap_scores(mask, structure)))
+        return scores
 
-    def score(self, model: str, prompt: str, prediction: Prediction, *, clicks: int = 0) -> Score:
+    def scores_of_mosaic(self, model: Model, mosaic: Mosaic) -> list[Score]:
+        """On a mosaic, which the model was given."""
+        scores = []
+        masks = predict_checked(model, box_and_click(mosaic.reference), mosaic.reference, self.item)
+        for name, (mask, _) in zip(("mosaic_box", "mosaic_click"), masks, strict=True):
+            agreement = overlap_scores(mask[mosaic.tile], mosaic.reference[mosaic.tile])
+            inside = float(mask[mosaic.tile].sum() / max(mask.sum(), 1))
+            scores.append(self.row(model.name, name, mask, agreement, inside=inside))
+        return scores
+
+    def score(self, model: str, prompt: str, prediction: Prediction) -> Score:
+        """All that is measured under the named prompts."""
         mask, expected_iou = prediction
-        if self.empty:
-            agreement = MaskScores(math.nan, math.nan)
-        elif clicks:
-            agreement = overlap_scores(mask, self.reference)
-        else:
+        agreement = MaskScores(math.nan, math.nan)
+        if not self.empty:
             agreement = mask_scores(mask, self.reference, spacing=self.spacing, tolerance=self.tolerance)
-        measured = math.isfinite(self.official) and not clicks
+        circumference = head_circumference(mask, self.spacing) if math.isfinite(self.official) else math.nan
+        known = {"expected_iou": expected_iou, "head_circumference": circumference}
+        return self.row(model, prompt, mask, agreement, **known)
+
+    def row(
+        self, model: str, prompt: str, mask: Mask, agreement: MaskScores, *, clicks: int = 0, **known: float
+    ) -> Score:
+        """A row of the table."""
         return Score(
             model,
             self.item["source"],
@@ -180,9 +241,8 @@ class _Case:
             float(mask.mean()),
             *agreement,
             unit=self.unit,
-            expected_iou=expected_iou,
-            head_circumference=head_circumference(mask, self.spacing) if measured else math.nan,
             official_circumference=self.official,
+            **known,
         )
 
 

@@ -4,21 +4,23 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
-from monai_kdsam.report.corrective_clicks import MOST_CLICKS, clicks_needed
+from monai_kdsam.report.corrective_clicks import GOALS, MOST_CLICKS, clicks_needed
 from monai_kdsam.report.intervals import Estimate, estimate, estimate_mean_of_sets, holm, signed_rank_test
 from monai_kdsam.report.metrics import calibration
+from monai_kdsam.report.obedience import MEASURES
 from monai_kdsam.report.prompts import PROMPT_TITLES
-from monai_kdsam.report.scoring import CLICKS, REFERENCE, Score
+from monai_kdsam.report.scoring import CLICKS, FILLED_BOX, REFERENCE, SHOWN_CLICKS, Score
 
-__all__ = ["GOALS", "MEAN_OF_SETS", "METRICS", "summarize"]
+__all__ = ["MEAN_OF_SETS", "METRICS", "summarize"]
 
 METRICS = ("dice", "iou", "surface_dice", "hd95")
-GOALS = {"85": 0.85, "90": 0.90}
 MEAN_OF_SETS = "mean of sets"
 Values = dict[str, tuple[list[float], list[str]]]  # by set: values and subjects
 Curves = dict[tuple[str, str, int], list[float]]
@@ -33,13 +35,14 @@ def summarize(scores: Sequence[Score], models: Sequence[str], *, seed: int = 0) 
         seed: of the resampling.
 
     Returns:
-        `sets`, `scores`, `clicks`, `calibration`, `head_circumference`, `empty_references` and `comparisons`, of plain
-        lists, dictionaries and numbers.
+        `sets`, `scores`, `obedience`, `clicks`, `calibration`, `head_circumference`, `empty_references` and
+        `comparisons`, of plain lists, dictionaries and numbers.
     """
     found = [score for score in scores if not score.empty_reference]
     return {
         "sets": _sets(scores, models[0]),
         "scores": [row for model in models for row in _mean_scores(found, model, seed)],
+        "obedience": [row for model in [*models, FILLED_BOX] for row in _obedience(found, model, seed)],
         "clicks": [row for model in models for row in _click_rows(found, model, seed)],
         "calibration": {model: result for model in models if (result := _calibration(found, model))},
         "head_circumference": _circumference_rows(scores, [REFERENCE, *models], seed),
@@ -62,11 +65,11 @@ def _sets(scores: Sequence[Score], model: str) -> dict[str, dict[str, Any]]:
     return result
 
 
-def _values(scores: Iterable[Score], metric: str) -> Values:
+def _values(scores: Iterable[Score], value: Callable[[Score], float]) -> Values:
     result: Values = {}
     for score in scores:
         values, subjects = result.setdefault(score.source, ([], []))
-        values.append(getattr(score, metric))
+        values.append(value(score))
         subjects.append(score.subject)
     return dict(sorted(result.items()))
 
@@ -89,20 +92,34 @@ def _mean_scores(scores: Sequence[Score], model: str, seed: int) -> list[dict[st
         own = [score for score in scores if score.model == model and score.prompt == prompt]
         for metric in METRICS:
             # Millimetres and the pixels of images of different sizes have no mean.
-            estimates = _estimates(_values(own, metric), seed, pooled=metric != "hd95")
+            estimates = _estimates(_values(own, attrgetter(metric)), seed, pooled=metric != "hd95")
             rows += [
                 _row(result, model=model, set=source, prompt=prompt, metric=metric) for source, result in estimates
             ]
     return rows
 
 
-def _curves(scores: Iterable[Score], model: str) -> Curves:
-    """IoU after 1 to 10 clicks, by set, subject and case."""
-    curves: Curves = {}
+def _obedience(scores: Sequence[Score], model: str, seed: int) -> list[dict[str, Any]]:
+    own = {}
     for score in scores:
+        if score.model == model:
+            prompt = f"{CLICKS}_{score.clicks}" if score.clicks else score.prompt
+            own.setdefault(prompt, []).append(score)
+    rows = []
+    for measure, (prompt, value, compared) in MEASURES.items():
+        less = {score.case: score.dice for score in own.get(compared, ())} if compared else defaultdict(float)
+        chosen = [score for score in own.get(prompt, ()) if compared is None or score.case in less]
+        values = _values(chosen, lambda score, value=value, less=less: getattr(score, value) - less[score.case])
+        rows += [_row(result, model=model, set=source, measure=measure) for source, result in _estimates(values, seed)]
+    return rows
+
+
+def _curves(scores: Iterable[Score], model: str) -> Curves:
+    """IoU after 1 to at most `MOST_CLICKS` clicks, by set, subject and case."""
+    curves: Curves = {}
+    for score in scores:  # of a case in their order
         if score.model == model and score.prompt == CLICKS:
-            key = score.source, score.subject, score.case
-            curves.setdefault(key, [math.nan] * MOST_CLICKS)[score.clicks - 1] = score.iou
+            curves.setdefault((score.source, score.subject, score.case), []).append(score.iou)
     return curves
 
 
@@ -128,7 +145,7 @@ def _click_rows(scores: Sequence[Score], model: str, seed: int) -> list[dict[str
             row[f"noc{name}"] = [result.mean, result.low, result.high]
             own = [curve for (owner, *_), curve in curves.items() if source in (owner, MEAN_OF_SETS)]
             row[f"failures{name}"] = sum(clicks_needed(curve, goal) is None for curve in own)
-    for count in range(MOST_CLICKS):
+    for count in range(SHOWN_CLICKS):
         for source, result in _estimates(_of_curves(curves, lambda curve, at=count: curve[at]), seed):  # type: ignore[misc]
             rows[source].setdefault("iou", []).append([result.mean, result.low, result.high])
     return list(rows.values())
@@ -186,7 +203,8 @@ def _compare(scores: Sequence[Score], first: str, second: str, seed: int) -> lis
     pairs: dict[tuple[str, str], Values] = {}
     for prompt in PROMPT_TITLES:
         one, two = (
-            _values((s for s in scores if s.model == model and s.prompt == prompt), "dice") for model in (first, second)
+            _values((s for s in scores if s.model == model and s.prompt == prompt), attrgetter("dice"))
+            for model in (first, second)
         )
         pairs[prompt, "dice"] = _differences(one, two)
     for name, goal in GOALS.items():

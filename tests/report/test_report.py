@@ -14,8 +14,8 @@ from PIL import Image
 
 from monai_kdsam.__main__ import main
 from monai_kdsam.data.phantoms import write_phantoms
-from monai_kdsam.report.corrective_clicks import MOST_CLICKS
 from monai_kdsam.report.prompts import PROMPT_TITLES
+from monai_kdsam.report.scoring import SHOWN_CLICKS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "report.md").read_text(encoding="utf-8")
 
@@ -67,7 +67,8 @@ def test_every_model_has_every_image_under_every_prompt(report):
     assert summary["sets"] == {"datalist": {"images": 3, "subjects": 3, "empty_references": 1, "unit": "mm"}}
     for model in MODELS:
         found = [row for row in rows if row["model"] == model and row["empty_reference"] == "False"]
-        assert len(found) == 2 * (len(PROMPT_TITLES) + MOST_CLICKS)
+        assert all(sum(row["clicks"] == str(count) for row in found) == 2 for count in range(1, SHOWN_CLICKS + 1))
+        assert all(sum(row["prompt"] == prompt for row in found) == 2 for prompt in ("mosaic_box", "mosaic_click"))
         for prompt in PROMPT_TITLES:
             assert sum(row["prompt"] == prompt for row in found) == 2
 
