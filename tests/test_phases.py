@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_kdsam.bundles import config_path
 from monai_kdsam.handlers import ResumeHandler
@@ -85,6 +86,12 @@ def test_each_phase_leaves_raw_weights_and_keeps_the_merged_config(trained):
     assert json.loads((trained.output / "runs" / "train_001" / "config.json").read_text())["image_size"] == 64
     for phase in ("adapt", "distill", "train"):
         assert list((trained.output / "runs" / f"{phase}_001").glob("events*")), phase
+
+
+def test_validation_tells_what_a_box_brings(trained):
+    curves = EventAccumulator(str(trained.output / "runs" / "train_001")).Reload()
+    gain, box, none = (curves.Scalars(f"val_{name}")[-1].value for name in ("box_minus_none", "dice_box", "dice_none"))
+    assert gain == pytest.approx(box - none, abs=1e-6)
 
 
 def test_the_log_names_seed_and_versions(workspace, caplog):

@@ -100,7 +100,8 @@ def write_report(
         pictures = {}
         for source in units:
             if cases := notable_cases(scores, names[0], source):
-                pictures[source] = draw_cases(folder / f"cases_{source}.jpg", cases, items, models, seed=seed)
+                sheet = folder / re.sub(r"[^\w.-]", "_", f"cases_{source}.jpg")
+                pictures[source] = draw_cases(sheet, cases, items, models, seed=seed)
     title, date = f"Segmentation report: {names[0]}", datetime.date.today().isoformat()
     page = folder / "report.html"
     texts = {

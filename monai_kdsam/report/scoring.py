@@ -200,8 +200,8 @@ class _Case:
                 break
         for structure in structures(self.reference):
             prompts = box_and_click(structure)
-            masks = predict_checked(model, prompts, self.reference, self.item)
-            for name, (mask, _) in zip(("structure_box", "structure_click"), masks, strict=True):
+            predictions = predict_checked(model, prompts, self.reference, self.item)
+            for name, (mask, _) in zip(("structure_box", "structure_click"), predictions, strict=True):
                 scores.append(self.row(model.name, name, mask, overlap_scores(mask, structure)))
         return scores
 
@@ -222,8 +222,7 @@ class _Case:
         if not self.empty:
             agreement = mask_scores(mask, self.reference, spacing=self.spacing, tolerance=self.tolerance)
         circumference = head_circumference(mask, self.spacing) if math.isfinite(self.official) else math.nan
-        known = {"expected_iou": expected_iou, "head_circumference": circumference}
-        return self.row(model, prompt, mask, agreement, **known)
+        return self.row(model, prompt, mask, agreement, expected_iou=expected_iou, head_circumference=circumference)
 
     def row(
         self, model: str, prompt: str, mask: Mask, agreement: MaskScores, *, clicks: int = 0, **known: float

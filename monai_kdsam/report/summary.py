@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -100,16 +100,20 @@ def _mean_scores(scores: Sequence[Score], model: str, seed: int) -> list[dict[st
 
 
 def _obedience(scores: Sequence[Score], model: str, seed: int) -> list[dict[str, Any]]:
-    own = {}
+    own: dict[str | None, list[Score]] = {}
     for score in scores:
         if score.model == model:
             prompt = f"{CLICKS}_{score.clicks}" if score.clicks else score.prompt
             own.setdefault(prompt, []).append(score)
     rows = []
     for measure, (prompt, value, compared) in MEASURES.items():
-        less = {score.case: score.dice for score in own.get(compared, ())} if compared else defaultdict(float)
-        chosen = [score for score in own.get(prompt, ()) if compared is None or score.case in less]
-        values = _values(chosen, lambda score, value=value, less=less: getattr(score, value) - less[score.case])
+        less = {score.case: score.dice for score in own.get(compared, ())}
+        chosen = [
+            replace(score, dice=getattr(score, value) - (less[score.case] if compared else 0))
+            for score in own.get(prompt, ())
+            if compared is None or score.case in less
+        ]
+        values = _values(chosen, attrgetter("dice"))
         rows += [_row(result, model=model, set=source, measure=measure) for source, result in _estimates(values, seed)]
     return rows
 

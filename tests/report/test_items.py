@@ -38,6 +38,14 @@ def test_only_the_asked_split_of_a_datalist_is_read(tmp_path):
     assert load_reference(read_split(path)[0]).sum() == 200
 
 
+def test_a_datalist_of_several_sets_names_them(tmp_path):
+    pairs = [write_pair(tmp_path, name) for name in "abc"]
+    path = write_list(tmp_path, test=[pairs[0] | {"source": "skin"}, pairs[1] | {"source": "breast"}, pairs[2]])
+    assert [item["source"] for item in read_split(path)] == ["skin", "breast", "datalist"]
+    (tmp_path / "list.csv").write_text("image,label,split,source\na.png,a_mask.png,test,skin\n")
+    assert [item["source"] for item in read_split(tmp_path / "list.csv")] == ["skin"]
+
+
 def test_the_split_that_training_wrote_is_read_from_wherever_its_images_lie_now(tmp_path):
     write_phantoms(tmp_path / "then", per_kind=8, size=64)
     expected = prepare_datalist({"folder": tmp_path / "then"}, tmp_path / "split.json")["test"]

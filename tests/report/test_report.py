@@ -133,9 +133,10 @@ def test_without_spacing_distances_are_in_pixels_and_all_else_is_the_same_in_a_s
     report, trained_once, tmp_path
 ):
     words = ["report", "--bundle", f"student={trained_once.bundle}", "--output", str(tmp_path / "again")]
-    assert main([*words, "--data_list", str(write_datalist(tmp_path))]) == 0
+    assert main([*words, "--data_list", str(write_datalist(tmp_path, source="our/set"))]) == 0
+    assert (tmp_path / "again" / "cases_our_set.jpg").is_file()
     again = cases(tmp_path / "again")
-    before = [row for row in cases(report) if row["model"] in ("student", "filled ellipse")]
+    before = [row for row in cases(report) if row["model"] in ("student", "filled box", "filled ellipse")]
     same = ("model", "case", "prompt", "clicks", "dice", "iou", "foreground", "expected_iou")
     found, expected = ([[row[key] for key in same] for row in rows] for rows in (again, before))
     assert found == expected
