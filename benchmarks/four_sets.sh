@@ -42,8 +42,8 @@ for set in "${@:-pooled}"; do
     phase adapt -- --epochs "$adapt" --val_interval 4 --learning_rate 0.0005 --bce_weight 1.0
     phase distill -- --epochs "$distill" --val_interval 4 --learning_rate 0.001
     phase train -- --epochs "$train" --val_interval 2 --learning_rate 0.0005 --bce_weight 1.0 --frozen "['prompt_encoder']"
-    report filled_box -- --network "{'_target_': 'monai_kdsam.networks.FillBox'}"
-    report filled_ellipse -- --network "{'_target_': 'monai_kdsam.networks.FillBox', 'shape': 'ellipse'}"
+    report filled_box -- --network "{'_target_': 'monai_kdsam.report.FillBox'}"
+    report filled_ellipse -- --network "{'_target_': 'monai_kdsam.report.FillBox', 'shape': 'ellipse'}"
     report teacher evaluate_teacher --
     report distilled -- --checkpoint "$out/$set/models/distilled.pt"
     report student --

@@ -95,7 +95,7 @@ def run_demo(
     }
     datalist = "datasets/datalist"
     with _quiet():
-        rows.append(("filled box", runner.evaluate("box", network={"_target_": "monai_kdsam.networks.FillBox"})[:1]))
+        rows.append(("filled box", runner.evaluate("box", network={"_target_": "monai_kdsam.report.FillBox"})[:1]))
         runner.train("adapt", epochs=EPOCHS["adapt"], learning_rate=5e-4)
         rows.append(("teacher", runner.evaluate("teacher", "evaluate_teacher")))
         runner.train("distill", datalist, epochs=EPOCHS["distill"], learning_rate=2e-3, **listed)

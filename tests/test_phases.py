@@ -161,7 +161,7 @@ def test_evaluation_reports_every_image_and_prompt_at_the_files_own_size(trained
 
 
 def test_a_filled_box_scores_as_computed_by_hand(trained):
-    baseline = {"_target_": "monai_kdsam.networks.FillBox"}
+    baseline = {"_target_": "monai_kdsam.report.FillBox"}
     trained.run("evaluate", network=baseline, box_jitter=[0.0, 0.0])
     with open(trained.output / "evaluate" / "cases.csv", newline="") as file:
         for case in csv.DictReader(file):

@@ -4,7 +4,6 @@
 from monai_kdsam.networks.batch_norm import SharedBatchNorm2d, synchronize_batch_norm
 from monai_kdsam.networks.build import build_kdsam, build_student, build_volume_student
 from monai_kdsam.networks.encoders import DeconvNeck, FineFeatures, FPNNeck, ResNetEncoder, SamNeck
-from monai_kdsam.networks.fill_box import FillBox
 from monai_kdsam.networks.kdsam import KDSAM, VolumeKDSAM
 from monai_kdsam.networks.memory import EmbeddingCache, weights_checksum
 from monai_kdsam.networks.parameters import parameter_groups
@@ -18,7 +17,6 @@ __all__ = [
     "DeconvNeck",
     "EmbeddingCache",
     "FPNNeck",
-    "FillBox",
     "FineFeatures",
     "MaskDecoder",
     "PromptEncoder",

@@ -21,7 +21,7 @@ from torch import nn
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.errors import UserError, UserFileError
 from monai_kdsam.inferers import BundlePredictor
-from monai_kdsam.networks.fill_box import FillBox
+from monai_kdsam.report.fill_box import FillBox
 from monai_kdsam.report.prompts import Prompt
 from monai_kdsam.transforms.host_prompts import to_network_frame
 

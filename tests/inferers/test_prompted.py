@@ -10,7 +10,8 @@ from torch import Tensor
 
 from monai_kdsam.inferers import PromptedInferer
 from monai_kdsam.inferers.volume_inferer import SliceSegmenter
-from monai_kdsam.networks import KDSAM, EmbeddingCache, FillBox, build_teacher
+from monai_kdsam.networks import KDSAM, EmbeddingCache, build_teacher
+from monai_kdsam.report import FillBox
 
 SIZE = 64
 POINTS = torch.tensor([[[10.0, 12.0], [40.0, 50.0], [0.0, 0.0]], [[30.0, 20.0], [5.0, 60.0], [0.0, 0.0]]])

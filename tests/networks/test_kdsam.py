@@ -18,7 +18,8 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTra
 
 from monai_kdsam.bundles import bundle_path
 from monai_kdsam.data.phantoms import PHANTOM_KINDS, make_phantom
-from monai_kdsam.networks import FillBox, build_kdsam, build_student, build_teacher
+from monai_kdsam.networks import build_kdsam, build_student, build_teacher
+from monai_kdsam.report import FillBox
 
 SIZE = 128
 CLICKS = np.array([[30.0, 40.0], [90.5, 100.0], [64.0, 20.0]])

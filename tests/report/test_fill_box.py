@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from monai_kdsam.networks.fill_box import FillBox
+from monai_kdsam.report.fill_box import FillBox
 
 IMAGE = torch.zeros(1, 3, 20, 30)
 BOX = torch.tensor([[[4.0, 5.0], [8.0, 11.0]]])
@@ -44,9 +44,8 @@ def test_an_ellipse_covers_pi_quarters_of_its_box_and_touches_its_sides() -> Non
         (None, None),
         (torch.zeros(1, 2, 2), torch.tensor([[-1, -1]])),
         (torch.tensor([[[3.0, 3.0], [5.0, 5.0]]]), torch.tensor([[1, 0]])),
-        (torch.zeros(1, 0, 2), torch.zeros(1, 0, dtype=torch.long)),
     ],
-    ids=["nothing", "padding", "clicks", "no points"],
+    ids=["nothing", "padding", "clicks"],
 )
 def test_without_a_box_the_image_is_the_box(points, labels) -> None:
     assert filled(FillBox()(IMAGE, points, labels)).all()
@@ -78,14 +77,3 @@ def test_each_prompt_of_an_image_has_its_own_channel() -> None:
 
 def test_integer_points_are_taken() -> None:
     assert torch.equal(FillBox()(IMAGE, BOX.long(), CORNERS.int()), FillBox()(IMAGE, BOX, CORNERS))
-
-
-def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match='`shape` to be "box" or "ellipse", got \'circle\''):
-        FillBox("circle")
-    with pytest.raises(ValueError, match="`points` and `labels` together"):
-        FillBox()(IMAGE, BOX)
-    with pytest.raises(ValueError, match=r"got \(1, 2, 2\) and \(1, 3\)"):
-        FillBox()(IMAGE, BOX, torch.tensor([[2, 3, -1]]))
-    with pytest.raises(ValueError, match="with B = 2 as the image"):
-        FillBox()(torch.zeros(2, 3, 20, 30), BOX, CORNERS)
