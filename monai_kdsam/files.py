@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from monai_kdsam.errors import UserError, UserFileError
@@ -21,6 +22,7 @@ __all__ = [
     "ROOM",
     "check_writable",
     "file_sha256",
+    "remembered_sha256",
     "replacing",
     "scratch_folder",
     "within",
@@ -180,3 +182,16 @@ def file_sha256(path: str | Path) -> str:
         while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def remembered_sha256(path: str | Path) -> str:
+    """`file_sha256` of a file that is not read again as long as its times, size and place on the disk are the same."""
+    status = os.stat(path)
+    if time.time() - status.st_mtime < 2:  # what has just been written may be written again within the clock's grain
+        return file_sha256(path)
+    return _sha256_at(os.path.abspath(path), (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino))
+
+
+@lru_cache(maxsize=4096)
+def _sha256_at(path: str, state: tuple[int, ...]) -> str:
+    return file_sha256(path)

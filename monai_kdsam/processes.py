@@ -7,15 +7,25 @@ import datetime
 import json
 import logging
 import os
+import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from monai_kdsam.errors import UserError
 
-__all__ = ["batch_share", "check_launch", "item_share", "join_processes", "tell_torchrun", "torchrun_number"]
+__all__ = [
+    "batch_share",
+    "check_launch",
+    "item_share",
+    "join_processes",
+    "synchronize_batch_norm",
+    "tell_torchrun",
+    "torchrun_number",
+]
 
 # While rank 0 checks every image before the first epoch, the others wait. torchrun ends them all when one fails.
 PATIENCE = datetime.timedelta(days=1)
@@ -42,6 +52,19 @@ def join_processes(device: torch.device) -> None:
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     if torch.distributed.get_rank() > 0:
         logging.disable(logging.WARNING)
+
+
+def synchronize_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+    """Let a network's batch norms see the batch of all processes, by torch's SyncBatchNorm.
+
+    That refuses CPUs, where the network stays as it is: each process's batch norms see its own images.
+    """
+    if device.type != "cuda":
+        return network
+    # torch's own conversion would lose the activations inside timm's norms; a network with its layers has imported it.
+    converter: Any = sys.modules.get("timm.layers", nn.SyncBatchNorm)
+    converted: nn.Module = converter.convert_sync_batchnorm(network)
+    return converted
 
 
 def check_launch() -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 
 from monai_kdsam.handlers import ResumeHandler
 from monai_kdsam.phases import phase_files, run_phase
-from monai_kdsam.processes import batch_share, check_launch, item_share, torchrun_number
+from monai_kdsam.processes import batch_share, check_launch, item_share, synchronize_batch_norm, torchrun_number
 
 STEPS = 2 * 2  # two epochs of eleven images in batches of four
 TRAINED = {"adapt": "teacher.pt", "distill": "distilled.pt", "refine": "refined.pt", "train": "model.pt"}
@@ -37,11 +37,14 @@ LEARNING = {
     "epochs": 2,
 }
 # All phases in one start of Python, which takes longer than they do. The processes meet once, in the first phase, and
-# part after the last one: gloo cannot meet again under one torchrun.
+# part after the last one: gloo cannot meet again under one torchrun. Batch norms do not learn here: SyncBatchNorm, by
+# which they would see the images of all processes, refuses CPUs.
 SCRIPT = """
 import json, sys
+import torch
 from monai_kdsam.phases import run_phase
 
+torch.nn.BatchNorm2d.train = lambda norm, mode=True: torch.nn.Module.train(norm, False)
 first, *between, last = json.loads(sys.argv[1])
 run_phase(*first[0], **first[1], finalize=None)
 for names, settings in between:
@@ -88,7 +91,7 @@ class Runs:
 
 
 def assert_same_state(folder: Path, other: Path, phase: str) -> None:
-    """The same gradients over the run, and the same statistics of batch norms.
+    """The same gradients over the run.
 
     Rounding that turns a ReLU on or off changes the gradients of `distill` by up to 0.7 %, and those of the other
     phases by up to 0.1 %. Some gradients are nothing but rounding, such as that of a bias before a norm.
@@ -117,6 +120,7 @@ def runs(trained_once, tmp_path_factory) -> Runs:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResumeHandler, "save", save_and_keep_the_first)
+        patch.setattr(torch.nn.BatchNorm2d, "train", lambda norm, mode=True: torch.nn.Module.train(norm, False))
         for phase in PHASES:
             # Workers in one phase, so that these are shown to change nothing as well.
             names, settings = run_of(trained_once, phase, runs.one, num_workers=2 * (phase == "train"))
@@ -142,7 +146,7 @@ def test_two_processes_log_the_losses_and_metrics_of_one(runs, phase):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", TRAINED)
-def test_two_processes_average_the_gradients_and_batch_norms_statistics_of_one(runs, phase):
+def test_two_processes_average_the_gradients_of_one(runs, phase):
     assert_same_state(runs.one, runs.two, phase)
 
 
@@ -182,7 +186,7 @@ def test_a_config_for_one_process_under_torchrun_is_told_of_the_overlay(monkeypa
     check_launch()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"torchrun started 2 processes, .* put the bundle's .*multi_gpu_train\.json"):
+    with pytest.raises(ValueError, match=r"torchrun started 2 processes, .* put the bundle's .*multi_gpu_train\.yaml"):
         check_launch()
     monkeypatch.setenv("WORLD_SIZE", "1")
     check_launch()
@@ -229,3 +233,12 @@ def test_the_batches_of_several_processes_together_are_those_of_one(items, epoch
 def test_a_batch_that_cannot_be_shared_is_told(arguments, message):
     with pytest.raises(ValueError, match=message):
         batch_share(*arguments)
+
+
+def test_on_cuda_batch_norms_are_torchs_and_the_activation_inside_timms_stays() -> None:
+    layers = pytest.importorskip("timm.layers", reason="needs the extra `timm`")
+    network = torch.nn.Sequential(layers.BatchNormAct2d(4), torch.nn.BatchNorm2d(4))
+    shared = synchronize_batch_norm(network, torch.device("cuda"))
+    assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in shared)
+    assert isinstance(shared[0].act, torch.nn.ReLU)
+    assert shared.state_dict().keys() == network.state_dict().keys()

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_kdsam.export.parts import AutomaticHead, Decoder, example_inputs
+from monai_kdsam.export.parts import AutomaticHead, Decoder
 from monai_kdsam.networks import KDSAM
+from monai_kdsam.networks.scriptable import example_inputs
 from monai_kdsam.networks.timm_encoder import fused
 
 __all__ = ["join", "to_graphs", "to_half", "trace", "write_onnx"]

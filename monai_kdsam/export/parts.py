@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_kdsam.networks import KDSAM
 
-__all__ = ["AutomaticHead", "Decoder", "HalfPrecision", "example_inputs"]
+__all__ = ["AutomaticHead", "Decoder", "HalfPrecision"]
 
 
 class Decoder(nn.Module):
@@ -50,16 +49,3 @@ class HalfPrecision(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Encode (B, 3, S, S) float32."""
         return self.encoder(image.half()).float()
-
-
-def example_inputs(network: KDSAM, batch: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image, embedding, points and labels to trace a network's parts with.
-
-    Two rows and three points: an exporter takes a dimension of one for a constant.
-    """
-    points = torch.tensor([[[1.0, 2.0], [9.0, 9.0], [0.0, 0.0]]]).repeat(batch, 1, 1)
-    labels = torch.tensor([[2, 3, -1], [1, 0, -1]])[:batch]
-    image = torch.zeros(batch, 3, network.image_size, network.image_size)
-    with torch.no_grad():
-        channels = network.image_encoder(image[:1]).shape[1]
-    return image, torch.zeros(batch, channels, network.image_size // 16, network.image_size // 16), points, labels

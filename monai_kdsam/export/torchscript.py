@@ -12,8 +12,9 @@ from monai.bundle import ckpt_export
 from monai.data import load_net_with_metadata, save_net_with_metadata
 from monai.networks.utils import convert_to_torchscript
 
-from monai_kdsam.export.parts import Decoder, HalfPrecision, example_inputs
+from monai_kdsam.export.parts import Decoder, HalfPrecision
 from monai_kdsam.networks import KDSAM
+from monai_kdsam.networks.scriptable import example_inputs
 from monai_kdsam.networks.timm_encoder import fused
 
 __all__ = ["write_torchscript"]
@@ -44,12 +45,12 @@ def write_torchscript(network: KDSAM, bundle: Path, folder: Path, *, half: bool)
             _replace_network(folder / files["model"], network)
         with torch.no_grad():
             image, embedding, points, labels = example_inputs(network)
-            parts = {
-                "encoder": (fused(network.image_encoder), (image,)),
-                "decoder": (Decoder(network).eval(), (embedding[:1], points, labels)),
-            }
-            for name, (module, example) in parts.items():
-                torch.jit.trace(module, example, check_trace=False).save(str(folder / files[name]))
+            encoder = torch.jit.trace(fused(network.image_encoder), image, check_trace=False)
+            decoder = torch.jit.trace(Decoder(network).eval(), (embedding[:1], points, labels), check_trace=False)
+            # Frozen, since a trace keeps all weights of its module, the encoder's among them.
+            decoder = torch.jit.freeze(decoder, optimize_numerics=False)
+            encoder.save(str(folder / files["encoder"]))
+            decoder.save(str(folder / files["decoder"]))
     return files
 
 

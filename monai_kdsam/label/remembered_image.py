@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Hashable, Mapping
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from monai.config import KeysCollection
@@ -16,7 +14,7 @@ from monai.transforms import MapTransform
 
 from monai_kdsam.data.paths import split_frame, suffix_of
 from monai_kdsam.errors import MissingFileError
-from monai_kdsam.files import file_sha256
+from monai_kdsam.files import remembered_sha256
 from monai_kdsam.networks.memory import BoundedCache
 
 __all__ = ["RememberedImaged"]
@@ -77,21 +75,7 @@ class RememberedImaged(MapTransform):
         file, frame = split_frame(path)
         if path and file.is_dir():  # a DICOM series
             files = sorted(part for part in file.iterdir() if part.is_file())
-            return " ".join(map(_content, files)), "", None
+            return " ".join(map(remembered_sha256, files)), "", None
         if not file.is_file():
             raise MissingFileError(f"There is no image file {path!r}." if path else "There is no such image.")
-        return _content(file), suffix_of(file), frame
-
-
-def _content(file: Path) -> str:
-    """The checksum of a file, which is not read again as long as its time, size and place on the disk are the same."""
-    status = file.stat()
-    # One that has just been written may be written again within the clock's grain.
-    settled = time.time() - status.st_mtime > 2
-    stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino) if settled else None
-    return file_sha256(file) if stamp is None else _remembered_sha256(str(file), stamp)
-
-
-@lru_cache(maxsize=4096)
-def _remembered_sha256(path: str, stamp: tuple[int, ...]) -> str:
-    return file_sha256(path)
+        return remembered_sha256(file), suffix_of(file), frame

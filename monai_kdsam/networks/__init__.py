@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network, its parts and its builders."""
 
-from monai_kdsam.networks.batch_norm import SharedBatchNorm2d, synchronize_batch_norm
 from monai_kdsam.networks.build import build_kdsam, build_student, build_volume_student
 from monai_kdsam.networks.encoders import DeconvNeck, FineFeatures, FPNNeck, ResNetEncoder, SamNeck
 from monai_kdsam.networks.kdsam import KDSAM, VolumeKDSAM
@@ -22,7 +21,6 @@ __all__ = [
     "PromptEncoder",
     "ResNetEncoder",
     "SamNeck",
-    "SharedBatchNorm2d",
     "TeacherEncoder",
     "VolumeKDSAM",
     "build_kdsam",
@@ -33,6 +31,5 @@ __all__ = [
     "load_weights",
     "parameter_groups",
     "save_weights",
-    "synchronize_batch_norm",
     "weights_checksum",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from monai_kdsam.errors import UserError
-from monai_kdsam.networks.decoding import pack
+from monai_kdsam.networks.decoder_algebra import pack
 from monai_kdsam.networks.sam import LayerNorm2d
 from monai_kdsam.weights.imagenet import load_resnet
 

@@ -18,7 +18,7 @@ from segment_anything.modeling.transformer import Attention as SamAttention
 from segment_anything.modeling.transformer import TwoWayAttentionBlock as SamTwoWayAttentionBlock
 from torch import Tensor
 
-from monai_kdsam.networks.decoding import arrange, attend_to_image, image_attends, upscale
+from monai_kdsam.networks.decoder_algebra import arrange, attend_to_image, image_attends, upscale
 from monai_kdsam.networks.prompt_map import draw_prompts
 
 __all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "TwoWayTransformer", "best_mask"]

@@ -10,7 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ScriptableKDSAM"]
+__all__ = ["ScriptableKDSAM", "example_inputs"]
+
+
+def example_inputs(network: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image, embedding, points and labels to trace a `KDSAM` or its parts with.
+
+    Two rows and three points: an exporter takes a dimension of one for a constant.
+    """
+    device = next(network.parameters()).device
+    image = torch.zeros(2, 3, network.image_size, network.image_size, device=device)
+    points = torch.tensor([[[1.0, 2.0], [9.0, 9.0], [0.0, 0.0]]], device=device).repeat(2, 1, 1)
+    labels = torch.tensor([[2, 3, -1], [1, 0, -1]], device=device)
+    with torch.no_grad():
+        return image, network.image_encoder(image), points, labels
 
 
 class ScriptableKDSAM(nn.Module):
@@ -22,14 +35,10 @@ class ScriptableKDSAM(nn.Module):
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        parameter, size = next(network.parameters()), network.image_size
-        # Two rows and three points: what is one in an example is a constant in its trace.
-        image = parameter.new_zeros(2, 3, size, size)
-        points = torch.tensor([[[1.0, 2.0], [9.0, 9.0], [0.0, 0.0]]], device=image.device).repeat(2, 1, 1)
-        labels = torch.tensor([[2, 3, -1], [1, 0, -1]], device=image.device)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the sizes that are checked are constants
-            examples = {"encode": image, "decode": (network.encode(image), points, labels)}
+            image, *prompted = example_inputs(network)
+            examples = {"encode": image, "decode": tuple(prompted)}
             self.network: Any = torch.jit.trace_module(network, examples, check_trace=False)
 
     def forward(

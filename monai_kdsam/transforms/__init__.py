@@ -2,7 +2,7 @@
 """Masks and prompts, as pure functions and as MONAI dictionary transforms."""
 
 from monai_kdsam.transforms.dictionary import FixedPromptd, RandPromptd, ValidRegiond
-from monai_kdsam.transforms.host_prompts import HostPromptsd, points_from_request
+from monai_kdsam.transforms.host_prompts import HostPromptsd, VolumePromptsd, points_from_request
 from monai_kdsam.transforms.longest_side import ResizeLongestSide, ResizeLongestSided
 from monai_kdsam.transforms.masks import CleanMaskd
 from monai_kdsam.transforms.prompts import (
@@ -14,7 +14,6 @@ from monai_kdsam.transforms.prompts import (
 )
 from monai_kdsam.transforms.structures import RandCropAroundMaskd, RandRegiond
 from monai_kdsam.transforms.variants import RandVariantd
-from monai_kdsam.transforms.volume_prompts import VolumePromptsd
 from monai_kdsam.transforms.volumes import GrayValuesd, SlicesLastd
 
 __all__ = [

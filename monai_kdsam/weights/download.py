@@ -19,9 +19,9 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from monai_kdsam.errors import MissingFileError, UserError, UserFileError
-from monai_kdsam.files import file_sha256, replacing
+from monai_kdsam.files import file_sha256, remembered_sha256, replacing
 
-__all__ = ["WEIGHTS", "WeightFile", "download", "require_weights", "sha256_of"]
+__all__ = ["WEIGHTS", "WeightFile", "download", "require_weights"]
 
 logger = logging.getLogger(__name__)
 _CHUNK = 1 << 20
@@ -131,7 +131,7 @@ def download(name: str, folder: str | Path = "models") -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_file():
-            if sha256_of(target).startswith(weights.sha256):
+            if file_sha256(target).startswith(weights.sha256):
                 logger.info("%s is already there.", target)
                 return target
             logger.warning("%s is damaged (its SHA-256 is not %s): fetching it again.", target, weights.sha256)
@@ -231,59 +231,28 @@ def _copy(response: http.client.HTTPResponse, file: BinaryIO, have: int, total: 
         raise ConnectionError(f"the connection ended after {came} of {total} bytes")
 
 
-_HASHES: dict[tuple[str, int, int], str] = {}
-
-
-def sha256_of(path: str | Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal; an unchanged file is read once per process.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-    """
-    status = os.stat(path)
-    key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
-    if key not in _HASHES:
-        _HASHES[key] = file_sha256(path)
-    return _HASHES[key]
-
-
-def require_weights(path: str | Path, name: str | None = None) -> Path:
+def require_weights(path: str | Path) -> Path:
     """Weights that must be there; checked against the published SHA-256 where the file has a published name.
 
-    Args:
-        path: the file.
-        name: one of ``WEIGHTS``, for the message when the file is missing; by default deduced from the file's name.
-
-    Returns:
-        ``path`` as a path.
-
     Raises:
-        FileNotFoundError: if it is missing, naming the command that fetches it, or the phase that writes it.
-        ValueError: if it has a published file's name but not its content, naming the command that replaces it, or if
-            ``name`` is unknown.
+        FileNotFoundError: if they are missing, naming the command that fetches them, or the phase that writes them.
+        ValueError: if the file has a published one's name but not its content, naming the command that replaces it.
 
     Example:
         >>> require_weights("models/sam_vit_b_01ec64.pth")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        FileNotFoundError: No SAM checkpoint at ... Run: python -m monai_kdsam download sam_vit_b --dir models
+        monai_kdsam.errors.MissingFileError: No weights at ...: python -m monai_kdsam download sam_vit_b --dir models
     """
     path = Path(path)
-    published = WEIGHTS.name_of(path.name)
-    name = name or published
-    if name and name not in WEIGHTS:
-        raise UserError(f"Unknown weights {name!r}. Known are: {', '.join(WEIGHTS)}.")
+    name = WEIGHTS.name_of(path.name)
+    command = f"python -m monai_kdsam download {name or 'NAME'} --dir {path.parent}"
     if not path.is_file():
-        what = "SAM checkpoint" if name and name.startswith("sam_") else "weights"
-        advice = f"Correct the path, or run: python -m monai_kdsam download NAME, with one of {', '.join(WEIGHTS)}."
+        advice = f"Correct the path, or run: {command}, with one of {', '.join(WEIGHTS)}."
         if name:
-            advice = f"Run: python -m monai_kdsam download {name} --dir {path.parent}"
-            advice += "" if name == published else f" and use {path.parent / WEIGHTS[name].filename}"
+            advice = f"Run: {command}"
         elif path.name in WRITTEN_BY:
             advice = f"The phase `{WRITTEN_BY[path.name]}` writes this file: run it first, or correct the path."
-        raise MissingFileError(f"No {what} at {path}. {advice}")
-    if published and not sha256_of(path).startswith(WEIGHTS[published].sha256):
-        raise UserError(
-            f"{path} is damaged: expected SHA-256 {WEIGHTS[published].sha256}, got {sha256_of(path)}. "
-            f"Run: python -m monai_kdsam download {published} --dir {path.parent}"
-        )
+        raise MissingFileError(f"No weights at {path}. {advice}")
+    if name and not (came := remembered_sha256(path)).startswith(WEIGHTS[name].sha256):
+        raise UserError(f"{path} is damaged: expected SHA-256 {WEIGHTS[name].sha256}, got {came}. Run: {command}")
     return path

@@ -213,8 +213,13 @@ def test_several_prompts_in_one_call_are_the_single_ones(exported, picture):
     assert np.allclose(quality, [value for _, value in singles], atol=1e-5)
 
 
-def size(folder):
-    return sum(file.stat().st_size for file in folder.glob("encoder*"))
+def size(folder, part="encoder"):
+    return sum(file.stat().st_size for file in folder.glob(f"{part}*"))
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino", "torchscript"])
+def test_the_decoder_has_none_of_the_encoders_weights(form, exported):
+    assert size(exported[form, "fp32"][0], "decoder") < 4.3e6 * 4
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino", "torchscript"])

@@ -11,9 +11,10 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, Resized
 from PIL import Image
 
+from monai_kdsam import files
 from monai_kdsam.data import Image2DReader
 from monai_kdsam.files import file_sha256
-from monai_kdsam.label import RememberedImaged, remembered_image
+from monai_kdsam.label import RememberedImaged
 
 
 class Steps(Compose):
@@ -58,7 +59,7 @@ def test_a_file_is_prepared_once_whatever_comes_with_it(tmp_path, steps):
 
 def test_a_file_is_hashed_once_and_one_that_is_written_over_with_its_time_and_size_again(tmp_path, steps, monkeypatch):
     hashed = []
-    monkeypatch.setattr(remembered_image, "file_sha256", lambda file: hashed.append(file) or file_sha256(file))
+    monkeypatch.setattr(files, "file_sha256", lambda file: hashed.append(file) or file_sha256(file))
     path, remembered = Path(save(tmp_path / "a.png", 0)), RememberedImaged(transform=steps)
     os.utime(path, ns=(10**18, 10**18))
     for _ in range(3):

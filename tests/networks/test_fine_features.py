@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from monai_kdsam.losses import EmbeddingMSELoss
 from monai_kdsam.networks import build_student, load_weights
-from monai_kdsam.networks.decoding import arrange, pack
+from monai_kdsam.networks.decoder_algebra import arrange, pack
 
 BACKBONES = ["resnet18", "timm/tf_efficientnet_lite0"]
 

@@ -170,7 +170,7 @@ def test_no_prompt_is_all_padding(tmp_path, request_) -> None:
         ({"foreground": "3,4"}, r"Expected `foreground` to be a list of clicks, got '3,4'"),
         ({"foreground": [[-1, 3]]}, r"Expected `foreground` within the image of 96 x 60 pixels, got \[-1\.0, 3\.0\]"),
         ({"background": [[3, 61]]}, r"Expected `background` within the image of 96 x 60 pixels, got \[3\.0, 61\.0\]"),
-        ({"roi": [-9, 5, -2, 9]}, r"Expected `roi` to cover some of the image of 96 x 60 pixels, got \[-9\.0, 5\.0"),
+        ({"roi": [-9, 5, -2, 9]}, r"Expected `roi` to cover some of the image of 96 x 60 pixels, got \[-9, 5, -2, 9\]"),
         ({"roi": [5, 5, 5, 9]}, r"Expected `roi` to be a box with an area, got \[5, 5, 5, 9\]"),
         ({"roi": [5, 9, 7, 7, 0, 0]}, r"Expected `roi` to be a box with an area"),
         ({"roi": [96, 10, 96.5, 20]}, r"Expected `roi` to cover some of the image"),

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from monai_kdsam.weights import download as module
-from monai_kdsam.weights.download import WEIGHTS, WeightFile, download, require_weights, sha256_of
+from monai_kdsam.weights.download import WEIGHTS, WeightFile, download, require_weights
 
 CONTENT = bytes(range(256)) * 9000  # 2.3 MB: more than one chunk
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -194,27 +194,21 @@ def test_efficientnet_lites_files_are_those_that_timm_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("filename", "name", "message"),
+    ("filename", "message"),
     [
-        ("sam_vit_b_01ec64.pth", None, "No SAM checkpoint at {path}. Run: {run} sam_vit_b --dir {folder}"),
-        ("vgg16-397923af.pth", None, "No weights at {path}. Run: {run} vgg16 --dir {folder}"),
+        ("sam_vit_b_01ec64.pth", "No weights at {path}. Run: {run} sam_vit_b --dir {folder}"),
+        ("vgg16-397923af.pth", "No weights at {path}. Run: {run} vgg16 --dir {folder}"),
+        ("distilled.pt", "No weights at {path}. The phase `distill` writes this file: run it first, or correct the"),
         (
             "my.pth",
-            "sam_vit_l",
-            "No SAM checkpoint at {path}. Run: {run} sam_vit_l --dir {folder} and use {folder}/sam_vit_l_0b3195.pth",
+            "No weights at {path}. Correct the path, or run: {run} NAME --dir {folder}, with one of sam_vit_b, ",
         ),
-        (
-            "distilled.pt",
-            None,
-            "No weights at {path}. The phase `distill` writes this file: run it first, or correct the",
-        ),
-        ("my.pth", None, "No weights at {path}. Correct the path, or run: {run} NAME, with one of sam_vit_b, "),
     ],
 )
-def test_missing_weights_name_the_command_to_run(tmp_path, filename, name, message) -> None:
+def test_missing_weights_name_the_command_to_run(tmp_path, filename, message) -> None:
     path, run = tmp_path / filename, "python -m monai_kdsam download"
     with pytest.raises(FileNotFoundError) as raised:
-        require_weights(path, name)
+        require_weights(path)
     assert str(raised.value).startswith(message.format(path=path, folder=tmp_path, run=run))
 
 
@@ -222,7 +216,6 @@ def test_a_checkpoint_of_ones_own_is_taken_as_it_is(tmp_path) -> None:
     path = tmp_path / "my_medsam.pth"
     path.write_bytes(b"mine")
     assert require_weights(str(path)) == path
-    assert require_weights(path, "sam_vit_b") == path
 
 
 def test_a_damaged_checkpoint_names_the_command_to_run(tmp_path) -> None:
@@ -234,16 +227,6 @@ def test_a_damaged_checkpoint_names_the_command_to_run(tmp_path) -> None:
 
 def test_weights_under_a_published_name_and_whole_are_taken(server, tmp_path) -> None:
     assert require_weights(download("toy", tmp_path)) == tmp_path / "toy_b_123.pth"
-
-
-def test_an_unchanged_file_is_hashed_once(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"abc")
-    assert sha256_of(path) == hashlib.sha256(b"abc").hexdigest()
-    monkeypatch.setattr(module, "file_sha256", lambda path: "read again")
-    assert sha256_of(path) == hashlib.sha256(b"abc").hexdigest()
-    path.write_bytes(b"abcd")
-    assert sha256_of(path) == "read again"
 
 
 def test_weights_that_an_installed_package_holds_are_copied_and_checked(tmp_path, monkeypatch) -> None:

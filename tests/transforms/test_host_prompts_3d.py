@@ -105,7 +105,7 @@ def test_the_bundles_setting_is_what_a_request_without_a_word_means():
         ({"foreground": [[1, 1, 1]] * 65}, "Expected at most 64 points in a prompt, got 65"),
         ({"roi": [1, 2, 3]}, r"Expected `roi` to be \[i1, i2, j1, j2, k1, k2\]"),
         ({"roi": [1, 2, 9, 9]}, "Expected `slice` with a `roi` of four numbers"),
-        ({"roi": [3, 3, 5, 25, 2, 8]}, "Expected `roi` to be a box with an area on a slice"),
+        ({"roi": [3, 3, 5, 25, 2, 8]}, "Expected `roi` to be a box with an area"),
         ({"roi": [25, 120, 5, 25, 2, 8]}, "Expected `roi` to cover some of the volume of 20 x 30 x 10 voxels"),
         ({"roi": [2, 12, 5, 25, 20, 28]}, "Expected `roi` to cover some of the volume"),
         ({"propagate": "maybe"}, "Expected `propagate` to be true or false, got 'maybe'"),
