@@ -18,7 +18,7 @@ from monai_kdsam.data.picture import label_values
 from monai_kdsam.data.volume_reader import VolumeReader
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import write_text
-from monai_kdsam.transforms.volumes import GrayValuesd, SlicesLastd
+from monai_kdsam.transforms.slicing import GrayValuesd, SlicesLastd
 
 __all__ = ["write_slices"]
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks and prompts, as pure functions and as MONAI dictionary transforms."""
 
-from monai_kdsam.transforms.dictionary import FixedPromptd, RandPromptd, ValidRegiond
 from monai_kdsam.transforms.host_prompts import HostPromptsd, VolumePromptsd, points_from_request
 from monai_kdsam.transforms.longest_side import ResizeLongestSide, ResizeLongestSided
 from monai_kdsam.transforms.masks import CleanMaskd
+from monai_kdsam.transforms.prompt_transforms import FixedPromptd, RandPromptd, ValidRegiond
 from monai_kdsam.transforms.prompts import (
     box_from_mask,
     center_click,
@@ -12,9 +12,9 @@ from monai_kdsam.transforms.prompts import (
     jitter_box,
     simulate_prompts,
 )
-from monai_kdsam.transforms.structures import RandCropAroundMaskd, RandRegiond
+from monai_kdsam.transforms.regions import RandCropAroundMaskd, RandRegiond
+from monai_kdsam.transforms.slicing import GrayValuesd, SlicesLastd
 from monai_kdsam.transforms.variants import RandVariantd
-from monai_kdsam.transforms.volumes import GrayValuesd, SlicesLastd
 
 __all__ = [
     "CleanMaskd",

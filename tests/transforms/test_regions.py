@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_kdsam.transforms import RandCropAroundMaskd, RandPromptd, RandRegiond
-from monai_kdsam.transforms.structures import region_of
+from monai_kdsam.transforms.regions import region_of
 
 
 def item(rows=slice(40, 60), columns=slice(70, 110)):

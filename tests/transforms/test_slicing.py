@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
 from monai_kdsam.transforms import GrayValuesd, SlicesLastd
-from monai_kdsam.transforms.volumes import through_plane_axis
+from monai_kdsam.transforms.slicing import through_plane_axis
 
 SHAPE = (5, 6, 7)
 SPACING = np.array([0.8, 0.8, 3.0])
