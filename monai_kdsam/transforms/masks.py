@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -26,14 +26,14 @@ DARKEST_FOREGROUND = 32  # of a lossy mask; the noise around edges is far below
 EIGHT_NEIGHBORS = np.ones((3, 3), dtype=bool)
 
 
-def threshold_mask(mask: Mask) -> Mask:
+def threshold_mask(mask: np.ndarray) -> np.ndarray:
     """Foreground of a lossy mask: above half of its bright value, the median of what is above half of the maximum.
 
     Args:
         mask: (H, W), gray values of a JPEG, 0..255.
 
     Returns:
-        bool, same shape and type of array.
+        (H, W) bool.
 
     Raises:
         ValueError: the bright value is not 0 but below 32, so that noise and labels cannot be told apart; or there are
@@ -42,15 +42,14 @@ def threshold_mask(mask: Mask) -> Mask:
     >>> threshold_mask(np.array([[0, 3, 127, 128, 255]])).tolist()
     [[False, False, True, True, True]]
     """
-    array = convert_data_type(mask, np.ndarray)[0]
     # The maximum itself overshoots: JPEG makes 161 of 128 at an edge.
-    bright = float(np.median(array[array > array.max() / 2])) if array.any() else 0.0
+    bright = float(np.median(mask[mask > mask.max() / 2])) if mask.any() else 0.0
     if 0 < bright < DARKEST_FOREGROUND:
         raise UserError(
             f"Expected a lossy mask of 0 and a bright value, got one of {bright:g}, where labels and the noise of JPEG "
             "cannot be told apart. Save the mask as PNG, or its foreground as 255."
         )
-    if bright and (other := _other_value(array, bright)) is not None:
+    if bright and (other := _other_value(mask, bright)) is not None:
         raise UserError(
             f"Expected a lossy mask of 0 and one bright value, got {bright:g} and flat areas of about {other:g}. "
             "Labels of several structures cannot be told apart in a JPEG: save the mask as PNG."
@@ -58,42 +57,65 @@ def threshold_mask(mask: Mask) -> Mask:
     return mask > bright / 2
 
 
-def remove_specks(mask: Mask, most: int = 4) -> Mask:
+def remove_specks(mask: np.ndarray, most: int = 4) -> np.ndarray:
     """Remove connected components of so few pixels that they are no drawing but the noise of JPEG.
 
     MONAI's `RemoveSmallObjects` needs scikit-image, and would remove all of the foreground as well.
 
     Args:
-        mask: (H, W) or (C, H, W), each channel on its own; above 0 is foreground, neighbors include diagonals.
+        mask: (H, W); above 0 is foreground, neighbors include diagonals.
         most: pixels of the largest speck. In 500 masks of Kvasir-SEG each of the 72 specks is a single pixel.
 
     Returns:
-        bool, same shape and type of array. A channel that holds nothing larger stays as it is.
+        (H, W) bool. A mask that holds nothing larger stays as it is.
 
     >>> mask = np.zeros((200, 200)); mask[0, 0] = mask[50:60, 50:60] = 1
     >>> int(remove_specks(mask).sum())
     100
     """
-    return _per_channel(mask, lambda channel: _without_specks(channel, most))
+    labels, _ = ndimage.label(mask > 0, structure=EIGHT_NEIGHBORS)
+    keep = np.bincount(labels.ravel()) > most
+    keep[0] = False
+    return keep[labels] if keep.any() else mask > 0
 
 
-def fill_outline(mask: Mask) -> Mask:
+def fill_outline(mask: np.ndarray) -> np.ndarray:
     """Fill a convex outline, an ellipse above all, which may be open where the image cuts it off.
 
     Args:
-        mask: (H, W) or (C, H, W), each channel on its own; above 0 is outline, and it belongs to the result.
+        mask: (H, W); above 0 is outline, and it belongs to the result.
 
     Returns:
-        bool, same shape and type of array.
+        (H, W) bool.
 
     Raises:
-        ValueError: there is no outline, or it has a gap inside the image, so that its inside is not bounded.
+        UserError: there is no outline, or it has a gap inside the image, so that its inside is not bounded.
 
     >>> outline = np.zeros((5, 5)); outline[1, 1:4] = outline[3, 1:4] = outline[2, 1] = outline[2, 3] = 1
     >>> int(fill_outline(outline).sum())
     9
     """
-    return _per_channel(mask, _filled)
+    outline = mask > 0
+    rows, columns = np.nonzero(outline)
+    try:
+        corners = [np.stack([rows + down, columns + right], axis=1) for down in (0, 1) for right in (0, 1)]
+        hull_area = ConvexHull(np.concatenate(corners)).volume
+    except (QhullError, ValueError):
+        raise UserError("Expected an outline to fill, got an empty mask.") from None
+    # Four neighbors, so that the background does not slip through a diagonal step of the curve.
+    regions, _ = ndimage.label(~outline)
+    center = (rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2
+    filled = outline | (regions == regions[center]) if regions[center] else outline
+    box = np.zeros_like(outline)
+    box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    # A curve without gaps holds its inside within its hull, save a corner of the image: a quarter disk is 2.75 hulls.
+    most = 3 if filled[:: len(filled) - 1 or 1, :: filled.shape[1] - 1 or 1].any() else 1.05
+    if not 0.8 <= filled.sum() / hull_area <= most or (filled & ~box).any() or filled.all():
+        raise UserError(
+            f"Cannot fill the outline: its inside has {filled.sum()} pixels where about {hull_area:.0f} were expected. "
+            'Close its gaps, or set `mask_kind` to "binary" if the mask is filled already.'
+        )
+    return filled
 
 
 def clean_mask(mask: Mask, kind: MaskKind = "binary", *, foreground_values: Collection[float] | None = None) -> Mask:
@@ -119,9 +141,9 @@ def clean_mask(mask: Mask, kind: MaskKind = "binary", *, foreground_values: Coll
         raise UserError(f"Expected `mask_kind` to be one of {', '.join(MASK_KINDS)}, got {kind!r}.")
     array = convert_data_type(mask, np.ndarray)[0]
     if kind == "lossy":
-        array = remove_specks(np.stack([threshold_mask(channel) for channel in array]))
+        array = np.stack([remove_specks(threshold_mask(channel)) for channel in array])
     elif kind == "outline":
-        array = fill_outline(array)
+        array = np.stack([fill_outline(channel) for channel in array])
     elif foreground_values is not None:
         array = np.isin(array, list(foreground_values))
     else:
@@ -174,14 +196,6 @@ class CleanMaskd(MapTransform):
         return item
 
 
-def _per_channel(mask: Mask, function: Callable[[np.ndarray], np.ndarray]) -> Mask:
-    foreground = convert_data_type(mask, np.ndarray)[0] > 0
-    if foreground.ndim not in (2, 3):
-        raise UserError(f"Expected `mask` of shape (H, W) or (C, H, W), got {tuple(foreground.shape)}.")
-    result = np.stack([function(channel) for channel in foreground]) if foreground.ndim == 3 else function(foreground)
-    return convert_to_dst_type(result, dst=mask, dtype=bool)[0]
-
-
 def _two_valued(channel: np.ndarray) -> np.ndarray:
     values = np.unique(channel)
     if len(values) > 2 or (len(values) == 2 and values[0] != 0):
@@ -202,33 +216,3 @@ def _other_value(mask: np.ndarray, bright: float) -> float | None:
     is_flat = high - low < 0.1 * bright
     is_other = (low > 0.15 * bright) & ((high < 0.85 * bright) | (low > 1.15 * bright))
     return float(high[is_flat & is_other][0]) if (is_flat & is_other).any() else None
-
-
-def _without_specks(foreground: np.ndarray, most: int) -> np.ndarray:
-    labels, _ = ndimage.label(foreground, structure=EIGHT_NEIGHBORS)
-    keep = np.bincount(labels.ravel()) > most
-    keep[0] = False
-    return keep[labels] if keep.any() else foreground
-
-
-def _filled(outline: np.ndarray) -> np.ndarray:
-    rows, columns = np.nonzero(outline)
-    try:
-        corners = [np.stack([rows + down, columns + right], axis=1) for down in (0, 1) for right in (0, 1)]
-        hull_area = ConvexHull(np.concatenate(corners)).volume
-    except (QhullError, ValueError):
-        raise UserError("Expected an outline to fill, got an empty mask.") from None
-    # Four neighbors, so that the background does not slip through a diagonal step of the curve.
-    regions, _ = ndimage.label(~outline)
-    center = (rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2
-    filled = outline | (regions == regions[center]) if regions[center] else outline
-    box = np.zeros_like(outline)
-    box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
-    # A curve without gaps holds its inside within its hull, save a corner of the image: a quarter disk is 2.75 hulls.
-    most = 3 if filled[:: len(filled) - 1 or 1, :: filled.shape[1] - 1 or 1].any() else 1.05
-    if not 0.8 <= filled.sum() / hull_area <= most or (filled & ~box).any() or filled.all():
-        raise UserError(
-            f"Cannot fill the outline: its inside has {filled.sum()} pixels where about {hull_area:.0f} were expected. "
-            'Close its gaps, or set `mask_kind` to "binary" if the mask is filled already.'
-        )
-    return filled

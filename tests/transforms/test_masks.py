@@ -65,7 +65,7 @@ def test_an_empty_outline_is_an_error() -> None:
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
 def test_arrays_and_tensors_come_back_as_they_came(kind: type) -> None:
     mask = kind(outline(ellipse((100, 120)))[None] * 255.0)
-    for result in (fill_outline(mask), remove_specks(mask), clean_mask(mask, "lossy"), clean_mask(mask, "outline")):
+    for result in (clean_mask(mask), clean_mask(mask, "lossy"), clean_mask(mask, "outline")):
         assert type(result) is type(mask)
         assert result.shape == mask.shape
 
