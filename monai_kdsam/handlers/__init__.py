@@ -3,7 +3,7 @@
 
 from monai_kdsam.handlers.case_report import CaseReport
 from monai_kdsam.handlers.early_stop import EarlyStop
-from monai_kdsam.handlers.embeddings import EmbeddingSaver
+from monai_kdsam.handlers.embedding_saver import EmbeddingSaver
 from monai_kdsam.handlers.epoch_log import EpochLog
 from monai_kdsam.handlers.overlays import Overlays
 from monai_kdsam.handlers.process_mean import ProcessMean
