@@ -31,7 +31,7 @@ from monai_kdsam.data import read_dataset
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.label.active_learning import score_file
 from monai_kdsam.report.items import load_reference
-from monai_kdsam.transforms.prompts import box_from_mask, center_click
+from monai_kdsam.transforms.simulated_prompts import box_from_mask, center_click
 
 FOLDERS = {"kvasir": "Kvasir-SEG", "isic2017": ".", "hc18": "HC18", "busi": "Dataset_BUSI_with_GT"}
 TEST = 80

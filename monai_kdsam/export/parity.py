@@ -18,7 +18,7 @@ from monai_kdsam.data.picture import to_rgb
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.runtime import Predictor
 from monai_kdsam.runtime.sessions import open_part
-from monai_kdsam.transforms.prompts import PromptKind, simulate_prompts
+from monai_kdsam.transforms.simulated_prompts import PromptKind, simulate_prompts
 
 __all__ = ["LEAST_IOU", "Parity", "check_parity", "draw_prompts", "mask_iou"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from monai_kdsam.transforms.prompts import box_from_mask, center_click, jitter_box
+from monai_kdsam.transforms.simulated_prompts import box_from_mask, center_click, jitter_box
 
 __all__ = ["Prompt", "has_ended", "prompt_from_mask", "propagate"]
 

@@ -5,14 +5,14 @@ from monai_kdsam.transforms.host_prompts import HostPromptsd, VolumePromptsd, po
 from monai_kdsam.transforms.longest_side import ResizeLongestSide, ResizeLongestSided
 from monai_kdsam.transforms.masks import CleanMaskd
 from monai_kdsam.transforms.prompt_transforms import FixedPromptd, RandPromptd, ValidRegiond
-from monai_kdsam.transforms.prompts import (
+from monai_kdsam.transforms.regions import RandCropAroundMaskd, RandRegiond
+from monai_kdsam.transforms.simulated_prompts import (
     box_from_mask,
     center_click,
     clicks_from_mask,
     jitter_box,
     simulate_prompts,
 )
-from monai_kdsam.transforms.regions import RandCropAroundMaskd, RandRegiond
 from monai_kdsam.transforms.slicing import GrayValuesd, SlicesLastd
 from monai_kdsam.transforms.variants import RandVariantd
 

@@ -16,7 +16,7 @@ from numpy.random import RandomState
 from torch import Tensor
 
 from monai_kdsam.errors import UserError
-from monai_kdsam.transforms.prompts import PROMPT_KINDS, PromptKind, simulate_prompts
+from monai_kdsam.transforms.simulated_prompts import PROMPT_KINDS, PromptKind, simulate_prompts
 
 __all__ = ["FixedPromptd", "RandPromptd", "ValidRegiond"]
 

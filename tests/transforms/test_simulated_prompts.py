@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from monai_kdsam.transforms import box_from_mask, center_click, clicks_from_mask, jitter_box, simulate_prompts
 from monai_kdsam.transforms.host_prompts import points_from_request
-from monai_kdsam.transforms.prompts import PROMPT_KINDS, background_around, one_component
+from monai_kdsam.transforms.simulated_prompts import PROMPT_KINDS, background_around, one_component
 
 SHAPE = (40, 60)
 
