@@ -29,7 +29,9 @@ from monai_kdsam.data.paths import PICTURE_SUFFIXES
 from monai_kdsam.errors import MissingFileError, UserError, find_mistake
 from monai_kdsam.label.archive import SeriesDatastore
 from monai_kdsam.label.dicom_seg import write_dicom_seg
+from monai_kdsam.label.gate import check_params
 from monai_kdsam.label.result_geometry import default_extension
+from monai_kdsam.label.serve import label_folder
 from monai_kdsam.label.student_task import StudentTask
 from monai_kdsam.label.studies import StudiesDatastore
 from monai_kdsam.label.uploads import BoundedSessions
@@ -47,7 +49,7 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "flo
 PICTURE_DTYPES = {".png": ("uint8", "uint16"), ".tif": ("uint8", "uint16"), ".tiff": ("uint8", "uint16")}
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 # Of the server's own programs, not of its clients: masks that are not written, another file of weights.
-INTERNAL = ("skip_writer", "result_write_to_file", "image_path")
+INTERNAL = ("skip_writer", "result_write_to_file", "image_path", "latencies")
 
 
 def check_device(device: Any) -> None:
@@ -70,11 +72,13 @@ class CheckedApp(MONAILabelApp):
         """The store of a folder; that of an archive is chosen above."""
         if self.studies.startswith(("http://", "https://")):
             return super().init_datastore()
-        extensions, watched = settings.MONAI_LABEL_DATASTORE_FILE_EXT, settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
+        images = Path(self.studies).resolve()
+        labels = label_folder(images, Path(self.app_dir).parent)
         return StudiesDatastore(
-            self.studies,
-            extensions=extensions,
-            auto_reload=watched,
+            str(labels),
+            images_dir="." if labels == images else str(images),
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
 
@@ -95,6 +99,7 @@ class CheckedApp(MONAILabelApp):
             ValueError: when the request asks for what there is not.
             OSError: when there is no room for the mask.
         """
+        check_params(request)
         store = datastore or self.datastore()
         image = request.get("image")
         path = self._find_image(image, store)

@@ -8,9 +8,12 @@ user has open; this is against those.
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
+import math
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,9 +24,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monai_kdsam.errors import UserError
 
-__all__ = ["Gate", "read_origin"]
+__all__ = ["Gate", "check_params", "read_origin", "read_params"]
 
 logger = logging.getLogger(__name__)
+# What MONAI Label looks up by them, or makes a name of.
+NAMES = ("model", "strategy", "method", "label_tag")
+DEPTH = 20  # of lists in lists; a code of a segment in `label_info` is 6 deep
 
 
 def read_origin(text: str) -> str:
@@ -142,3 +148,58 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def read_params(text: str, name: str = "params") -> dict[str, Any]:
+    """The JSON object of a form.
+
+    Raises:
+        UserError: when it is none, or holds what `check_params` refuses.
+    """
+    try:
+        params = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"Expected `{name}` to be JSON, got something else: {str(error)[:200]}.") from error
+    if not isinstance(params, dict):
+        raise UserError(f"Expected `{name}` to be a JSON object, got JSON of another kind.")
+    check_params(params)
+    return params
+
+
+def check_params(params: Mapping[str, Any]) -> None:
+    """Refuse what JSON can hold and nothing here can take; much of it would be stored, and never be read again.
+
+    Raises:
+        UserError: naming the key, when a number is not finite, text is no Unicode, lists are nested without end, or a
+            name is none.
+    """
+    for key, value in params.items():
+        if key in NAMES and not isinstance(value, (str, type(None))):
+            raise UserError(f"Expected `{key}` to be text, got {str(value)[:100]}.")
+        for part in _parts([key, value], DEPTH):
+            if part is None:
+                raise UserError(f"Expected less than {DEPTH} lists in one another in `{key[:100]}`.")
+            if isinstance(part, (int, float)) and not _is_finite(part):
+                raise UserError(f"Expected finite numbers in `{key[:100]}`, got {str(part)[:20]}.")
+            if isinstance(part, str) and any("\ud800" <= letter <= "\udfff" for letter in part):
+                raise UserError(f"Expected Unicode in `{key.encode(errors='replace').decode()[:100]}`.")
+
+
+def _parts(value: Any, depth: int) -> Iterator[str | int | float | None]:
+    """The numbers and texts in a value of JSON; None where it is too deep."""
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if not isinstance(value, (list, tuple)):
+        yield value if isinstance(value, (str, int, float)) else 0
+    elif not depth:
+        yield None
+    else:
+        for part in value:
+            yield from _parts(part, depth - 1)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond them
+        return False

@@ -23,6 +23,7 @@ from monailabel.utils.others.generic import strtobool
 
 from monai_kdsam.label.active_learning import NAME, LeastSureFirst, UncertaintyScoring, unscored_images
 from monai_kdsam.label.app import CheckedApp
+from monai_kdsam.label.gate import check_params
 from monai_kdsam.label.tasks import LearnTask
 
 __all__ = ["SERVER", "is_busy", "with_learning"]
@@ -71,6 +72,7 @@ def with_learning(base: type[MONAILabelApp]) -> type[MONAILabelApp]:
 
         def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
             """As ever; a request for the least sure image has more images scored, one bounded run at a time."""
+            check_params(request)
             found: dict[str, Any] = super().next_sample(request)
             method = self._scoring_methods.get(NAME)
             asked = request.get("strategy") == NAME and self._server_mode and method and not is_busy("scoring")

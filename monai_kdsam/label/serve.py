@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import io
 import json
@@ -25,7 +26,7 @@ from monai_kdsam.files import write_text
 from monai_kdsam.label.dicomweb import check_dicomweb
 from monai_kdsam.weights.sidecar import sidecar_path
 
-__all__ = ["prepare_app", "serve"]
+__all__ = ["label_folder", "prepare_app", "serve"]
 
 APP = "monaibundle"
 MARKER = ".made-by-monai_kdsam"  # in folders that are emptied at each start
@@ -118,6 +119,7 @@ def serve(
         app, names = prepared[0][0], [name for _, name in prepared]
         _use_own_temporary_folder(app.parent / "tmp")
         if not is_address:
+            sys.stdout.write(_copy_labels(Path(studies), label_folder(Path(studies), Path(folder))))
             sys.stdout.write(_remarks(Path(studies)))
         sys.stdout.write(WELCOME.format(models=", ".join(names), model=names[0], address=f"http://{host}:{port}"))
         sys.stdout.flush()
@@ -130,6 +132,30 @@ def serve(
         quiet = ("--verbose", "WARNING")
         _monailabel("start_server", *arguments, *quiet, "--uvicorn_app", "monai_kdsam.label.web_app:app")
     return "The server has stopped."
+
+
+def label_folder(studies: Path, folder: Path) -> Path:
+    """Where labels of images are kept: beside these, or in the server's folder where theirs is read-only.
+
+    Args:
+        studies: folder of the images.
+        folder: of the server.
+    """
+    studies = studies.resolve()
+    if os.access(studies, os.W_OK):
+        return studies
+    return folder.resolve() / "labels" / f"{studies.name}-{hashlib.sha256(os.fsencode(studies)).hexdigest()[:8]}"
+
+
+def _copy_labels(studies: Path, kept: Path) -> str:
+    """Labels that lie beside images where none can be added, taken along once; what to tell of it."""
+    if kept == studies.resolve():
+        return ""
+    unfinished = kept / "unfinished"
+    if not (kept / "labels").exists() and (studies / "labels").is_dir():
+        shutil.copytree(studies / "labels", unfinished, dirs_exist_ok=True)
+        unfinished.rename(kept / "labels")
+    return f"{studies} is read-only: labels are kept in {kept}, where those of before were copied.\n"
 
 
 def _remarks(studies: Path) -> str:

@@ -27,7 +27,7 @@ __all__ = ["StudiesDatastore", "checked_name"]
 
 logger = logging.getLogger(__name__)
 LABEL_SUFFIXES = (*SUFFIXES, ".nrrd")
-REMEDY = "Free some space; what was stored before is as it was."
+REMEDY = "Free some space, or make the folder writable; what was stored before is as it was."
 
 
 def checked_name(name: str, what: str) -> str:
@@ -48,7 +48,7 @@ class StudiesDatastore(LocalDatastore):
     Labels, images and the list are written beside their place, are on the disk before they take it, and only then is a
     request answered; each change is made to what the file holds at that time, so that the server and its trainings do
     not undo each other's. A list that cannot be read is kept aside and made anew from the files. A label of 0 bytes is
-    none. Names in upper case and DICOM files without a suffix are found too.
+    none. Names in upper case and DICOM files without a suffix are found too. Images may lie elsewhere, read-only.
     """
 
     _lock: FileLock | None = None
@@ -59,6 +59,8 @@ class StudiesDatastore(LocalDatastore):
         # MONAI Label watches for a list that was written over, not for one that was replaced.
         if getattr(self, "_handler", None):
             self._handler.on_moved = self._on_moved
+            if os.path.isabs(self._datastore.images_dir):  # it watches the folder of the labels alone
+                self._observer.schedule(self._handler, self._datastore.images_dir)
 
     def _on_moved(self, event: Any) -> None:
         if event.dest_path == self._datastore_config_path:

@@ -8,12 +8,10 @@ mistake with "Internal Server Error", and the reason stands in its log alone; se
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
 import tempfile
-import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,7 +32,7 @@ from starlette.types import ASGIApp
 from monai_kdsam.errors import UserError, find_mistake
 from monai_kdsam.label import endpoints, model_endpoint
 from monai_kdsam.label.dicom_seg import write_dicom_seg
-from monai_kdsam.label.gate import Gate
+from monai_kdsam.label.gate import Gate, check_params
 from monai_kdsam.label.learning_app import SERVER
 from monai_kdsam.label.temporary_files import tidy_up
 
@@ -68,6 +66,8 @@ run_task = AsyncTask.run
 
 def run_checked_task(method: str, request: Any = None, params: Any = None, **others: Any) -> Any:
     """Start a task; what is imported in its process is not for clients to say."""
+    check_params(request or {})
+    check_params(params or {})
     if "bundle_path" in {**(request or {}), **(params or {})}:
         raise UserError("Expected parameters without `bundle_path`, which is the server's own.")
     return run_task(method, request=request, params=params, **others)
@@ -103,12 +103,6 @@ def _no_room(error: BaseException | None) -> str:
     return ""
 
 
-def _raised_in(error: Exception) -> str:
-    """The module whose statement failed."""
-    *_, last = traceback.walk_tb(error.__traceback__)
-    return str(last[0].f_globals["__name__"])
-
-
 async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
     """400 for what the client can mend, 404 for no such image, 502 for the archive's, 507; a defect is raised again."""
     if no_room := _no_room(error):
@@ -122,12 +116,10 @@ async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
         return _answer(400, UPLOAD.sub(lambda _: image, str(mistake)))
     if isinstance(error, RequestException):
         return _answer(502, f"The DICOMweb server did not answer as expected: {error}")
-    if isinstance(error, json.JSONDecodeError):
-        return _answer(400, f"Expected `params` to be JSON, got something else: {error}.")
+    if isinstance(error, (ValueError, RecursionError)) and "/infer/wsi" in request.url.path:  # of its `wsi`
+        return _answer(400, f"Expected JSON of another kind: {str(error)[:300]}.")
     if isinstance(error, MONAILabelException):
         return _answer(400, str(error.msg))
-    if isinstance(error, (TypeError, ValueError)) and _raised_in(error) == monailabel.endpoints.infer.__name__:
-        return _answer(400, "Expected `params` to be a JSON object, got JSON of another kind.")
     raise error
 
 

@@ -117,10 +117,10 @@ def _numbers(key: str, value: Any) -> NDArray[Any]:
     """A request's finite numbers as one row."""
     try:
         numbers = np.asarray(value, dtype=np.float64).ravel()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"Expected numbers in `{key}`, got {value!r}.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"Expected numbers in `{key}`, got {repr(value)[:200]}.") from error
     if not np.isfinite(numbers).all():
-        raise UserError(f"Expected finite numbers in `{key}`, got {value!r}.")
+        raise UserError(f"Expected finite numbers in `{key}`, got {repr(value)[:200]}.")
     return numbers
 
 

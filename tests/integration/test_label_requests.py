@@ -311,12 +311,58 @@ def test_a_label_of_no_bytes_is_refused_and_none(place):
         ({"model_filename": "../../../secret.pt"}, "`model_filename` to be model.pt"),
         ({"skip_writer": True}, "without `skip_writer`"),
         ({"image": [1]}, "`image` to be a name"),
+        ({"model": [1]}, "`model` to be text"),
+        ({"latencies": []}, "without `latencies`"),
+        ({"client_id": float("nan")}, "finite numbers in `client_id`"),
+        ({"client_id": 10**400}, "finite numbers in `client_id`"),
+        ({"client_id": ["\ud800"]}, "Unicode in `client_id`"),
+        ({"roi": json.loads("[" * 300 + "]" * 300)}, "lists in one another in `roi`"),
     ],
 )
 def test_what_a_request_may_not_ask_for_is_told(place, params, message):
     answer = place.infer(params=params)
     assert answer.status_code == 400
     assert message in answer.json()["detail"]
+
+
+ODD = [
+    '{"client_id": NaN}',
+    '{"label_tag": [1]}',
+    '{"strategy": {}}',
+    '{"a": "\\ud800"}',
+    f'{{"a": {"[" * 50}{"]" * 50}}}',
+]
+
+
+@pytest.mark.parametrize(
+    "address", ["/activelearning/random", "/scoring/uncertainty", f"/batch/infer/{MODEL}", f"/train/{MODEL}"]
+)
+def test_json_that_nothing_can_be_done_with_is_told(place, address):
+    listed = (place.studies / "datastore_v2.json").read_bytes()
+    for text in (*ODD, "[1]", "5", '{"a":', "[" * 100_000):
+        answer = place.client.post(address, content=text, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (400, 422), (text[:30], answer.text[:200])
+        assert answer.json()["detail"]
+    assert (place.studies / "datastore_v2.json").read_bytes() == listed
+
+
+@pytest.mark.parametrize("text", [*ODD, "[1]", "5", '{"a":', "[" * 100_000, "1" * 5000])
+def test_forms_that_hold_no_json_object_are_told_and_store_nothing(place, text):
+    listed = sorted((path, path.read_bytes()) for path in place.studies.rglob("*") if path.is_file())
+    image = {"image": "polyp_000"}
+    for method, address, field, file in (
+        ("post", f"/infer/{MODEL}", "params", ""),
+        ("put", "/datastore/label", "params", "label"),
+        ("put", "/datastore/image", "params", "file"),
+        ("put", "/datastore/image/info", "info", ""),
+    ):
+        files = {file: ("mask.png", place.mask())} if file else None
+        answer = getattr(place.client, method)(address, params=image, data={field: text}, files=files)
+        assert answer.status_code == 400, (address, answer.text[:200])
+        assert "Expected" in answer.json()["detail"]
+    assert sorted((path, path.read_bytes()) for path in place.studies.rglob("*") if path.is_file()) == listed
+    wsi = f'{{"params": {text}}}' if text in ODD else text
+    assert place.client.post(f"/infer/wsi_v2/{MODEL}", params=image, data={"wsi": wsi}).status_code == 400
 
 
 @pytest.mark.parametrize("address", ["/scoring/uncertainty", f"/batch/infer/{MODEL}", "/scoring/"])

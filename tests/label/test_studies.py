@@ -17,7 +17,8 @@ if importlib.util.find_spec("monailabel") is None:
     reason = "MONAI Label is not installed; `nox -s label` runs these tests in an environment that has it"
     pytest.skip(reason, allow_module_level=True)
 
-from monai_kdsam.label.serve import SUFFIXES
+from monai_kdsam.label import serve
+from monai_kdsam.label.serve import SUFFIXES, label_folder
 from monai_kdsam.label.studies import StudiesDatastore
 
 LIST = "datastore_v2.json"
@@ -122,6 +123,25 @@ def test_images_of_any_name_are_found_and_labelled(studies, tmp_path, name):
     assert Path(store.get_image_uri(image)).read_bytes() == content
     store.save_label(image, str(tmp_path / "label.nii.gz"), "final", {})
     assert labelled(opened(studies)) == {image}
+
+
+def test_images_that_cannot_be_written_beside_are_labelled_elsewhere(studies, tmp_path, monkeypatch):
+    (studies / "labels" / "final").mkdir(parents=True)
+    (studies / "labels" / "final" / "image_3.png").write_bytes(b"earlier")
+    before = sorted(studies.rglob("*"))
+    assert label_folder(studies, tmp_path) == studies
+    monkeypatch.setattr("os.access", lambda path, mode: path != studies)
+    kept = label_folder(studies, tmp_path)
+    for _ in range(2):
+        assert "is read-only: labels are kept in" in serve._copy_labels(studies, kept)
+        store = StudiesDatastore(str(kept), images_dir=str(studies), extensions=SUFFIXES)
+        store.save_label("image_4", str(tmp_path / "label.png"), "final", {})
+    assert labelled(store) == {"image_3", "image_4"}
+    assert Path(store.get_image_uri("image_4")) == studies / "image_4.png"
+    assert Path(store.get_label_uri("image_3", "final")).read_bytes() == b"earlier"
+    assert len(store.list_images()) == 10
+    assert sorted(studies.rglob("*")) == before
+    assert label_folder(tmp_path / "other" / "studies", tmp_path) != kept
 
 
 def test_of_two_files_of_one_name_the_first_is_served(studies):
