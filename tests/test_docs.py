@@ -207,8 +207,11 @@ def headings(page):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in found}
 
 
-def test_readme_links_to_no_log():
+def test_readme_links_to_no_log_and_pages_name_no_benchmark_that_is_gone():
     assert "docs/log" not in README
+    for page in PAGES:
+        for name in re.findall(r"benchmarks/\w+\.\w+", page.read_text(encoding="utf-8")):
+            assert "log" in page.parts or (ROOT / name).is_file(), f"{page.name}: {name}"
 
 
 def test_every_page_but_the_log_is_in_the_navigation_of_the_site():
