@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from monai_kdsam.data.layouts import Item
 from monai_kdsam.errors import UserError
-from monai_kdsam.networks.fill_box import FillBox
 from monai_kdsam.report.corrective_clicks import GOALS, MOST_CLICKS, correct
+from monai_kdsam.report.fill_box import FillBox
 from monai_kdsam.report.items import load_reference
 from monai_kdsam.report.metrics import MaskScores, head_circumference, mask_scores, overlap_scores
 from monai_kdsam.report.models import Model, Prediction
