@@ -39,7 +39,7 @@ def make_phantom(
         kind: one of ``PHANTOM_KINDS``.
         size: the longest that a side can be, in pixels, at least 48; the shortest is three quarters of it.
         seed: not negative; the same kind, size and seed give the same mask, and with the same clutter the same picture.
-        clutter: how plain to see what is not the target is, from 0 (not at all) to 1: shadows, folds, lobules, hairs.
+        clutter: how plain to see what is not the target is, from 0 (not at all) to 1: shadows, folds, lobules.
 
     Returns:
         The image, uint8 (H, W, 3), RGB, and its mask, bool (H, W), which is never empty.
@@ -86,13 +86,10 @@ def write_phantoms(
         ``folder`` as a path.
 
     Raises:
-        ValueError: if ``per_kind`` is not between 1 and 100000 or ``seed`` is negative.
-        UserError: if ``folder`` cannot be written to.
+        UserError: if ``per_kind`` is not between 1 and 100000, ``seed`` is negative or ``folder`` cannot be written to.
     """
     if not 1 <= per_kind <= 100_000:
         raise UserError(f"Expected `per_kind` to be between 1 and 100000, got {per_kind}.")
-    if seed < 0:
-        raise UserError(f"Expected `seed` to be 0 or more, got {seed}.")
     folder = Path(folder)
     try:
         for part in ("images", "masks"):
@@ -136,10 +133,8 @@ def _paint_breast_lesion(rng: Rng, shape: tuple[int, int], clutter: float) -> tu
     behind = np.cumsum(mask, 0) > 0
     shadow = ndimage.gaussian_filter((behind & ~mask).astype(float), (2, 4))
     bright *= 1 + clutter * rng.choice([-0.75, -0.5, 0.3]) * shadow * (1 - 0.5 * y / shape[0])
-    rib = np.exp(-(((x / shape[1] - rng.uniform(0.05, 0.95)) / 0.08) ** 2)) * _soft_inside(
-        gland - 0.03 * unit - level, 6
-    )
-    bright *= 1 - 0.75 * clutter * rib
+    rib = np.exp(-(((x / shape[1] - rng.uniform(0.05, 0.95)) / 0.08) ** 2))
+    bright *= 1 - 0.75 * clutter * rib * _soft_inside(gland - 0.03 * unit - level, 6)
     inside = _soft_inside(distance, rng.uniform(2, 6))
     bright += 0.12 * np.exp(-(((distance - 3) / 2.5) ** 2))
     bright = bright * (1 - inside) + (0.16 + 0.04 * _smooth_noise(rng, shape, 8)) * inside
@@ -152,16 +147,14 @@ def _paint_polyp(rng: Rng, shape: tuple[int, int], clutter: float) -> tuple[Arra
     lumen_x, lumen_y = rng.uniform(0.1, 0.9) * shape[1], rng.uniform(0.1, 0.9) * shape[0]
     away = np.hypot(x - lumen_x, (y - lumen_y) * rng.uniform(0.7, 1.4))
     phase = away / (unit * rng.uniform(0.16, 0.26)) * 2 * np.pi * (unit / (unit + away)) + rng.uniform(0, 6)
-    light = (
-        0.72 + 0.1 * _smooth_noise(rng, shape, 40) + 0.14 * np.sin(phase) * (1 + 0.4 * _smooth_noise(rng, shape, 25))
-    )
+    light = 0.72 + 0.1 * _smooth_noise(rng, shape, 40)
+    light += 0.14 * np.sin(phase) * (1 + 0.4 * _smooth_noise(rng, shape, 25))
     light *= 1 - 0.85 * clutter * np.exp(-((away / (unit * rng.uniform(0.15, 0.3))) ** 2))
 
     distance = _lesion_distance(rng, shape, FORMS[:5], reach=rng.uniform(0.25, 0.36), rough=rng.uniform(1, 2))
     mask = distance < 0
-    bump = _lesion_distance(
-        rng, shape, ("slanted", "lobed"), reach=0.2, rough=1.0
-    )  # a fold: raised, of the wall's color
+    # A fold: raised, of the wall's color.
+    bump = _lesion_distance(rng, shape, ("slanted", "lobed"), reach=0.2, rough=1.0)
     for raised, height, strength in ((bump, 0.1, clutter), (distance, 0.16, 1.0)):
         light = light * (1 - 0.35 * strength * np.exp(-((np.maximum(raised, 0) / (0.035 * unit)) ** 2)) * (raised > 0))
         dome = np.sqrt(np.clip(-raised / (0.12 * unit), 0, 1))
