@@ -228,6 +228,14 @@ def test_the_tables_of_the_pages_are_those_of_the_results():
         assert {"command", "date", "machine"} <= json.loads(result.read_text(encoding="utf-8")).keys(), result.name
 
 
+@pytest.mark.parametrize("name", ["results", "latency"])
+def test_the_figures_in_the_text_are_those_of_the_results_or_of_the_log(name):
+    logs = (ROOT / "docs" / "log").iterdir()
+    measured = "".join(path.read_text(encoding="utf-8") for path in (*RESULTS.iterdir(), *logs))
+    page = (ROOT / "docs" / "explanation" / f"{name}.md").read_text(encoding="utf-8")
+    assert not [figure for figure in re.findall(r"\b0\.\d{2,}\b", page) if figure not in measured]
+
+
 @pytest.mark.parametrize("name", re.findall(r"^::: (.+)$", API, re.MULTILINE))
 def test_the_python_api_of_the_site_is_what_the_packages_export(name):
     assert importlib.import_module(name).__all__
