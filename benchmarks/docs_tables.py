@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of the documentation from the files in `benchmarks/results`: python benchmarks/docs_tables.py.
+"""Writes the tables of the documentation from figures and configs: python benchmarks/docs_tables.py.
 
 A page has `<!-- table study headline -->` before a table and `<!-- end -->` after it. The table is `headline` among the
-`tables` of `results/study.json`: `{"columns": [...], "rows": [[...], ...]}`, all of it text.
+`tables` of `results/study.json`: `{"columns": [...], "rows": [[...], ...]}`, all of it text. `<!-- knobs train -->`
+is before the table of the knobs in the bundle's train.yaml, with the comments there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,35 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-MARKED = re.compile(r"(<!-- table (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CONFIGS = ROOT / "bundles" / "kdsam_deepgrow_2d" / "configs"
+MARKED = re.compile(r"(<!-- (?:table (\w+) (\w+)|knobs (\w+)) -->\n).*?(<!-- end -->)", re.DOTALL)
+# A heading, a comment of the next key, a key with its value and comment.
+KNOB = re.compile(r"# --- (?P<heading>.+)|# (?P<above>.+)|(?P<key>\w+): (?P<value>\S.*?)(?: +# (?P<comment>.+))?")
+
+
+def read_knobs(file: Path) -> dict[str, list[tuple[str, str, str]]]:
+    """Name, value and comment of each knob of a config, by the heading above it."""
+    knobs: dict[str, list[tuple[str, str, str]]] = {}
+    heading, above = "", ""
+    text, _, _ = file.read_text(encoding="utf-8").partition("# --- parts")
+    for line in text.splitlines():
+        found = KNOB.fullmatch(line)
+        part = found.groupdict("") if found else dict.fromkeys(KNOB.groupindex, "")
+        heading = part["heading"] or heading
+        comment = f"{above} {part['comment']}".strip() if part["key"] else ""
+        if comment:
+            knobs.setdefault(heading, []).append((part["key"], part["value"], comment))
+        above = f"{above} {part['above']}".strip() if part["above"] else ""
+    return knobs
+
+
+def knob_table(file: Path) -> dict[str, list]:
+    """Table of the knobs of a config."""
+    rows = []
+    for heading, knobs in read_knobs(file).items():
+        rows += [[f"**{heading}**", "", ""]] if heading else []
+        rows += [[f"`{key}`", f"`{value.strip(chr(34))}`", comment] for key, value, comment in knobs]
+    return {"columns": ["knob", "default", "meaning"], "rows": rows}
 
 
 def render(table: dict[str, list]) -> str:
@@ -23,11 +52,14 @@ def render(table: dict[str, list]) -> str:
 
 
 def fill(page: str) -> str:
-    """A page with the tables of the results."""
+    """A page with its tables."""
 
     def replace(match: re.Match[str]) -> str:
-        result = json.loads((RESULTS / f"{match[2]}.json").read_text(encoding="utf-8"))
-        return f"{match[1]}\n{render(result['tables'][match[3]])}\n{match[4]}"
+        if match[4]:
+            table = knob_table(CONFIGS / f"{match[4]}.yaml")
+        else:
+            table = json.loads((RESULTS / f"{match[2]}.json").read_text(encoding="utf-8"))["tables"][match[3]]
+        return f"{match[1]}\n{render(table)}\n{match[5]}"
 
     return MARKED.sub(replace, page)
 

@@ -116,9 +116,7 @@ ARMS = {
     "plus, encoder frozen": plus(train_encoder=False),
     "plus, Dice alone": plus(bce_weight=0.0),
     "plus, IoU head not trained": plus(iou_weight=0.0),
-    # and with what it does not have
-    "plus, hardest of two prompts": plus(prompt_draws=2),
-    "plus, best of three masks": plus(multimask=True),
+    # and otherwise
     "plus, a fifth of the rate in train": replace(plus(), rates=RATES | {"train": RATES["train"] / 5}),
     "plus, more prompt-in-the-loop": replace(plus(), shares={"distill": 0.2, "refine": 0.4, "train": 0.4}),
 }
@@ -301,7 +299,7 @@ def run_arm(study: Study, name: str, seed: int) -> None:
     began = time.process_time()
     study.train(arm, output, seed)
     seconds = time.process_time() - began
-    keys = {key: arm.settings[key] for key in ("backbone", "neck", "multimask") if key in arm.settings}
+    keys = {key: arm.settings[key] for key in ("backbone", "neck") if key in arm.settings}
     keys = {"backbone": "resnet18", "image_size": arm.size} | keys
     trained = output / "models" / CHECKPOINTS[arm.phases[-1]]
     model = BundleModel(name, bundle_path(), checkpoint=str(trained), **keys)

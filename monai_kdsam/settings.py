@@ -32,7 +32,6 @@ AT_LEAST: dict[str, float] = {
     "batch_size": 1,
     "num_workers": 0,
     "correction_rounds": 0,
-    "prompt_draws": 1,
     "weight_decay": 0.0,
     "cache_rate": 0.0,
 }

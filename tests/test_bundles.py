@@ -129,9 +129,9 @@ def test_a_setting_in_which_phases_differ_is_not_set_for_all_of_them(tmp_path) -
 def test_a_second_bundle_leaves_edited_overlays_alone(tmp_path) -> None:
     copy_bundle(tmp_path, "kdsam_deepgrow_2d")
     overlay = tmp_path / "configs" / "recipes" / "plus.yaml"
-    overlay.write_text("multimask: true\n")
+    overlay.write_text("mse_weight: 2.0\n")
     copy_bundle(tmp_path, "kdsam_deepgrow_3d")
-    assert overlay.read_text() == "multimask: true\n"
+    assert overlay.read_text() == "mse_weight: 2.0\n"
 
 
 def test_options_of_several_values_may_be_given_several_times() -> None:

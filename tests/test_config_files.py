@@ -7,8 +7,10 @@ import json
 import re
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
+from benchmarks.docs_tables import read_knobs
 from monai_kdsam.bundles import bundle_path, config_path, copy_bundle, parse_value
 from monai_kdsam.config_files import edit_config, list_configs, own_values, parse_config
 
@@ -48,6 +50,11 @@ def kind(value):
     return float if type(value) is int else type(value)
 
 
+def is_literal(value):
+    parts = value if isinstance(value, list) else [value]
+    return all(part is None or kind(part) in (bool, float, str) for part in parts)
+
+
 def test_a_knob_has_one_type_in_all_configs_and_overlays() -> None:
     kinds: dict[str, dict[type, str]] = {}
     for file in [*FILES, CONFIGS / "inference.json"]:
@@ -57,6 +64,34 @@ def test_a_knob_has_one_type_in_all_configs_and_overlays() -> None:
     assert {key: found for key, found in kinds.items() if len(found) > 1} == {}
     assert kinds["learning_rate"].keys() == kinds["epochs"].keys() == {float}
     assert kinds["augment"].keys() == {bool}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_config_says_what_it_is_for_and_is_read_without_scrolling(file) -> None:
+    lines = file.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_each_knob_of_the_bundle_has_a_comment(file) -> None:
+    commented = {key: value for knobs in read_knobs(file).values() for key, value, _ in knobs}
+    config = ConfigParser.load_config_file(file)
+    for key, value in config.items():
+        if key.isidentifier() and key != "phase" and is_literal(value):
+            assert key in commented, key
+    for key, value in commented.items():
+        assert parse_config(f"{key}: {value}", ".yaml")[key] == config[key]
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_the_schedule_of_the_learning_rate_begins_with_any_number_of_steps() -> None:
+    share = ConfigParser.load_config_file(CONFIGS / "train.yaml")["lr_scheduler"]["pct_start"]
+    for steps in range(1, 500):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps, pct_start=share)
+        if steps > 1:
+            schedule.step()
 
 
 def test_configs_are_read_as_monai_reads_them() -> None:

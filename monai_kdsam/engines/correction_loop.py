@@ -19,8 +19,6 @@ class CorrectionLoop(nn.Module):
     Args:
         network: to train.
         rounds: how often each prompt is corrected; 0 trains with the prompts as they come.
-        draws: the prompts are so many draws of each kind, kind after kind within a draw; of each kind the one with the
-            worst mask is trained. TinySAM calls this hard prompt sampling (arXiv 2312.13789).
         expect_iou: return what the IoU head expects, and what is real.
         corrected: how many of an image's prompts go into the rounds, drawn anew for each batch; None for all.
         mask_share: share of the corrections that the network sees its last answer in, as a mask prompt; SAM is trained
@@ -32,19 +30,18 @@ class CorrectionLoop(nn.Module):
         network: KDSAM,
         *,
         rounds: int = 0,
-        draws: int = 1,
         expect_iou: bool = False,
         corrected: int | None = None,
         mask_share: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value, least in (("rounds", rounds, 0), ("draws", draws, 1), ("corrected", corrected, 1)):
+        for name, value, least in (("rounds", rounds, 0), ("corrected", corrected, 1)):
             if value is not None and value < least:
                 raise UserError(f"Expected `{name}` to be at least {least}, got {value}.")
         if not 0 <= mask_share <= 1:
             raise UserError(f"Expected `mask_share` to be between 0 and 1, got {mask_share}.")
         self.network = network
-        self.rounds, self.draws, self.expect_iou = rounds, draws, expect_iou
+        self.rounds, self.expect_iou = rounds, expect_iou
         self.corrected, self.mask_share = corrected, mask_share
 
     def forward(
@@ -60,15 +57,13 @@ class CorrectionLoop(nn.Module):
             valid: (B, 1, S, S), 0 on padding, where nobody clicks and no mask counts; None: there is no padding.
 
         Returns:
-            logits: (B, P, S, S), P = K / draws * (1 + rounds) prompts, or fewer of the rounds with `corrected`.
+            logits: (B, P, S, S), P = K * (1 + rounds) prompts, or fewer of the rounds with `corrected`.
             reference: (B, P, S, S), 0 and 1, what each of them asks for.
             valid: as it was given, unless None.
-            iou, real_iou: (B, P, C), only with `expect_iou`; C is the number of masks a prompt.
+            iou, real_iou: (B, P), only with `expect_iou`.
         """
         embedding = self.network.encode(image)
         asked = self.asked(points, labels, reference, valid)
-        if self.draws > 1:
-            points, labels, asked = self._hardest(embedding, points, labels, asked)
         answer, small = self._answer(embedding, points, labels, asked, valid)
         rounds, logits = [answer], answer["logits"]
         if self.corrected is not None and self.corrected < points.shape[1]:
@@ -109,24 +104,13 @@ class CorrectionLoop(nn.Module):
         if last is not None and self.mask_share:
             has_mask = torch.rand(last.shape[:2], device=last.device) < self.mask_share
         given = () if has_mask is None else (last, has_mask)
-        logits, iou, small = self.network.predict_all(embedding, points, labels, *given)  # (B, K, C, ...)
-        mask = logits.detach() > 0
-        mask = mask if valid is None else mask & (valid[:, :, None] > 0.5)
-        real = overlap(mask, asked[:, :, None] > 0.5)
-        # Of several masks the best one learns, as SAM trains ambiguous prompts (arXiv 2304.02643, appendix A).
-        best = real.argmax(dim=2, keepdim=True)
-        answer = {"logits": _of_best(logits, best), "reference": asked}
-        return answer | ({"iou": iou, "real_iou": real} if self.expect_iou else {}), _of_best(small.detach(), best)
-
-    @torch.no_grad()
-    def _hardest(
-        self, embedding: Tensor, points: Tensor, labels: Tensor, asked: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        logits = self.network.predict(embedding, points, labels)
-        iou = overlap(logits > 0, asked > 0.5).unflatten(1, (self.draws, -1))
-        kinds = iou.shape[2]
-        chosen = iou.argmin(dim=1) * kinds + torch.arange(kinds, device=iou.device)  # (B, K)
-        return _choose(points, chosen), _choose(labels, chosen), _choose(asked, chosen)
+        logits, iou, small = self.network.predict_all(embedding, points, labels, *given)
+        answer = {"logits": logits, "reference": asked}
+        if self.expect_iou:
+            mask = logits.detach() > 0
+            mask = mask if valid is None else mask & (valid > 0.5)
+            answer |= {"iou": iou, "real_iou": overlap(mask, asked > 0.5)}
+        return answer, small.detach()
 
 
 class TeacherLoop(CorrectionLoop):
@@ -139,8 +123,8 @@ class TeacherLoop(CorrectionLoop):
         teacher: its own decoder decodes its embedding.
     """
 
-    def __init__(self, network: KDSAM, teacher: KDSAM, *, rounds: int = 1, draws: int = 1) -> None:
-        super().__init__(network, rounds=rounds, draws=draws)
+    def __init__(self, network: KDSAM, teacher: KDSAM, *, rounds: int = 1) -> None:
+        super().__init__(network, rounds=rounds)
         self.teacher = teacher.freeze("image_encoder", "prompt_encoder", "mask_decoder").eval()
 
     @torch.no_grad()
@@ -159,11 +143,6 @@ class TeacherLoop(CorrectionLoop):
 def _choose(rows: Tensor, chosen: Tensor) -> Tensor:
     """Of (B, K, ...) those that `chosen` (B, k) numbers: (B, k, ...)."""
     return rows[torch.arange(len(chosen), device=rows.device)[:, None], chosen]
-
-
-def _of_best(masks: Tensor, best: Tensor) -> Tensor:
-    """Of (B, K, C, h, w) the mask that `best` (B, K, 1) numbers: (B, K, h, w)."""
-    return masks.gather(2, best[..., None, None].expand(-1, -1, -1, *masks.shape[3:]))[:, :, 0]
 
 
 def overlap(mask: Tensor, reference: Tensor) -> Tensor:

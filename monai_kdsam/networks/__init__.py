@@ -5,7 +5,7 @@ from monai_kdsam.networks.build import build_kdsam, build_student, build_volume_
 from monai_kdsam.networks.encoders import DeconvNeck, FineFeatures, FPNNeck, ResNetEncoder, SamNeck
 from monai_kdsam.networks.kdsam import KDSAM, VolumeKDSAM
 from monai_kdsam.networks.memory import EmbeddingCache, weights_checksum
-from monai_kdsam.networks.parameters import parameter_groups
+from monai_kdsam.networks.parameters import frozen_parts, parameter_groups
 from monai_kdsam.networks.prompt_map import draw_prompts
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
 from monai_kdsam.networks.teacher import TeacherEncoder, build_teacher
@@ -28,6 +28,7 @@ __all__ = [
     "build_teacher",
     "build_volume_student",
     "draw_prompts",
+    "frozen_parts",
     "load_weights",
     "parameter_groups",
     "save_weights",

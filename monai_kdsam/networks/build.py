@@ -29,16 +29,13 @@ def settings_of(builder: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"builder": builder} | {k: v for k, v in arguments.items() if isinstance(v, kinds) and k not in WEIGHT_FILES}
 
 
-def build_kdsam(
-    image_encoder: nn.Module, *, image_size: int = 1024, prompt_map: bool = False, multimask: bool = False
-) -> KDSAM:
+def build_kdsam(image_encoder: nn.Module, *, image_size: int = 1024, prompt_map: bool = False) -> KDSAM:
     """A `KDSAM` around any image encoder (B, 3, S, S) -> (B, 256, S/16, S/16).
 
     Args:
         image_encoder: the encoder.
         image_size: side S of the square input in pixels, a multiple of 32.
         prompt_map: draw prompts as well, see `draw_prompts`. SAM's own weights know nothing of it.
-        multimask: see `KDSAM`.
 
     Raises:
         ValueError: when the size is not a positive multiple of 32.
@@ -59,7 +56,7 @@ def build_kdsam(
         iou_head_depth=3,
         iou_head_hidden_dim=256,
     )
-    network = KDSAM(image_encoder, prompt_encoder, mask_decoder, multimask=multimask)
+    network = KDSAM(image_encoder, prompt_encoder, mask_decoder)
     network.settings = settings
     count = sum(parameter.numel() for parameter in image_encoder.parameters())
     logger.info("Image encoder %s: %.1f M parameters.", type(image_encoder).__name__, count / 1e6)
@@ -74,7 +71,6 @@ def build_student(
     imagenet_weights: str | Path | None = None,
     prompt_map: bool = False,
     fine_features: bool = False,
-    multimask: bool = False,
 ) -> KDSAM:
     """A student: an image encoder of a known trunk and a neck, and SAM's decoder.
 
@@ -86,7 +82,6 @@ def build_student(
             at random, which is logged.
         prompt_map: see `build_kdsam`.
         fine_features: see `FineFeatures`.
-        multimask: see `KDSAM`.
 
     Raises:
         ValueError: on an unknown name, or weights of another backbone.
@@ -110,7 +105,7 @@ def build_student(
         )
     if imagenet_weights is not None:
         logger.info("The trunk %s begins with ImageNet's weights in %s.", backbone, imagenet_weights)
-    network = build_kdsam(encoder, image_size=image_size, prompt_map=prompt_map, multimask=multimask)
+    network = build_kdsam(encoder, image_size=image_size, prompt_map=prompt_map)
     network.settings = settings
     network.has_imagenet_weights = imagenet_weights is not None
     return network
@@ -129,6 +124,6 @@ def build_volume_student(**settings: Any) -> VolumeKDSAM:
     """
     student = build_student(**settings)
     parts = (student.image_encoder, student.prompt_encoder, student.mask_decoder)
-    network = VolumeKDSAM(*parts, multimask=student.multimask)
+    network = VolumeKDSAM(*parts)
     network.settings = student.settings
     return network

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from monai_kdsam.errors import UserError
 from monai_kdsam.networks.memory import EmbeddingCache, Fingerprint
-from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder, best_mask
+from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
 from monai_kdsam.networks.scriptable import ScriptableKDSAM
 
 __all__ = ["KDSAM", "VolumeKDSAM"]
@@ -35,8 +35,6 @@ class KDSAM(nn.Module):
             `FineFeatures` there are 768 channels more.
         prompt_encoder: SAM's, for the input size S.
         mask_decoder: SAM's.
-        multimask: predict SAM's three masks of an ambiguous prompt, and choose the one that the IoU head expects most
-            of. Worth it only where a training has taught that head.
 
     Attributes:
         settings: the scalars that a builder made it from; they travel with its weights, see `save_weights`.
@@ -59,11 +57,8 @@ class KDSAM(nn.Module):
         image_encoder: nn.Module,
         prompt_encoder: PromptEncoder,
         mask_decoder: MaskDecoder,
-        *,
-        multimask: bool = False,
     ) -> None:
         super().__init__()
-        self.multimask = multimask
         self.settings: dict[str, Any] = {}
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
@@ -75,7 +70,7 @@ class KDSAM(nn.Module):
         # SAM has a head for each of its masks. Those that no loss reaches keep their weights: an optimizer's decay
         # would wear them away.
         for index, head in enumerate(mask_decoder.output_hypernetworks_mlps):
-            head.requires_grad_((index > 0) == multimask)
+            head.requires_grad_(index == 0)
 
     @property
     def image_size(self) -> int:
@@ -141,8 +136,7 @@ class KDSAM(nn.Module):
             multimask: SAM's three masks of an ambiguous prompt instead of one.
 
         Returns:
-            masks: (B * K, 1 or 3, S/4, S/4) logits. The one is SAM's single mask, or the best of the three as the IoU
-                head expects it where the network's own `multimask` is true.
+            masks: (B * K, 1 or 3, S/4, S/4) logits.
             iou: (B * K, 1 or 3), the IoU that the network expects of each.
 
         Raises:
@@ -158,8 +152,7 @@ class KDSAM(nn.Module):
         tokens, ignored = self.prompt_encoder(points, labels)
         dense = self.prompt_encoder.dense(points, labels, mask, has_mask)
         positions = self.prompt_encoder.positions()
-        masks, iou = self.mask_decoder(embedding, positions, dense, tokens, ignored, multimask or self.multimask)
-        return best_mask(masks, iou) if self.multimask and not multimask else (masks, iou)
+        return self.mask_decoder(embedding, positions, dense, tokens, ignored, multimask)
 
     def predict(self, embedding: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """`decode` to full size: (B, K, S, S) logits for points (B, K, N, 2), K = 1 for points (B, N, 2) or None.
@@ -167,46 +160,33 @@ class KDSAM(nn.Module):
         Raises:
             ValueError: when points and labels do not fit the embedding or each other.
         """
-        return self._in_rows(embedding, points, labels)[0][:, :, 0]
+        return self.predict_all(embedding, points, labels)[0]
 
     def predict_all(
         self,
         embedding: Tensor,
-        points: Tensor,
-        labels: Tensor,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
         mask: Tensor | None = None,
         has_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What a training sees: every mask that the network chooses from, and what it expects of each.
+        """`predict` with all that a training looks at.
 
         Args:
             embedding: (B, C, S/16, S/16), see `encode`.
-            points: (B, K, N, 2) or (B, N, 2), then K is 1.
+            points: (B, K, N, 2), or (B, N, 2) or None, then K is 1.
             labels: (B, K, N) or (B, N).
             mask: (B, K, S/4, S/4) logits of earlier answers, see `decode`.
             has_mask: (B, K) bool.
 
         Returns:
-            logits: (B, K, C, S, S), C = 3 with `multimask`, else 1.
-            iou: (B, K, C).
-            small: (B, K, C, S/4, S/4), the logits as the decoder gives them, and as it takes them back as `mask`.
+            logits: (B, K, S, S).
+            iou: (B, K), the IoU that the network expects.
+            small: (B, K, S/4, S/4), the logits as the decoder gives them, and as it takes them back as `mask`.
 
         Raises:
             ValueError: see `predict`.
         """
-        return self._in_rows(embedding, points, labels, mask, has_mask, multimask=self.multimask)
-
-    def _in_rows(
-        self,
-        embedding: Tensor,
-        points: Tensor | None,
-        labels: Tensor | None,
-        mask: Tensor | None = None,
-        has_mask: Tensor | None = None,
-        *,
-        multimask: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`decode` for K prompts of each image: logits (B, K, C, S, S), iou (B, K, C), small logits."""
         prompts = 1
         if points is not None and labels is not None:
             self._check_prompts(embedding.shape[0], points, labels)
@@ -216,9 +196,10 @@ class KDSAM(nn.Module):
         if mask is not None:
             mask = mask.flatten(0, 1)[:, None]
             has_mask = None if has_mask is None else has_mask.flatten()
-        small, iou = self.decode(embedding, points, labels, mask, has_mask, multimask=multimask)
-        masks = F.interpolate(small.float(), size=(self.image_size,) * 2, mode="bilinear", align_corners=False)
-        return masks.unflatten(0, (-1, prompts)), iou.unflatten(0, (-1, prompts)), small.unflatten(0, (-1, prompts))
+        small, iou = self.decode(embedding, points, labels, mask, has_mask)  # (B * K, 1, ...)
+        logits = F.interpolate(small.float(), size=(self.image_size,) * 2, mode="bilinear", align_corners=False)
+        logits, iou, small = (each[:, 0].unflatten(0, (-1, prompts)) for each in (logits, iou, small))
+        return logits, iou, small
 
     def forward(self, image: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Segment.
@@ -286,8 +267,8 @@ class VolumeKDSAM(KDSAM):
     What serves prompts is `VolumeInferer`, through `embed` and `predict`.
     """
 
-    def __init__(self, *parts: Any, multimask: bool = False, embedding_bytes: int = 2**30) -> None:
-        super().__init__(*parts, multimask=multimask)
+    def __init__(self, *parts: Any, embedding_bytes: int = 2**30) -> None:
+        super().__init__(*parts)
         self.embeddings = EmbeddingCache(embedding_bytes)
 
     def forward(self, image: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an optimizer is given of a network."""
+"""What learns of a network, and what an optimizer is given of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from torch import nn
 
 from monai_kdsam.networks.kdsam import KDSAM
 
-__all__ = ["parameter_groups"]
+__all__ = ["frozen_parts", "parameter_groups"]
+
+
+def frozen_parts(prompt_map: bool, train_encoder: bool, iou_weight: float) -> list[str]:
+    """The parts for `KDSAM.freeze` that a training on masks leaves as they are.
+
+    Args:
+        prompt_map: prompts are drawn as well; the prompt encoder, which draws them, then learns too.
+        train_encoder: the image encoder learns too.
+        iou_weight: of the loss of the IoU head; without one it does not learn.
+    """
+    learns = {"prompt_encoder": prompt_map, "image_encoder": train_encoder, "iou_head": iou_weight > 0}
+    return [part for part, does in learns.items() if not does]
 
 
 def parameter_groups(network: KDSAM, *, learning_rate: float, trunk_rate: float = 1.0) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from monai_kdsam.networks.decoder_algebra import arrange, attend_to_image, image_attends, upscale
 from monai_kdsam.networks.prompt_map import draw_prompts
 
-__all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "TwoWayTransformer", "best_mask"]
+__all__ = ["LayerNorm2d", "MaskDecoder", "PromptEncoder", "TwoWayTransformer"]
 
 PADDING, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 
@@ -195,9 +195,3 @@ class MaskDecoder(SamMaskDecoder):
         upscaled = upscale(self.output_upscaling, image, fine)
         masks = arrange(weights @ upscaled.mT, *positions.shape[2:])
         return masks, self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
-
-
-def best_mask(masks: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
-    """Of masks (B, C, h, w) the one of which `iou` (B, C) is highest: (B, 1, h, w) and (B, 1)."""
-    expected, index = iou.max(dim=1, keepdim=True)
-    return masks.gather(1, index[..., None, None].expand(-1, -1, *masks.shape[2:])), expected

@@ -23,6 +23,8 @@ __all__ = ["load_weights", "mismatches", "save_weights"]
 
 logger = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
+# Settings of networks of earlier versions, with the value by which these are networks of this one.
+GIVEN_UP = {"multimask": False}
 
 
 def save_weights(
@@ -147,6 +149,10 @@ def _check_settings(path: Path, own: dict[str, Any], may_differ: Collection[str]
         logger.info("%s has no %s beside it: its settings are not checked.", path, sidecar_path(path).name)
         return
     built, network = trained.pop("network", {}), own.pop("network")
+    for name, value in GIVEN_UP.items():
+        if built.pop(name, value) != value:
+            was = f"{name}={_as_typed(not value)}"
+            raise UserError(f"{path} was trained with {was}, which this version does not know. Train anew.")
     # What the same builder does not know was added by a later version; another builder takes other arguments.
     of_network = built.keys() if built.get("builder") == network.get("builder") else built.keys() & network.keys()
     pairs = {name: (built[name], network.get(name)) for name in of_network - {"builder"}}

@@ -153,27 +153,12 @@ def test_numbers_of_images_prompts_and_points_are_free(choice, exported, bundle)
         assert np.allclose(quality, expected[1], atol=1e-3)
 
 
-def random_prompts(channels=256):
+def random_prompts(channels):
     """A random embedding, and nine prompts of three points."""
     rng = np.random.default_rng(0)
     embedding = rng.standard_normal((1, channels, 4, 4)).astype(np.float32)
     points, labels = rng.uniform(0, 64, (9, 3, 2)).astype(np.float32), rng.integers(-1, 4, (9, 3))
     return tuple(map(torch.from_numpy, (embedding, points, labels)))
-
-
-@pytest.fixture(scope="session")
-def best_of_three(tmp_path_factory):
-    """A network that chooses among three masks, prompt by prompt another one, and its decoder in both formats."""
-    torch.manual_seed(0)
-    network, folder = build_student("resnet18", image_size=64, multimask=True).eval(), tmp_path_factory.mktemp("three")
-    with torch.no_grad():
-        _, iou = network.decode(*random_prompts(), multimask=True)
-        network.mask_decoder.iou_prediction_head.layers[-1].bias[1:] -= iou.mean(dim=0)
-        assert len(network.decode(*random_prompts(), multimask=True)[1].argmax(dim=1).unique()) > 1
-    graphs = to_onnx.to_graphs(network)
-    write_openvino(to_models(graphs, folder), folder, half=False)  # tidies the folder up
-    to_onnx.write_onnx(graphs, folder)
-    return network, folder
 
 
 @pytest.fixture(scope="session")
@@ -189,12 +174,9 @@ def drawn_and_fine(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("form", "file"), [("onnx", "decoder.onnx"), ("openvino", "decoder.xml")])
-@pytest.mark.parametrize(("kind", "channels"), [("best_of_three", 256), ("drawn_and_fine", 1024)])
-def test_the_exported_decoder_is_the_networks_of_several_masks_and_of_drawn_prompts(
-    request, kind, channels, form, file
-):
-    network, folder = request.getfixturevalue(kind)
-    embedding, points, labels = random_prompts(channels)
+def test_the_exported_decoder_is_the_networks_of_drawn_prompts(drawn_and_fine, form, file):
+    network, folder = drawn_and_fine
+    embedding, points, labels = random_prompts(channels=1024)
     with torch.no_grad():
         expected = network.decode(embedding, points, labels)
     found = open_part(folder / file, form)(*(part.numpy() for part in (embedding, points, labels)))

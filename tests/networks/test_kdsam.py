@@ -178,15 +178,14 @@ def test_points_without_labels_are_no_prompt_that_is_passed_over(networks, given
             decode(embedding, **prompt)
 
 
-@pytest.mark.parametrize("multimask", [False, True])
-def test_every_parameter_that_learns_gets_a_gradient_and_the_heads_of_other_masks_do_not_learn(multimask):
-    network = build_student("resnet18", image_size=64, multimask=multimask)
+def test_every_parameter_that_learns_gets_a_gradient_and_the_heads_of_other_masks_do_not_learn():
+    network = build_student("resnet18", image_size=64)
     heads = network.mask_decoder.output_hypernetworks_mlps
     masks, iou, _ = network.predict_all(torch.rand(2, 256, 4, 4), torch.rand(2, 1, 2) * 64, torch.ones(2, 1))
     (masks.mean() + iou.mean()).backward()
     learning = [parameter for parameter in network.mask_decoder.parameters() if parameter.requires_grad]
     assert all(parameter.grad is not None for parameter in learning)
-    assert [next(head.parameters()).requires_grad for head in heads] == [not multimask, *[multimask] * 3]
+    assert [next(head.parameters()).requires_grad for head in heads] == [True, False, False, False]
 
 
 def mixed_prompts(network, predictor, given, has_mask):
@@ -285,24 +284,6 @@ def test_scripted_network_equals_eager_saved_and_loaded(tmp_path):
         torch.testing.assert_close(scripted(image, points, labels), network(image, points, labels))
         many = points.expand(2, 3, -1, -1).transpose(0, 1), labels.expand(2, 3, -1).transpose(0, 1)
         torch.testing.assert_close(scripted(image, *many), network(image, *many))
-
-
-@torch.no_grad()
-def test_with_multimask_the_mask_that_the_head_expects_most_of_is_the_networks_also_scripted():
-    torch.manual_seed(0)
-    network = build_student("resnet18", image_size=64, multimask=True).eval()
-    image, points = torch.randn(3, 3, 64, 64), torch.rand(3, 2, 2) * 64
-    labels = torch.tensor([[1, -1], [2, 3], [-1, -1]])
-    embedding = network.encode(image)
-    masks, expected = network.decode(embedding, points, labels, multimask=True)
-    chosen, iou = network.decode(embedding, points, labels)
-    for row, index in enumerate(expected.argmax(dim=1)):
-        assert torch.equal(chosen[row, 0], masks[row, index])
-        assert iou[row, 0] == expected[row].max()
-    logits, every = network(image, points, labels), network.predict_all(embedding, points, labels)[0]
-    assert every.shape == (3, 1, 3, 64, 64)
-    assert all(any(torch.equal(logits[row, 0], mask) for mask in every[row, 0]) for row in range(3))
-    torch.testing.assert_close(torch.jit.script(network)(image, points, labels), logits)
 
 
 def test_an_image_of_another_size_is_refused():

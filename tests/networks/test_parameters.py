@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from monai_kdsam.networks import build_student, parameter_groups
+from monai_kdsam.networks import build_student, frozen_parts, parameter_groups
 
 
 def step(network, *, iou_weight):
@@ -48,3 +48,9 @@ def test_the_trunk_has_its_own_rate_and_norms_do_not_decay():
     assert decays[id(encoder.stem[0].weight)]
     assert not decays[id(encoder.stem[1].weight)]
     assert len(rate) == sum(p.requires_grad for p in network.parameters())
+
+
+def test_what_a_training_on_masks_leaves_as_it_is():
+    assert frozen_parts(False, False, 0.0) == ["prompt_encoder", "image_encoder", "iou_head"]
+    assert frozen_parts(True, False, 1.0) == ["image_encoder"]
+    assert frozen_parts(False, True, 0.5) == ["prompt_encoder"]

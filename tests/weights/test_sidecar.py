@@ -47,7 +47,7 @@ def test_weights_are_a_raw_state_dict_and_their_settings_lie_beside_them(saved):
     content = json.loads(saved.with_suffix(".json").read_text())
     assert content["sha256"] == hashlib.sha256(saved.read_bytes()).hexdigest()
     assert content["monai_kdsam"] == monai_kdsam.__version__
-    network = {"builder": "build_student", "backbone": "resnet18", "neck": "fpn", "image_size": 64, "multimask": False}
+    network = {"builder": "build_student", "backbone": "resnet18", "neck": "fpn", "image_size": 64, "prompt_map": False}
     assert network.items() <= content["settings"]["network"].items()
     arguments = inspect.signature(build_student).parameters.keys() - {"imagenet_weights"}
     assert content["settings"]["network"].keys() == arguments | {"builder"}
@@ -58,7 +58,7 @@ def test_weights_are_a_raw_state_dict_and_their_settings_lie_beside_them(saved):
     ("changes", "images", "named"),
     [
         ({"image_size": 128}, IMAGES, r"image_size=64, and is to run with image_size=128"),
-        ({"multimask": True}, IMAGES, r"multimask=false, and is to run with multimask=true"),
+        ({"prompt_map": True}, IMAGES, r"prompt_map=false, and is to run with prompt_map=true"),
         ({"backbone": "resnet34"}, IMAGES, r"backbone=resnet18, and is to run with backbone=resnet34"),
         ({}, IMAGES | {"pixel_mean": [0, 0, 0]}, r"pixel_mean=\[1.0, 2.0, 3.5\], and is to run with .*\[0, 0, 0\]"),
     ],
@@ -69,7 +69,7 @@ def test_other_settings_than_in_training_are_refused_by_name(saved, changes, ima
 
 
 def test_a_training_may_change_what_it_names(saved):
-    assert load_weights(student(multimask=True), saved, IMAGES, may_differ=["multimask"]).multimask
+    assert load_weights(student(prompt_map=True), saved, IMAGES, may_differ=["prompt_map"]).prompt_map
 
 
 def test_the_same_settings_load_into_the_network_of_volumes_too(saved):
@@ -79,10 +79,19 @@ def test_the_same_settings_load_into_the_network_of_volumes_too(saved):
 
 def test_a_setting_that_this_version_does_not_know_is_refused_and_one_that_was_added_since_is_not(files):
     weights, sidecar = files
-    rewrite(sidecar, lambda content: content["settings"]["network"].pop("multimask"))
+    rewrite(sidecar, lambda content: content["settings"]["network"].pop("prompt_map"))
     load_weights(student(), weights)
     rewrite(sidecar, lambda content: content["settings"]["network"].update(prompt_frequencies=8))
     with pytest.raises(ValueError, match=r"was trained with prompt_frequencies=8, and is to run with .*=null"):
+        load_weights(student(), weights)
+
+
+def test_weights_of_a_network_that_chose_among_three_masks_are_refused_and_of_one_that_could_are_not(files):
+    weights, sidecar = files
+    rewrite(sidecar, lambda content: content["settings"]["network"].update(multimask=False))
+    load_weights(student(), weights)
+    rewrite(sidecar, lambda content: content["settings"]["network"].update(multimask=True))
+    with pytest.raises(ValueError, match=r"trained with multimask=true, which this version does not know\. Train anew"):
         load_weights(student(), weights)
 
 
