@@ -20,8 +20,7 @@ from monai_kdsam.data.image_reader import Image2DReader, PixelsReader
 from monai_kdsam.errors import MissingFileError, UserError, find_mistake
 from monai_kdsam.inferers.prompted_inferer import PromptedInferer
 from monai_kdsam.label.remembered_image import RememberedImaged
-from monai_kdsam.pixels import pillow_pixels
-from monai_kdsam.runtime.rgb import to_rgb
+from monai_kdsam.pixels import pillow_pixels, rgb_from_array
 
 __all__ = ["BundlePredictor", "Segmentation"]
 
@@ -174,12 +173,12 @@ class BundlePredictor:
 def _to_pixels(image: NDArray[Any] | PIL.Image.Image | torch.Tensor) -> NDArray[np.uint8]:
     """(H, W, 3) RGB of a picture in memory."""
     if isinstance(image, PIL.Image.Image):
-        return to_rgb(pillow_pixels(image))
+        return rgb_from_array(pillow_pixels(image))
     if isinstance(image, torch.Tensor):
         if image.ndim == 3 and image.shape[0] > 4:
             raise UserError(f"Expected `image` as a tensor (C, H, W), channels first, got {tuple(image.shape)}.")
         array = image.detach().cpu().numpy()
-        return to_rgb(np.moveaxis(array, 0, -1) if array.ndim == 3 else array)
+        return rgb_from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array)
     if isinstance(image, np.ndarray):
-        return to_rgb(image)
+        return rgb_from_array(image)
     raise TypeError(f"Expected `image` to be a path, an array, a PIL image or a tensor, got {type(image).__name__}.")

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_kdsam.errors import UserError
-from monai_kdsam.pixels import fit_longest, resize_pixels
+from monai_kdsam.pixels import fit_longest, read_picture, resize_pixels, rgb_from_array
 from monai_kdsam.runtime.manifest import Manifest
 from monai_kdsam.runtime.resampling import resampling_matrix, resize
-from monai_kdsam.runtime.rgb import read_picture, to_rgb
 from monai_kdsam.runtime.sessions import open_part
 
 __all__ = ["EncodedImage", "Predictor"]
@@ -89,7 +88,7 @@ class Predictor:
             FileNotFoundError: when there is no such file.
             ValueError: when the file is damaged, or the array has another shape or holds NaN.
         """
-        pixels = to_rgb(image) if isinstance(image, np.ndarray) else read_picture(image)
+        pixels = rgb_from_array(image) if isinstance(image, np.ndarray) else read_picture(image)
         height, width = pixels.shape[:2]
         size = self.manifest.image_size
         inner = fit_longest(height, width, size)

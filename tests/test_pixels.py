@@ -9,7 +9,7 @@ from PIL import Image
 
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.picture import to_rgb as bundle_rgb
-from monai_kdsam.runtime.rgb import read_picture, to_rgb
+from monai_kdsam.pixels import read_picture, rgb_from_array
 
 RNG = np.random.default_rng(0)
 RGBA = Image.fromarray(RNG.integers(0, 256, (12, 17, 4), dtype=np.uint8), "RGBA")
@@ -44,7 +44,7 @@ def test_a_file_is_read_as_the_bundle_reads_it(suffix, image, tmp_path):
 )
 def test_an_array_that_is_no_picture_is_refused(array, message):
     with pytest.raises(ValueError, match=message):
-        to_rgb(array)
+        rgb_from_array(array)
 
 
 def test_a_file_that_is_no_picture_is_refused(tmp_path):
