@@ -15,6 +15,7 @@ import argparse
 import logging
 
 import torch
+from machine import table, write_result
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -66,18 +67,20 @@ def main() -> None:
         step = count(build_student(arguments.backbone).image_encoder, backward=True)
     rate, epochs = arguments.teraflops, arguments.epochs
     print(f"{arguments.backbone}, {IMAGE_SIZE} pixels, a step: {step:.3f} Tflop an image\n")
-    print("| teacher | Tflop an image | live step over cached step |\n|---|---|---|")
-    for name, teacher in teachers.items():
-        print(f"| {name} | {teacher:.2f} | {(teacher + step) / step:.1f} |")
+    counted = [[name, f"{teacher:.2f}", f"{(teacher + step) / step:.1f}"] for name, teacher in teachers.items()]
     reading = EMBEDDING_MIB * rate / step
     print(f"\n{rate:g} Tflop/s, {epochs} epochs, one variant of each image; reading: {reading:.0f} MiB/s\n")
-    print("| images | teacher | embed | distill, cached | together | distill, live | cache, float16 |\n|" + "---|" * 7)
+    rows = []
     for images in arguments.images:
         for name, teacher in teachers.items():
             embed, cached = images * teacher / rate, images * epochs * step / rate
             times = (embed, cached, embed + cached, images * epochs * (teacher + step) / rate)
-            cells = " | ".join(duration(seconds) for seconds in times)
-            print(f"| {images:.0e} | {name} | {cells} | {disk(images * EMBEDDING_MIB)} |")
+            rows.append([f"{images:.0e}", name, *map(duration, times), disk(images * EMBEDDING_MIB)])
+    write_result(
+        "costs",
+        teachers=table(["teacher", "Tflop an image", "live step over cached step"], counted),
+        costs=table(["images", "teacher", "embed", "distill, cached", "together", "distill, live", "cache"], rows),
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -35,8 +34,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from machine import peak_mib, table, write_result
 from monai.bundle import ConfigParser
-from peak_memory import peak_mib
 from torch import Tensor
 
 from monai_kdsam.bundles import bundle_path
@@ -135,7 +134,6 @@ def main() -> None:
     if arguments.way:
         measure(Path(arguments.way[0]), arguments.way[1], arguments)
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}")
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -153,13 +151,12 @@ def main() -> None:
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 found[way].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {way: statistics.median(one["seconds"] for one in rounds) for way, rounds in found.items()}
-    print(
-        "| way | seconds an image | images a second | of the student's own time | peak memory, GiB |\n"
-        "|---|---|---|---|---|"
-    )
+    rows = []
     for way, seconds in medians.items():
         peak = max(one["peak"] for one in found[way])
-        print(f"| {way} | {seconds:.2f} | {1 / seconds:.3f} | {seconds / medians['student']:.2f} | {peak:.1f} |")
+        rows.append([way, f"{seconds:.2f}", f"{seconds / medians['student']:.2f}", f"{peak:.1f} GiB"])
+    columns = ["way", "seconds an image", "of the student's own time", "peak memory"]
+    write_result("distillation", steps=table(columns, rows))
 
 
 if __name__ == "__main__":

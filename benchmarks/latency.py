@@ -2,7 +2,7 @@
 """Latency of our students' encoders and of the peers', form by form, and of a click, on this machine's CPU.
 
     pip install -e ".[export]" timm matplotlib
-    python benchmarks/latency.py --work /tmp/latency [--rounds 7] [--vit-h] [--docs docs/log]
+    python benchmarks/latency.py --work /tmp/latency [--rounds 7] [--vit-h] [--plot docs/images/latency.png]
     python benchmarks/latency.py --work /tmp/latency --clicks [--rounds 7]  # clicks and 8-bit encoders
     python benchmarks/latency.py --work /tmp/latency --trunks all [--rounds 3] [--variants 1024_sam 512_sam]
 
@@ -24,18 +24,16 @@ import argparse
 import gc
 import json
 import logging
-import platform
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 from encoders import ENCODERS, FORMS, TRUNK_FORMS, TRUNKS, Cases, build_encoder, trunk_cases
-from peak_memory import peak_mib
+from machine import Table, peak_mib, table, write_result
 
 FLOAT = ("torch", "ort", "ov", "ov_bf16")
 INT8 = ("ort_int8", "ov_int8")
@@ -241,7 +239,7 @@ def processor_time(work: Path, encoders: Cases) -> dict[str, float]:
     return least
 
 
-def compare_trunks(work: Path, chosen: Cases, rounds: int) -> str:
+def compare_trunks(work: Path, chosen: Cases, rounds: int) -> Table:
     """A table of medians of one thread's processor time, with the rounds of earlier runs in `work`."""
     prepare(work, {name: ",".join(forms) for name, (_, _, forms) in chosen.items()})
     image = {size: (pictures(size, 1)[0],) for _, size, _ in chosen.values()}
@@ -252,12 +250,12 @@ def compare_trunks(work: Path, chosen: Cases, rounds: int) -> str:
         for key, values in interleaved(found, 1, time.process_time, threads=1).items():
             measured[key] = measured.get(key, []) + values
         file.write_text(json.dumps(measured, indent=1), encoding="utf-8")
-    lines = ["| encoder | file, MB | " + " | ".join(FORMS[form] for form in TRUNK_FORMS) + " |", "|---" * 5 + "|"]
+    rows = []
     for name, (title, _, _) in chosen.items():
         times = [measured.get(f"{name}/{form}") for form in TRUNK_FORMS]
         cells = [f"{statistics.median(values):.0f}" if values else "-" for values in times]
-        lines.append(f"| {title} | {megabytes(work / name, 'ov'):.0f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([title, f"{megabytes(work / name, 'ov'):.0f}", *cells])
+    return table(["encoder", "file, MB", *(FORMS[form] for form in TRUNK_FORMS)], rows)
 
 
 def alone(work: Path, name: str, form: str) -> None:
@@ -287,68 +285,49 @@ def megabytes(folder: Path, form: str) -> float:
     return sum(f.stat().st_size for f in files) / 1e6
 
 
-def click_rows(times: dict[str, float]) -> list[str]:
-    lines = ["| a click | PyTorch | ONNX Runtime | OpenVINO |", "|---|---|---|---|"]
-    for name, (label, _, _) in DECODERS.items():
-        row = [f"{times[f'{name}/{form}']:.1f}" for form in ("torch", "ort", "ov")]
-        lines.append(f"| {label} | " + " | ".join(row) + " |")
-    return lines
+def click_table(times: dict[str, float]) -> Table:
+    rows = [
+        [label, *(f"{times[f'{name}/{form}']:.1f}" for form in ("torch", "ort", "ov"))]
+        for name, (label, _, _) in DECODERS.items()
+    ]
+    return table(["a click, ms", "PyTorch", "ONNX Runtime", "OpenVINO"], rows)
 
 
-def click_tables(work: Path, rounds: int) -> list[str]:
+def click_tables(work: Path, rounds: int) -> dict[str, Table]:
     """Wall and processor time of clicks and of 8-bit encoders, measured anew."""
     wall = interleaved(cases(work, CLICK_ENCODERS), rounds)
-    lines = []
-    for title, times in (
-        (f"wall time, ms, medians of {rounds}", {key: statistics.median(values) for key, values in wall.items()}),
-        ("processor time of one thread, ms, least of three", processor_time(work, CLICK_ENCODERS)),
-    ):
-        lines += [
-            title,
-            "",
-            *click_rows(times),
-            "",
-            "| encoder in 8 bits, OpenVINO | ms | a click over it |",
-            "|---|---|---|",
-        ]
+    medians = {key: statistics.median(values) for key, values in wall.items()}
+    tables = {}
+    for suffix, times in (("", medians), ("_of_one_thread", processor_time(work, CLICK_ENCODERS))):
+        tables[f"clicks{suffix}"] = click_table(times)
+        rows = []
         for name, (label, size, forms) in CLICK_ENCODERS.items():
             share = ratio(times, (f"decoder_{size}_1", ("ort", "ov")), (name, forms))
-            lines.append(f"| {label} | {times[f'{name}/ov_int8']:.0f} | {share} |")
-        lines.append("")
-    return lines
+            rows.append([label, f"{times[f'{name}/ov_int8']:.0f}", share])
+        tables[f"encoders{suffix}"] = table(["encoder in 8 bits, OpenVINO", "ms", "a click over it"], rows)
+    return tables
 
 
-def report(work: Path, about: str, results: dict) -> str:
-    """The tables in markdown."""
-    wall, processor = results["wall"], results["processor"]
-    lines = [about, ""]
-    for title, times in (
-        ("Wall time, all threads, ms an image or a call, medians", wall),
-        ("Processor time of one thread, ms, least of three", processor),
-    ):
-        lines += [
-            f"### {title}",
-            "",
-            "| encoder | " + " | ".join(FORMS.values()) + " |",
-            "|---" * (len(FORMS) + 1) + "|",
+def report(work: Path, results: dict) -> dict[str, Table]:
+    """Encoders and clicks in wall time (medians) and in one thread's time (least of three); ratios; start-up."""
+    tables = {}
+    for suffix, times in (("", results["wall"]), ("_of_one_thread", results["processor"])):
+        rows = [
+            [label, *(f"{times[f'{name}/{form}']:.0f}" if f"{name}/{form}" in times else "-" for form in FORMS)]
+            for name, (label, _, _) in ENCODERS.items()
+            if any(key.startswith(f"{name}/") for key in times)
         ]
-        for name, (label, _, _) in ENCODERS.items():
-            if not any(key.startswith(f"{name}/") for key in times):
-                continue
-            row = [f"{times[f'{name}/{form}']:.0f}" if f"{name}/{form}" in times else "-" for form in FORMS]
-            lines.append(f"| {label} | " + " | ".join(row) + " |")
-        lines += ["", *click_rows(times), ""]
-    lines += ["### Ratios", "", *targets(processor, wall), "", "### Files, start-up, memory", ""]
-    lines += ["| encoder | form | file, MB | start-up, s | first image, s | peak memory, MB |", "|---" * 6 + "|"]
+        tables[f"encoders{suffix}"] = table(["encoder, ms an image", *FORMS.values()], rows)
+        tables[f"clicks{suffix}"] = click_table(times)
+    tables["ratios"] = targets(results["processor"], results["wall"])
+    rows = []
     for key, values in results["alone"].items():
         name, form = key.split("/")
         title = ENCODERS[name][0] if name in ENCODERS else "SAM, ViT-H (one run)"
         size = f"{megabytes(work / name, form):.0f}" if name in ENCODERS else "-"
-        lines.append(
-            f"| {title} | {FORMS[form]} | {size} | {values['start']:.1f} "
-            f"| {values['first']:.1f} | {values['peak']:.0f} |"
-        )
-    return "\n".join([*lines, ""])
+        rows.append([title, FORMS[form], size, *(f"{values[part]:.1f}" for part in ("start", "first", "peak"))])
+    columns = ["encoder", "form", "file, MB", "start-up, s", "first image, s", "peak memory, MB"]
+    return tables | {"start_up": table(columns, rows)}
 
 
 def ratio(times: dict[str, float], *sides: tuple[str, tuple[str, ...]]) -> str:
@@ -357,7 +336,7 @@ def ratio(times: dict[str, float], *sides: tuple[str, tuple[str, ...]]) -> str:
     return f"{min(above) / min(below):.2g}" if above and below else "-"
 
 
-def targets(processor: dict[str, float], wall: dict[str, float]) -> list[str]:
+def targets(processor: dict[str, float], wall: dict[str, float]) -> Table:
     """What was aimed at, and what came out."""
     fp32 = ("torch", "ort", "ov")
     ratios = [
@@ -382,10 +361,8 @@ def targets(processor: dict[str, float], wall: dict[str, float]) -> list[str]:
         ("our ResNet-18 INT8, 1024 px, over EdgeSAM's INT8", "1 or less", ("resnet18_1024", INT8), ("edgesam", INT8)),
         ("the same with the neck `sam`", "1 or less", ("resnet18_1024_sam", INT8), ("edgesam", INT8)),
     ]
-    lines = ["| ratio | aim | wall time | processor time |", "|---|---|---|---|"]
-    for title, aim, above, below in ratios:
-        lines.append(f"| {title} | {aim} | {ratio(wall, above, below)} | {ratio(processor, above, below)} |")
-    return lines
+    rows = [[title, aim, ratio(wall, *sides), ratio(processor, *sides)] for title, aim, *sides in ratios]
+    return table(["ratio", "aim", "wall time", "processor time"], rows)
 
 
 def plot(times: dict[str, float], file: Path) -> None:
@@ -422,7 +399,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clicks", action="store_true", help="only the clicks and the encoders they are held against")
     parser.add_argument("--vit-h", action="store_true", help="one image through SAM's ViT-H in PyTorch as well")
-    parser.add_argument("--docs", type=Path, help="folder of latency.md, whose tables are replaced, and latency.png")
+    parser.add_argument("--plot", type=Path, help="picture of the encoders' wall time")
     parser.add_argument("--trunks", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(TRUNKS)}")
     parser.add_argument("--variants", nargs="+", default=["1024_sam", "1024_fpn", "512_sam", "512_fpn"])
     parser.add_argument("--build", nargs=2, help=argparse.SUPPRESS)
@@ -434,21 +411,18 @@ def main() -> None:
         alone(arguments.work, *arguments.alone)
     elif arguments.trunks:
         names = list(TRUNKS) if arguments.trunks == ["all"] else arguments.trunks
-        print(compare_trunks(arguments.work, trunk_cases(names, arguments.variants), arguments.rounds))
+        found = compare_trunks(arguments.work, trunk_cases(names, arguments.variants), arguments.rounds)
+        write_result("latency_all_trunks", trunks=found)
     else:
         run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    import onnxruntime
-    import openvino
-    import torch
-
     work: Path = arguments.work
     encoders = CLICK_ENCODERS if arguments.clicks else ENCODERS
     prepare(work, {name: ",".join(forms) for name, (_, _, forms) in encoders.items()} | DECODER_FORMS)
     if arguments.clicks:
-        print("\n".join(click_tables(work, arguments.rounds)))
+        write_result("latency_clicks", **click_tables(work, arguments.rounds))
         return
     own = [(name, form) for name, (_, _, forms) in ENCODERS.items() for form in forms if len(forms) > 2]
     own += [("vit_b", "torch"), *([("vit_h", "torch")] if arguments.vit_h else [])]
@@ -458,18 +432,9 @@ def run(arguments: argparse.Namespace) -> None:
         "alone": once(work / "alone.json", lambda: {f"{n}/{f}": measure_alone(work, n, f) for n, f in own}),
     }
     results["wall"] = {key: statistics.median(values) for key, values in results["wall"].items()}
-    about = (
-        f"`python benchmarks/latency.py --rounds {arguments.rounds}`, {date.today()}, "
-        f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
-        f"ONNX Runtime {onnxruntime.__version__}, OpenVINO {openvino.__version__.split('-')[0]}."
-    )
-    tables = report(work, about, results)
-    print(tables)
-    if arguments.docs:
-        page = arguments.docs / "latency.md"
-        written, mark, _ = page.read_text(encoding="utf-8").partition("<!-- measured -->\n")
-        page.write_text(f"{written}{mark}\n{tables}", encoding="utf-8")
-        plot(results["wall"], arguments.docs / "../images/latency.png")
+    write_result("latency_all", **report(work, results))
+    if arguments.plot:
+        plot(results["wall"], arguments.plot)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from machine import table, write_result
+
 from monai_kdsam.bundles import bundle_path, parse_value
 from monai_kdsam.handlers.case_report import read_mean_dice
 from monai_kdsam.phases import run_phase
@@ -93,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--overlays", nargs="*", type=Path, default=[], help="config files behind the row's")
     given = parser.parse_args(arguments)
     found = reproduce(given.row, given.data, given.weights, given.out, dict(given.settings), overlays=given.overlays)
-    print(f"{given.row}: " + ", ".join(f"Dice {value:.4f} ({prompt})" for prompt, value in found.items()))
+    values = [[given.row, prompt, f"{value:.4f}"] for prompt, value in found.items()]
+    write_result(f"reproduce_{given.row}", dice=table(["row", "prompt", "Dice"], values))
 
 
 if __name__ == "__main__":

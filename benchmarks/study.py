@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from monai.data import load_decathlon_datalist
 from PIL import Image
-from study_tables import print_tables
+from study_tables import write_tables
 
 from monai_kdsam.bundles import bundle_path
 from monai_kdsam.data import prepare_datalist
@@ -324,7 +324,7 @@ def main() -> None:
     if arguments.tables:
         teachers = ["teacher", *(f"teacher, {pixels} px" for pixels in SIZES)]
         names = ["filled ellipse", *teachers, *ARMS]
-        print_tables(arguments.out / SPLITS[arguments.split], names, comparisons())
+        write_tables(arguments.out / SPLITS[arguments.split], names, comparisons())
         return
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

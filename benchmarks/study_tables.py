@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from machine import table, write_result
 
 from monai_kdsam.report.corrective_clicks import clicks_needed
 from monai_kdsam.report.intervals import estimate_mean_of_sets
@@ -101,34 +102,30 @@ def over_sets(
     return found.mean, found.low, found.high
 
 
-def print_tables(folder: Path, names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> None:
+def write_tables(folder: Path, names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> None:
     """The table of means, and that of differences of pairs of arms, of what has scores."""
     arms = read_arms(folder)
     titles = (NOC, "exact minus 20 % off", "AUROC of the IoU head", "processor minutes")
-    _print_row("arm", "seeds", *SHOWN.values(), *titles)
-    _print_row(*["---"] * (len(SHOWN) + len(titles) + 2))
-    for name in names:
-        if name in arms:
-            arm = arms[name]
-            means = {prompt: over_sets(arm, [prompt])[0] for prompt in SHOWN}
-            drop = means["box"] - means["box_20pct"]
-            cells = [f"{value:.3f}" for value in means.values()]
-            cells += [f"{over_sets(arm, [NOC])[0]:.2f}", f"{drop:.3f}", f"{arm.auroc():.3f}", f"{arm.seconds / 60:.1f}"]
-            _print_row(name, _seeds(arm.seeds), *("-" if cell == "nan" else cell for cell in cells))
-    print()
+    rows = []
+    for arm in (arms[name] for name in names if name in arms):
+        means = {prompt: over_sets(arm, [prompt])[0] for prompt in SHOWN}
+        drop = means["box"] - means["box_20pct"]
+        cells = [f"{value:.3f}" for value in means.values()]
+        cells += [f"{over_sets(arm, [NOC])[0]:.2f}", f"{drop:.3f}", f"{arm.auroc():.3f}", f"{arm.seconds / 60:.1f}"]
+        rows.append([arm.name, _seeds(arm.seeds), *("-" if cell == "nan" else cell for cell in cells)])
     columns = {title: [prompt] for prompt, title in SHOWN.items()}
     columns |= {NOC: [NOC], "mean of wide box, click, none": list(JUDGED)}
-    _print_row("difference", "seeds", *columns)
-    _print_row(*["---"] * (len(columns) + 2))
+    differences = []
     for name, base in pairs:
         if name in arms and base in arms and (seeds := arms[name].seeds & arms[base].seeds):
             found = [over_sets(arms[name], prompts, arms[base]) for prompts in columns.values()]
             cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in found]
-            _print_row(f"{name} - {base}", _seeds(seeds), *cells)
-
-
-def _print_row(*cells: str) -> None:
-    print(f"| {' | '.join(cells)} |")
+            differences.append([f"{name} - {base}", _seeds(seeds), *cells])
+    write_result(
+        "study_all",
+        arms=table(["arm", "seeds", *SHOWN.values(), *titles], rows),
+        differences=table(["difference", "seeds", *columns], differences),
+    )
 
 
 def _seeds(seeds: Set[int]) -> str:

@@ -98,7 +98,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def program() -> Callable[..., Path]:
     """Finds programs of Debian packages: without one a test is skipped, unless they were unpacked for the tests."""
-    from benchmarks.orthanc import find_program  # needs requests
+    from hosts.orthanc import find_program  # needs requests
 
     def find(*paths: str) -> Path:
         try:
@@ -112,7 +112,7 @@ def program() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def chromium(program: Callable[..., Path]) -> tuple[Path, dict[str, str]]:
     """The browser, and the environment that it needs where it was unpacked and not installed."""
-    from benchmarks.orthanc import debian_root, library_path
+    from hosts.orthanc import debian_root, library_path
 
     path = program("usr/lib/chromium/chromium", "usr/bin/chromium")
     environment = {**os.environ, **library_path()}

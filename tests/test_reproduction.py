@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reproduce import ROWS, main
 from torchvision.models import vgg16
 
-from benchmarks.reproduce import ROWS, main
 from monai_kdsam.bundles import config_path
 from monai_kdsam.data.phantoms import make_phantom
 from monai_kdsam.networks import build_teacher
@@ -64,12 +65,16 @@ QUICK = ("kvasir_sam", "busi_sam_decoder", "isic2017_kdsam_vit_b")  # one of eac
 
 
 @pytest.mark.parametrize("row", [row if row in QUICK else pytest.param(row, marks=pytest.mark.slow) for row in ROWS])
-def test_each_row_runs_from_the_weights_to_a_dice(row, stand_ins, sets, tmp_path, capsys):
+def test_each_row_runs_from_the_weights_to_a_dice(row, stand_ins, sets, tmp_path, monkeypatch):
+    monkeypatch.setattr("machine.RESULTS", tmp_path)
     data, small = str(sets / row.partition("_")[0]), str(config_path("smoke.yaml"))
     main([row, data, "weights", str(tmp_path), "progress=False", *stand_ins, "--overlays", small])
-    prompt = "none" if row.startswith("isic2017") else "box"
-    found = re.search(rf"{row}: Dice (0\.\d+) \({prompt}\)\n$", capsys.readouterr().out)
-    assert 0 <= float(found[1]) < 1
+    written = json.loads((tmp_path / f"reproduce_{row}.json").read_text())
+    ((name, prompt, dice),) = written["tables"]["dice"]["rows"]
+    assert (name, prompt) == (row, "none" if row.startswith("isic2017") else "box")
+    assert 0 <= float(dice) < 1
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", written["date"])
+    assert f"torch {torch.__version__}" in written["machine"]
     assert (tmp_path / row / "cases.csv").read_text().count("\n") == 1 + (4 if row.startswith("isic2017") else 2)
 
 

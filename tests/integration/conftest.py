@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 import pytest
-
-from benchmarks.orthanc import running_orthanc
+from hosts.orthanc import running_orthanc
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,9 @@ if importlib.util.find_spec("monailabel") is None:
     reason = "MONAI Label is not installed; `nox -s label` runs these tests in an environment that has it"
     pytest.skip(reason, allow_module_level=True)
 
+from hosts.label_server import MODEL, LabelServer, random_bundle, running_server
 from monailabel.client.client import MONAILabelClient
 
-from benchmarks.label_server import MODEL, LabelServer, random_bundle, running_server
 from monai_kdsam.label.active_learning import score_file
 
 LABELLED = [f"{kind}_{number:03d}" for kind in ("polyp", "breast_lesion") for number in range(4)]

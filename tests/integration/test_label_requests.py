@@ -28,10 +28,10 @@ if importlib.util.find_spec("monailabel") is None:
     pytest.skip(reason, allow_module_level=True)
 
 from fastapi.testclient import TestClient
+from hosts.label_server import MODEL, random_bundle
 from monailabel.interfaces.utils.app import app_instance
 from pydicom.data import get_testdata_file
 
-from benchmarks.label_server import MODEL, random_bundle
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.label import serve
 

@@ -36,9 +36,8 @@ if importlib.util.find_spec("monailabel") is None:
     reason = "MONAI Label is not installed; `nox -s label` runs these tests in an environment that has it"
     pytest.skip(reason, allow_module_level=True)
 
+from hosts.label_server import MODEL, LabelServer, label_command, random_bundle, running_server
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
-
-from benchmarks.label_server import MODEL, LabelServer, label_command, random_bundle, running_server
 
 SIZE = 256
 # In-plane and out-of-plane spacing, a turn by a third of a right angle, an origin.

@@ -25,7 +25,7 @@ if importlib.util.find_spec("monailabel") is None:
     reason = "MONAI Label is not installed; `nox -s label` runs these tests in an environment that has it"
     pytest.skip(reason, allow_module_level=True)
 
-from benchmarks.label_server import MODEL, random_bundle, running_server
+from hosts.label_server import MODEL, random_bundle, running_server
 
 VOLUMES = "kdsam_deepgrow_3d"
 SIZE = 128

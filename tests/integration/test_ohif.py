@@ -21,10 +21,10 @@ if any(importlib.util.find_spec(name) is None for name in ("monailabel", "playwr
     reason = "MONAI Label or Playwright is not installed; `nox -s label` runs these tests in an environment with both"
     pytest.skip(reason, allow_module_level=True)
 
+from hosts.label_server import random_bundle, running_server
+from hosts.orthanc import encoded, mr_series
 from playwright.sync_api import Page, Response, sync_playwright
 
-from benchmarks.label_server import random_bundle, running_server
-from benchmarks.orthanc import encoded, mr_series
 from monai_kdsam.inferers import BundlePredictor
 
 # WebGL in software, and nothing that asks the Internet.

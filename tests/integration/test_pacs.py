@@ -24,9 +24,9 @@ if importlib.util.find_spec("monailabel") is None:
 
 import highdicom
 from dicomweb_client import DICOMwebClient
+from hosts.label_server import MODEL, free_port, label_command, random_bundle, running_server
+from hosts.orthanc import encoded, mr_series, running_orthanc, ultrasound_still
 
-from benchmarks.label_server import MODEL, free_port, label_command, random_bundle, running_server
-from benchmarks.orthanc import encoded, mr_series, running_orthanc, ultrasound_still
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.label.active_learning import UncertaintyScoring
 from monai_kdsam.label.archive import SeriesDatastore

@@ -15,8 +15,8 @@ if importlib.util.find_spec("monailabel") is None:
 
 import highdicom
 import pydicom
+from hosts.orthanc import mr_series
 
-from benchmarks.orthanc import mr_series
 from monai_kdsam.data.volume_reader import series_files
 from monai_kdsam.label.dicom_seg import write_dicom_seg
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hosts.label_server import random_bundle
 
-from benchmarks.label_server import random_bundle
 from monai_kdsam.__main__ import main
 from monai_kdsam.label import serve
 

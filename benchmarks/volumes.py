@@ -4,7 +4,7 @@
 Trains a small student with the 2-D bundle on the slices of the training volumes, then prompts each held-out volume
 once and compares masks of whole volumes:
 
-    python benchmarks/volume_propagation.py Task04_Hippocampus OUT [--epochs 15] [--split test]
+    python benchmarks/volumes.py Task04_Hippocampus OUT [--epochs 15] [--split test]
 
 A training that is cut off goes on where it was. Of the volumes in the folder, sorted by name, each third is for the
 test, each fourth of the rest for validation. The reference is the whole hippocampus, labels 1 and 2.
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from machine import table, write_result
 from numpy.typing import NDArray
 
 from monai_kdsam.bundles import bundle_path, copy_bundle
@@ -121,11 +122,9 @@ def main() -> None:
     overrides = {key: float(value) for key, value in (text.split("=") for text in arguments.set)}
     segment = serve(out, student / "models" / WEIGHTS, **overrides)
     found = measure(volumes[arguments.split], segment)
-    print(
-        f"| {len(volumes[arguments.split])} volumes, {arguments.split} | mean Dice | least | most |\n|---|---|---|---|"
-    )
-    for name, values in found.items():
-        print(f"| {name} | {np.mean(values):.3f} | {min(values):.3f} | {max(values):.3f} |")
+    columns = [f"{len(volumes[arguments.split])} volumes, {arguments.split}", "mean Dice", "least", "most"]
+    rows = [[name, *(f"{of(values):.3f}" for of in (np.mean, min, max))] for name, values in found.items()]
+    write_result("volumes", propagation=table(columns, rows))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m monai_kdsam label` as a process, for the measurements here and for the tests."""
+"""`python -m monai_kdsam label` as a process, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.networks import build_student
 
 MODEL = "kdsam_deepgrow_2d"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

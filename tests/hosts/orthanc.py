@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import requests
+from hosts.label_server import free_port
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, UltrasoundImageStorage, generate_uid
 
-from benchmarks.label_server import free_port
 from monai_kdsam.data.phantoms import make_phantom
 
 SPACING = (0.5, 0.7)  # between rows, between columns, mm
