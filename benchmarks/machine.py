@@ -59,6 +59,7 @@ def write_result(name: str, **tables: Table) -> None:
         "tables": tables,
     }
     text = json.dumps(content, indent=2)
-    text = re.sub(r'\[\s+("[^\[\]{}]*")\s+\]', lambda row: f"[{re.sub(r',\s+', ', ', row[1])}]", text)  # a row, a line
+    # A row of a table is a line.
+    text = re.sub(r'\[\s+("[^\[\]{}]*")\s+\]', lambda row: "[" + re.sub(r"\n\s+", " ", row[1]) + "]", text)
     (RESULTS / f"{name}.json").write_text(f"{text}\n", encoding="utf-8")
     print("\n".join(render(one) for one in tables.values()))
