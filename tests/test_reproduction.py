@@ -74,7 +74,7 @@ def test_each_row_runs_from_the_weights_to_a_dice(row, stand_ins, sets, tmp_path
     assert (name, prompt) == (row, "none" if row.startswith("isic2017") else "box")
     assert 0 <= float(dice) < 1
     assert re.fullmatch(r"20\d\d-\d\d-\d\d", written["date"])
-    assert f"torch {torch.__version__}" in written["machine"]
+    assert f"torch {torch.__version__.partition('+')[0]}" in written["machine"]
     assert (tmp_path / row / "cases.csv").read_text().count("\n") == 1 + (4 if row.startswith("isic2017") else 2)
 
 
