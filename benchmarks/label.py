@@ -43,7 +43,7 @@ from monai_kdsam.data.phantoms import PHANTOM_KINDS, make_phantom
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.label.active_learning import score_file
 from monai_kdsam.report.items import load_reference
-from monai_kdsam.transforms.prompts import box_from_mask, center_click
+from monai_kdsam.transforms import box_from_mask, center_click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from hosts.label_server import MODEL, LabelServer, random_bundle, running_server
