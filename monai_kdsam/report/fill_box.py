@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["FillBox"]
@@ -41,6 +42,7 @@ class FillBox(nn.Module):
             points, labels = last.expand(len(image), 1, 2), torch.full((len(image), 1), -1, device=image.device)
         if labels.ndim == 2:
             points, labels = points[:, None], labels[:, None]
+        points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)  # there may be no point at all
         first, end = (
             torch.where((labels == label)[..., None], points.to(last), -torch.inf).amax(dim=2)[..., None, None]
             for label in (2, 3)

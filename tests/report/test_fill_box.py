@@ -42,10 +42,11 @@ def test_an_ellipse_covers_pi_quarters_of_its_box_and_touches_its_sides() -> Non
     ("points", "labels"),
     [
         (None, None),
+        (torch.zeros(1, 0, 2), torch.zeros(1, 0, dtype=torch.int64)),
         (torch.zeros(1, 2, 2), torch.tensor([[-1, -1]])),
         (torch.tensor([[[3.0, 3.0], [5.0, 5.0]]]), torch.tensor([[1, 0]])),
     ],
-    ids=["nothing", "padding", "clicks"],
+    ids=["nothing", "no points", "padding", "clicks"],
 )
 def test_without_a_box_the_image_is_the_box(points, labels) -> None:
     assert filled(FillBox()(IMAGE, points, labels)).all()
