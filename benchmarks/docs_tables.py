@@ -2,7 +2,8 @@
 """Writes the tables of the documentation from figures and configs: python benchmarks/docs_tables.py.
 
 A page has `<!-- table study headline -->` before a table and `<!-- end -->` after it. The table is `headline` among the
-`tables` of `results/study.json`: `{"columns": [...], "rows": [[...], ...]}`, all of it text. `<!-- knobs train -->`
+`tables` of `results/study.json`: `{"columns": [...], "rows": [[...], ...]}`, all of it text; below it stand the command,
+the date and the machine. `<!-- knobs train -->`
 is before the table of the knobs in the bundle's train.yaml, with the comments there.
 """
 
@@ -56,10 +57,10 @@ def fill(page: str) -> str:
 
     def replace(match: re.Match[str]) -> str:
         if match[4]:
-            table = knob_table(CONFIGS / f"{match[4]}.yaml")
-        else:
-            table = json.loads((RESULTS / f"{match[2]}.json").read_text(encoding="utf-8"))["tables"][match[3]]
-        return f"{match[1]}\n{render(table)}\n{match[5]}"
+            return f"{match[1]}\n{render(knob_table(CONFIGS / f'{match[4]}.yaml'))}\n{match[5]}"
+        result = json.loads((RESULTS / f"{match[2]}.json").read_text(encoding="utf-8"))
+        origin = f"*`{result['command']}`, {result['date']}, {result['machine']}*"
+        return f"{match[1]}\n{render(result['tables'][match[3]])}\n{origin}\n\n{match[5]}"
 
     return MARKED.sub(replace, page)
 
