@@ -19,7 +19,8 @@ class CorrectionLoop(nn.Module):
     Args:
         network: to train.
         rounds: how often each prompt is corrected; 0 trains with the prompts as they come.
-        expect_iou: return what the IoU head expects, and what is real.
+        expect_iou: return what the IoU head expects, and what is real; only where a loss takes it, since processes
+            together wait for gradients of all that is returned.
         corrected: how many of an image's prompts go into the rounds, drawn anew for each batch; None for all.
         mask_share: share of the corrections that the network sees its last answer in, as a mask prompt; SAM is trained
             so (arXiv 2304.02643, appendix A). The others have nothing but the clicks.
@@ -64,53 +65,37 @@ class CorrectionLoop(nn.Module):
         """
         embedding = self.network.encode(image)
         asked = self.asked(points, labels, reference, valid)
-        answer, small = self._answer(embedding, points, labels, asked, valid)
-        rounds, logits = [answer], answer["logits"]
-        if self.corrected is not None and self.corrected < points.shape[1]:
-            rows = torch.rand(points.shape[:2], device=points.device).argsort(dim=1)[:, : self.corrected]
-            points, labels, asked, small, logits = (_choose(x, rows) for x in (points, labels, asked, small, logits))
-        for _ in range(self.rounds):
+        rounds: list[dict[str, Tensor]] = []
+        last: tuple[Tensor, ...] = ()
+        for number in range(self.rounds + 1):
+            logits, iou, small = self.network.predict_all(embedding, points, labels, *last)
             mask = logits.detach() > 0
             mask = mask if valid is None else mask & (valid > 0.5)
+            rounds.append({"logits": logits, "reference": asked})
+            if self.expect_iou:
+                rounds[-1] |= {"iou": iou, "real_iou": overlap(mask, asked > 0.5)}
+            if number == self.rounds:
+                break
+            if number == 0 and self.corrected is not None and self.corrected < points.shape[1]:
+                rows = torch.rand(points.shape[:2], device=points.device).argsort(dim=1)[:, : self.corrected]
+                points, labels, asked, small, mask = (_choose(x, rows) for x in (points, labels, asked, small, mask))
             points, labels = add_corrective_click(points, labels, mask, asked > 0.5)
-            asked = self.asked_again(asked, points, labels, reference, valid)
-            answer, small = self._answer(embedding, points, labels, asked, valid, small)
-            rounds.append(answer)
-            logits = answer["logits"]
+            asked = self.asked(points, labels, reference, valid, asked)
+            if self.mask_share:
+                last = (small.detach(), torch.rand(small.shape[:2], device=small.device) < self.mask_share)
         answers = {key: torch.cat([each[key] for each in rounds], dim=1) for key in rounds[0]}
         return answers if valid is None else answers | {"valid": valid}
 
-    def asked(self, points: Tensor, labels: Tensor, reference: Tensor, valid: Tensor | None) -> Tensor:
-        """The masks (B, K, S, S) that prompts ask for: the reference."""
-        return reference
-
-    def asked_again(
-        self, asked: Tensor, points: Tensor, labels: Tensor, reference: Tensor, valid: Tensor | None
-    ) -> Tensor:
-        """The masks that corrected prompts ask for: the same, `asked`, whatever clicks are added."""
-        return asked
-
-    def _answer(
+    def asked(
         self,
-        embedding: Tensor,
         points: Tensor,
         labels: Tensor,
-        asked: Tensor,
+        reference: Tensor,
         valid: Tensor | None,
-        last: Tensor | None = None,
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """What a round answers, and the logits (B, K, S/4, S/4) that the next round may see."""
-        has_mask = None
-        if last is not None and self.mask_share:
-            has_mask = torch.rand(last.shape[:2], device=last.device) < self.mask_share
-        given = () if has_mask is None else (last, has_mask)
-        logits, iou, small = self.network.predict_all(embedding, points, labels, *given)
-        answer = {"logits": logits, "reference": asked}
-        if self.expect_iou:
-            mask = logits.detach() > 0
-            mask = mask if valid is None else mask & (valid > 0.5)
-            answer |= {"iou": iou, "real_iou": overlap(mask, asked > 0.5)}
-        return answer, small.detach()
+        before: Tensor | None = None,
+    ) -> Tensor:
+        """The masks (B, K, S, S) that prompts ask for, the reference; with more clicks, the same as `before`."""
+        return reference if before is None else before
 
 
 class TeacherLoop(CorrectionLoop):
@@ -128,16 +113,17 @@ class TeacherLoop(CorrectionLoop):
         self.teacher = teacher.freeze("image_encoder", "prompt_encoder", "mask_decoder").eval()
 
     @torch.no_grad()
-    def asked(self, points: Tensor, labels: Tensor, reference: Tensor, valid: Tensor | None) -> Tensor:
+    def asked(
+        self,
+        points: Tensor,
+        labels: Tensor,
+        reference: Tensor,
+        valid: Tensor | None,
+        before: Tensor | None = None,
+    ) -> Tensor:
         """The teacher's masks (B, K, S, S) under the prompts; `reference` is its embedding (B, 256, S/16, S/16)."""
         masks = (self.teacher.predict(reference, points, labels) > 0).float()
         return masks if valid is None else masks * valid
-
-    def asked_again(
-        self, asked: Tensor, points: Tensor, labels: Tensor, reference: Tensor, valid: Tensor | None
-    ) -> Tensor:
-        """The teacher's masks under the corrected prompts."""
-        return self.asked(points, labels, reference, valid)
 
 
 def _choose(rows: Tensor, chosen: Tensor) -> Tensor:
