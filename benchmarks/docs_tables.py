@@ -2,9 +2,9 @@
 """Writes the tables of the documentation from figures and configs: python benchmarks/docs_tables.py.
 
 A page has `<!-- table study headline -->` before a table and `<!-- end -->` after it. The table is `headline` among the
-`tables` of `results/study.json`: `{"columns": [...], "rows": [[...], ...]}`, all of it text; below it stand the command,
-the date and the machine. `<!-- knobs train -->`
-is before the table of the knobs in the bundle's train.yaml, with the comments there.
+`tables` of `results/study.json`: `{"columns": [...], "rows": [[...], ...]}`, all of it text. Below it stand the
+command, the date and the machine. `<!-- knobs train -->` is before the table of the knobs in the bundle's train.yaml,
+with the comments there.
 """
 
 from __future__ import annotations
