@@ -77,7 +77,10 @@ class BundlePredictor:
             raise MissingFileError(f"Expected a bundle with configs/inference.json at `bundle`, got {bundle}.")
         make_importable(bundle)
         parser = ConfigParser()
-        parser.read_config(str(file))
+        try:
+            parser.read_config(str(file))
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: {error}. Copy the bundle's configs anew.") from error
         parser.update({"bundle_root": str(bundle), **overrides})
         with _unwrapped():
             self.device = parser.get_parsed_content("device")

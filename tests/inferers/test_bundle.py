@@ -10,6 +10,7 @@ from PIL import Image
 from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.data import Image2DReader, VolumeReader
 from monai_kdsam.data.phantoms import make_phantom
+from monai_kdsam.errors import UserError
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.networks import build_student
 
@@ -25,7 +26,7 @@ def folder(tmp_path_factory):
     for name in ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d"):
         bundle = copy_bundle(folder, name, settings={"backbone": "resnet18", "image_size": 64})
         torch.save(weights, bundle / "models" / "model.pt")
-    Image.fromarray(make_phantom("polyp", size=80, seed=1)[0][:56]).save(folder / "picture.png")
+    Image.fromarray(make_phantom("polyp", size=80, seed=1)[0]).resize((70, 56)).save(folder / "picture.png")
     return folder
 
 
@@ -107,6 +108,13 @@ def test_a_second_click_reads_no_file_and_a_file_that_was_replaced_is_read_anew(
     assert len(read) == 2
     assert np.array_equal(masks[0], masks[1])
     assert not np.array_equal(masks[0], masks[2])
+
+
+def test_a_config_that_is_damaged_is_named(tmp_path):
+    config = copy_bundle(tmp_path) / "configs" / "inference.json"
+    config.write_text(config.read_text()[:-3])
+    with pytest.raises(UserError, match=rf"^{config} is damaged: "):
+        BundlePredictor(tmp_path / "kdsam_deepgrow_2d")
 
 
 def test_volumes_come_as_files_and_have_masks_alone(folder):
