@@ -67,6 +67,11 @@ def test_a_slice_gets_the_mask_that_the_2d_bundle_gives_it_as_a_picture(folder, 
     assert others.any() == (not in_slice)
 
 
+@pytest.mark.parametrize("propagate", [False, True])
+def test_a_background_click_alone_leaves_all_of_the_volume_empty(predict, folder, propagate):
+    assert not predict(folder / "data" / "v.nii.gz", background=[[30, 8, 3]], propagate=propagate).any()
+
+
 @pytest.mark.parametrize("name", ["kdsam_deepgrow_2d", "kdsam_deepgrow_3d"])
 def test_threads_get_the_answers_that_one_gets(folder, tmp_path, name):
     """Of images that they share, and of images of their own, from memories that are empty at first."""
