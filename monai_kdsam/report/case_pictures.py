@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import Item
@@ -14,20 +13,22 @@ from monai_kdsam.data.picture import to_rgb
 from monai_kdsam.picture_sheet import draw_contour, draw_prompt, save_picture_sheet
 from monai_kdsam.report.items import load_reference
 from monai_kdsam.report.models import Model
+from monai_kdsam.report.obedience import make_mosaic
 from monai_kdsam.report.prompts import PROMPT_TITLES, named_prompts
 from monai_kdsam.report.scoring import Score, predict_checked
 
 __all__ = ["draw_cases", "notable_cases"]
 
 SHOWN_PROMPTS = ("box", "center_click", "automatic")
+MOSAIC_PROMPTS = {"mosaic_box": ("box", "box in a mosaic"), "mosaic_click": ("center_click", "click in a mosaic")}
 _WORST, _BEST = 2, 1
 _REFERENCE, _PREDICTED = (0, 220, 0), (255, 220, 0)
 
 
 def notable_cases(scores: Sequence[Score], model: str, source: str) -> list[tuple[str, Score]]:
-    """The model's worst and best images of a set by Dice under three prompts: ("worst" or "best", score)."""
+    """The model's worst and best images of a set by Dice under each prompt: ("worst" or "best", score)."""
     cases = []
-    for prompt in SHOWN_PROMPTS:
+    for prompt in (*SHOWN_PROMPTS, *MOSAIC_PROMPTS):
         own = [s for s in scores if (s.model, s.source, s.prompt) == (model, source, prompt) and not s.empty_reference]
         ranked = sorted(own, key=lambda score: (score.dice, score.case))
         best = ranked[_WORST:][-_BEST:]
@@ -48,24 +49,23 @@ def draw_cases(
         seed: of the prompts, as when they were scored.
     """
     rows, captions = [], []
-    for kind, case in cases:
-        item = items[case.case]
-        image = _rgb(item)
-        reference = load_reference(item)
-        prompt = named_prompts(reference, seed)[case.prompt]
-        row = [draw_prompt(image, prompt.points, prompt.labels), draw_contour(image, reference, _REFERENCE)]
-        for model in models:
-            model.set_image(case.image)
-            ((mask, _),) = predict_checked(model, [prompt], reference, item)
-            row.append(draw_contour(image, mask, _PREDICTED))
-        rows.append(row)
-        title = PROMPT_TITLES[case.prompt]
-        captions.append(
-            f"{kind}, {title}: Dice {case.dice:.3f}, {Path(case.image).name}".encode("ascii", "replace").decode()
-        )
+    with tempfile.TemporaryDirectory(prefix="kdsam_report") as scratch:
+        for number, (kind, case) in enumerate(cases):
+            item, source, reference = items[case.case], case.image, load_reference(items[case.case])
+            if case.prompt in MOSAIC_PROMPTS and (
+                mosaic := make_mosaic(Path(scratch, f"{number}.png"), items, case.case, reference)
+            ):
+                source, reference = str(mosaic.path), mosaic.reference
+            image = to_rgb(decode(source))
+            name, title = MOSAIC_PROMPTS.get(case.prompt, (case.prompt, PROMPT_TITLES.get(case.prompt)))
+            prompt = named_prompts(reference, seed)[name]
+            row = [draw_prompt(image, prompt.points, prompt.labels), draw_contour(image, reference, _REFERENCE)]
+            for model in models:
+                model.set_image(source)
+                ((mask, _),) = predict_checked(model, [prompt], reference, item)
+                row.append(draw_contour(image, mask, _PREDICTED))
+            rows.append(row)
+            caption = f"{kind}, {title}: Dice {case.dice:.3f}, {Path(case.image).name}"
+            captions.append(caption.encode("ascii", "replace").decode())
     columns = ["image and prompt", "reference", *(model.name for model in models)]
     return save_picture_sheet(path, rows, columns=columns, captions=captions, cell=208)
-
-
-def _rgb(item: Item) -> np.ndarray:
-    return to_rgb(decode(item["image"]))
