@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from monai.bundle import ConfigParser
 
 import monai_kdsam
 from monai_kdsam.config_files import edit_config, list_configs, own_values, parse_config
-from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, report_error
+from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, report_error, report_thread_error
 from monai_kdsam.files import check_writable, write_text
 from monai_kdsam.processes import check_launch
 from monai_kdsam.run_folder import check_checkpoint, lock_phase, run_folder
@@ -210,7 +211,7 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
     """
     typed = _typed()
     if typed is not None:
-        sys.excepthook = report_error
+        sys.excepthook, threading.excepthook = report_error, report_thread_error
     check_launch()
     if not Path(bundle_root).is_dir():
         raise MissingFileError(f"Expected `bundle_root` to be a bundle's folder, but there is none at {bundle_root}.")

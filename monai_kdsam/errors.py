@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import sys
+import threading
 from types import TracebackType
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "UserFileError",
     "find_mistake",
     "report_error",
+    "report_thread_error",
 ]
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
@@ -50,6 +52,12 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
 
     sys.stderr.write(f"monai_kdsam: error: {mistake}\n")
     tell_torchrun(str(mistake))
+
+
+def report_thread_error(thread: threading.ExceptHookArgs) -> None:
+    """Exception hook of threads: what a user can mend is told by who waits for the thread."""
+    if thread.exc_value is None or find_mistake(thread.exc_value) is None or os.environ.get("KDSAM_TRACEBACK"):
+        threading.__excepthook__(thread)
 
 
 def find_mistake(error: BaseException) -> BaseException | None:

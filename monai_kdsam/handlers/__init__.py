@@ -9,6 +9,7 @@ from monai_kdsam.handlers.overlays import Overlays
 from monai_kdsam.handlers.process_mean import ProcessMean
 from monai_kdsam.handlers.replace_if_better import ReplaceIfBetter
 from monai_kdsam.handlers.resume import BestWeightsSaver, EpochSeed, ResumeHandler
+from monai_kdsam.handlers.tensorboard_log import TensorBoardLog
 
 __all__ = [
     "BestWeightsSaver",
@@ -21,4 +22,5 @@ __all__ = [
     "ProcessMean",
     "ReplaceIfBetter",
     "ResumeHandler",
+    "TensorBoardLog",
 ]
