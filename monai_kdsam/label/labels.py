@@ -21,10 +21,11 @@ from monai_kdsam.data.itk import itk_affine, open_itk
 from monai_kdsam.data.paths import PICTURE_SUFFIXES, suffix_of
 from monai_kdsam.data.picture import label_values
 from monai_kdsam.errors import UserError
+from monai_kdsam.label.dicom_series import series_images
 from monai_kdsam.label.result_geometry import file_affine, picture_plane
 from monai_kdsam.transforms.masks import clean_mask
 
-__all__ = ["SubmittedLabeld", "check_labels", "open_label", "read_label", "slice_label"]
+__all__ = ["SubmittedLabeld", "check_labels", "labelled_slices", "open_label", "read_label", "slice_label"]
 
 ITK_READERS = {".nrrd": "NrrdImageIO", ".nii": "NiftiImageIO", ".nii.gz": "NiftiImageIO"}
 
@@ -186,3 +187,28 @@ class SubmittedLabeld(MapTransform):
             meta = {name: image.meta[name] for name in ("original_affine", "spatial_shape", "space")}
             result[key] = MetaTensor(columns_first, affine=image.affine.clone(), meta=meta)
         return result
+
+
+def labelled_slices(items: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Replace each series by its slices that have foreground; other images stay as they are.
+
+    Args:
+        items: dictionaries with the paths `image` and `label`; MONAI Label has a series as `UID.nii.gz`.
+
+    Returns:
+        Items whose `image` is the DICOM file, or the frame of one, with `series` (the path from above) and `slice`.
+        A series whose label is empty or cannot be read keeps its first slice, which `check_labels` then reports.
+    """
+    found: list[dict[str, Any]] = []
+    for item in items:
+        images = series_images(item["image"])
+        slices = [{**item, "image": image, "series": item["image"], "slice": k} for k, image in enumerate(images)]
+        found += _with_foreground(slices) or slices[:1] or [dict(item)]
+    return found
+
+
+def _with_foreground(slices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    try:
+        return [one for one in slices if slice_label(one["label"], one["series"], one["slice"]).any()]
+    except (OSError, ValueError, RuntimeError):
+        return []

@@ -35,7 +35,7 @@ OWN_APP = '''# SPDX-License-Identifier: Apache-2.0
 
 import monaibundle
 
-from monai_kdsam.label.learning_app import with_learning
+from monai_kdsam.label.app import with_learning
 
 App = with_learning(monaibundle.MyApp)
 '''

@@ -30,11 +30,11 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from monai_kdsam.errors import UserError, find_mistake
-from monai_kdsam.label import endpoints, model_endpoint
+from monai_kdsam.label import endpoints
+from monai_kdsam.label.app import SERVER
 from monai_kdsam.label.dicom_seg import write_dicom_seg
 from monai_kdsam.label.gate import Gate, check_params
-from monai_kdsam.label.learning_app import SERVER
-from monai_kdsam.label.temporary_files import tidy_up
+from monai_kdsam.label.uploads import tidy_up
 
 __all__ = ["app"]
 
@@ -155,7 +155,7 @@ app.router.lifespan_context = lifespan
 # MONAI Label's only one lets in every origin.
 app.user_middleware[:] = [Middleware(gate)]
 # Before the server's own routes of the same paths.
-app.router.routes[:0] = [*endpoints.router.routes, *model_endpoint.router.routes]
+app.router.routes[:0] = endpoints.router.routes
 app.add_exception_handler(AnyHTTPException, answer_refusal)
 for kind in (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, MONAILabelException):
     app.add_exception_handler(kind, answer_mistake)

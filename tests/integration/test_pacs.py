@@ -30,7 +30,7 @@ from hosts.orthanc import encoded, mr_series, running_orthanc, ultrasound_still
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.label.active_learning import UncertaintyScoring
 from monai_kdsam.label.archive import SeriesDatastore
-from monai_kdsam.label.series_labels import labelled_slices
+from monai_kdsam.label.labels import labelled_slices
 
 SLICE = 6
 CLICK = [60, 50]
