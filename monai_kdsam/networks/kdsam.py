@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,6 @@ from monai_kdsam.networks.scriptable import ScriptableKDSAM
 
 __all__ = ["KDSAM", "VolumeKDSAM"]
 
-logger = logging.getLogger(__name__)
 PARTS = {
     "image_encoder": "image_encoder",
     "prompt_encoder": "prompt_encoder",
