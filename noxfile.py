@@ -12,11 +12,12 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 # `interruptions` is run on demand.
-nox.options.sessions = ["wheel", "numpy1", "export", "label", "deploy", "docs"]
+nox.options.sessions = ["wheel", "export", "label", "deploy", "docs"]
 
 # Site-packages of an environment that has the dependencies already; without it each session installs its own torch.
 DEPENDENCIES = os.environ.get("KDSAM_DEPENDENCIES")
-SMALL = ("--num_workers", "0", "--progress", "False")
+# Folder of a wheel that is built already, as tests/test_packaging.py leaves it there.
+DIST = os.environ.get("KDSAM_DIST")
 
 
 def borrow_dependencies(session: nox.Session) -> bool:
@@ -36,12 +37,14 @@ def install_own(session: nox.Session, *packages: str) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Build the sdist and from it the wheel, install it elsewhere, and run its bundle from another folder."""
+    """Install the wheel elsewhere, and go its bundle's whole way from another folder."""
     folder = Path(session.create_tmp()).resolve()
     # A new environment of an older Python brings a setuptools that is older than torch wants.
     session.install("build", "setuptools>=77")
-    session.run("python", "-m", "build", "--outdir", str(folder / "dist"), silent=True)
-    built = next((folder / "dist").glob("*.whl"))
+    dist = Path(DIST) if DIST else folder / "dist"
+    if not list(dist.glob("*.whl")):
+        session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
+    built = next(dist.glob("*.whl"))
     if borrow_dependencies(session):
         install_own(session, str(built))
     else:
@@ -50,39 +53,18 @@ def wheel(session: nox.Session) -> None:
     session.chdir(folder)
     code = "import monai_kdsam, sysconfig; assert monai_kdsam.__file__.startswith(sysconfig.get_path('purelib'))"
     session.run("python", "-c", code)
-    session.run("python", "-m", "monai_kdsam", "--help", silent=True)
-    session.run("python", "-m", "monai_kdsam", "bundle", "copy")
+    session.run("monai-kdsam", "--version")
     code = "from monai_kdsam.data.phantoms import write_phantoms; write_phantoms('images', per_kind=6)"
     session.run("python", "-c", code)
-    for phase in ("adapt", "distill", "train", "inference"):
-        run_phase(session, "copy", phase)
-    if not list(Path("copy/kdsam_deepgrow_2d/output/masks").rglob("*_mask.png")):
+    bundle = "copy/kdsam_deepgrow_2d"
+    small = ("--overlays", "smoke", "--set", "num_workers=0", "progress=False")
+    fit = ("monai-kdsam", "fit", "images", "--teacher", "scratch", "--bundle", bundle, *small)
+    session.run(*fit, silent=True)
+    inference = ("--bundle_root", bundle, "--dataset_dir", "images/images", "--progress", "False")
+    files = f"['{bundle}/configs/inference.json']"
+    session.run("python", "-m", "monai.bundle", "run", "--config_file", files, *inference, silent=True)
+    if not list(Path(bundle, "output", "masks").rglob("*_mask.png")):
         session.error("The inference wrote no masks.")
-
-
-def run_phase(session: nox.Session, folder: str, phase: str) -> None:
-    """Run one phase of a copied bundle on `images`, small."""
-    configs = f"{folder}/kdsam_deepgrow_2d/configs"
-    phases = [phase] if phase in ("train", "inference") else ["train", phase]
-    files = [f"{configs}/{name}.{'json' if name == 'inference' else 'yaml'}" for name in phases]
-    files += [f"{folder}/configs/{name}.yaml" for name in ("offline", "smoke")]
-    data = "images/images" if phase == "inference" else "images"
-    paths = ("--bundle_root", f"{folder}/kdsam_deepgrow_2d", "--dataset_dir", data)
-    session.run("python", "-m", "monai.bundle", "run", "--config_file", str(files), *paths, *SMALL, silent=True)
-
-
-@nox.session
-def numpy1(session: nox.Session) -> None:
-    """The tests of transforms and data under NumPy 1.26, which MONAI Label needs."""
-    if sys.version_info >= (3, 13):
-        session.skip("NumPy 1.26 is not built for Python 3.13.")
-    if borrow_dependencies(session):
-        install_own(session, "numpy==1.26.*")
-    else:
-        session.install("-e", ".[test]", "numpy==1.26.*")
-    session.run("python", "-c", "import numpy; assert numpy.__version__.startswith('1.26'), numpy.__version__")
-    folders = ("tests/transforms", "tests/data", "monai_kdsam/transforms", "monai_kdsam/data")
-    session.run("python", "-m", "pytest", "-p", "no:cacheprovider", *folders)
 
 
 @nox.session
@@ -126,7 +108,7 @@ def unpack_debian(session: nox.Session, *packages: str) -> Path:
 
 @nox.session
 def label(session: nox.Session) -> None:
-    """MONAI Label's released server as a process, its clients, an archive and a browser, against direct calls."""
+    """MONAI Label's released server as a process, its clients, an archive and a browser; data under NumPy 1.26."""
     if sys.version_info >= (3, 13):
         session.skip("MONAI Label needs NumPy 1.26, which is not built for Python 3.13.")
     borrow_dependencies(session)
@@ -147,6 +129,8 @@ def label(session: nox.Session) -> None:
         "no:cacheprovider",
         "--durations=5",
         "tests/integration",
+        # Nothing else is tested under NumPy 1.26.
+        *("tests/transforms", "tests/data", "monai_kdsam/transforms", "monai_kdsam/data"),
         "tests/label",
         "tests/report/test_report.py::test_a_browser_shows_plots_and_pictures",
     )

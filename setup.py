@@ -73,6 +73,8 @@ EXTRAS = {
         "matplotlib>=3.8",
         # runs the tests and the examples in the documentation
         "pytest>=8",
+        # on several cores
+        "pytest-xdist>=3.5",
         # builds the wheel whose content a test compares with the tree
         "build>=1",
         "setuptools>=77",

@@ -75,6 +75,7 @@ def _report(arguments: argparse.Namespace) -> str:
         commands=arguments.command_line,
         tolerance=arguments.tolerance,
         seed=arguments.seed,
+        device=arguments.device,
     )
     counts = ", ".join(f"{name} {row['images']}" for name, row in summary["sets"].items())
     return f"Images of the {arguments.split} split: {counts}.\nWrote {page}, summary.json and cases.csv beside it."
@@ -235,7 +236,7 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action="extend",
         default=[],
         metavar="[NAME=]DIR|FILE",
-        help="other bundles, or weights of the same network",
+        help="other bundles, exports, or weights of the same network",
     )
     report.add_argument("--teacher", metavar="KIND=FILE", help="weights of SAM's layout, as in vit_b=FILE")
     report.add_argument(
@@ -250,6 +251,7 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--tolerance", type=float, default=1.0, metavar="MM", help="of the surface Dice (default: %(default)s)"
     )
     report.add_argument("--seed", type=int, default=0, help="of prompts and intervals (default: %(default)s)")
+    _add_device(report)
     report.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
     report.set_defaults(run=_report)
 

@@ -18,8 +18,8 @@ from monai_kdsam.errors import MissingFileError, UserError
 
 __all__ = ["phase_command", "phase_files", "read_phase", "run_phase"]
 
-# Phases, and those whose configs lie before theirs.
-BEFORE: dict[str, tuple[str, ...]] = {
+# Phases, each with those whose configs lie before its own.
+PHASES: dict[str, tuple[str, ...]] = {
     "adapt": ("train",),
     "embed": ("train", "distill"),
     "distill": ("train",),
@@ -77,12 +77,12 @@ def phase_command(bundle: str | Path, phase: str, /, *overlays: str | Path, **se
 
 def phase_files(bundle: str | Path, phase: str, /, *overlays: str | Path) -> list[str]:
     """The config files of a phase, from the first to the last; arguments and errors as of `run_phase`."""
-    if phase not in BEFORE:
-        raise UserError(f"Expected a phase among {', '.join(BEFORE)}, got {phase!r}.")
+    if phase not in PHASES:
+        raise UserError(f"Expected a phase among {', '.join(PHASES)}, got {phase!r}.")
     folder = Path(bundle) / "configs"
     if not folder.is_dir():
         raise MissingFileError(f"Expected the folder of a bundle, with configs in it, got {bundle}.")
-    names = (*BEFORE[phase], phase)
+    names = (*PHASES[phase], phase)
     return [*(str(_find(name, (folder,))) for name in names), *(str(_find_overlay(name, folder)) for name in overlays)]
 
 

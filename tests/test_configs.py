@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from scipy import ndimage
 from monai_kdsam.bundles import bundle_path, config_path
 from monai_kdsam.data.phantoms import make_phantom
 from monai_kdsam.networks import build_teacher, load_weights
+from monai_kdsam.phases import PHASES, read_phase
+from monai_kdsam.settings import used_keys
 from monai_kdsam.weights.sidecar import read_sidecar
 
 OVERLAYS = sorted(str(path.relative_to(config_path())) for path in config_path().rglob("*.yaml"))
@@ -181,8 +184,10 @@ def test_overlays_are_small_and_address_nothing_by_position():
         assert not any(part.isdigit() for key in yaml.safe_load(text) for part in key.replace("::", "#").split("#"))
 
 
-def test_every_config_of_the_bundle_is_run_by_some_test():
-    assert {path.name for path in bundle_path().glob("configs/*") if path.suffix != ".conf"} == {
-        *("adapt.yaml", "distill.yaml", "train.yaml", "evaluate.yaml", "inference.json", "metadata.json"),
-        *("embed.yaml", "refine.yaml", "learn.yaml", "multi_gpu_train.yaml", "inference_trt.yaml"),
-    }
+def test_each_config_of_the_bundle_is_a_phase_or_changes_what_a_phase_uses():
+    files = {path.stem: path for path in bundle_path().glob("configs/*") if path.stem not in ("metadata", "logging")}
+    assert PHASES.keys() <= files.keys()
+    for name in files.keys() - PHASES.keys():
+        parser = read_phase(bundle_path(), "inference" if name.startswith("inference") else "train", name)
+        changed = {re.split("#|::", key)[0] for key in yaml.safe_load(files[name].read_text(encoding="utf-8"))}
+        assert changed <= used_keys(parser.config) | {"imports", "initialize"}, name

@@ -51,18 +51,30 @@ def copy(tmp_path_factory):
     return folder
 
 
-def built(copy, kind):
-    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(copy / "dist"), str(copy)]
+@pytest.fixture(scope="module")
+def dist(copy):
+    """The folder of wheel and sdist; the nox session `wheel` goes on with the one that KDSAM_DIST names."""
+    folder = Path(os.environ.get("KDSAM_DIST") or copy / "dist")
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--sdist",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(folder),
+        str(copy),
+    ]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
     assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout + run.stderr
+    assert "SetuptoolsDeprecationWarning" not in run.stdout + run.stderr, run.stdout + run.stderr
+    return folder
 
 
 @pytest.fixture(scope="module")
-def wheel(copy):
-    log = built(copy, "wheel")
-    assert "SetuptoolsDeprecationWarning" not in log, log
-    return zipfile.ZipFile(next((copy / "dist").glob("*.whl")))
+def wheel(dist):
+    return zipfile.ZipFile(next(dist.glob("*.whl")))
 
 
 @needs_build
@@ -119,9 +131,8 @@ def _plain(requirement):
 
 
 @needs_build
-def test_the_sdist_holds_sources_tests_docs_bundles_and_overlays(copy):
-    built(copy, "sdist")
-    with tarfile.open(next((copy / "dist").glob("*.tar.gz"))) as archive:
+def test_the_sdist_holds_sources_tests_docs_bundles_and_overlays(dist):
+    with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
         files = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "noxfile.py", ".ci/run"}
     wanted |= {

@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from monai_kdsam.data.decoding import decode
+from monai_kdsam.data.picture import to_rgb
 from monai_kdsam.errors import UserError, UserFileError
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.report.fill_box import FillBox
 from monai_kdsam.report.prompts import Prompt
+from monai_kdsam.runtime import Predictor
 from monai_kdsam.transforms.host_prompts import to_network_frame
 
-__all__ = ["BundleModel", "CommandModel", "EllipseModel", "Model", "Prediction"]
+__all__ = ["BundleModel", "CommandModel", "EllipseModel", "ExportModel", "Model", "Prediction"]
 
 _PATIENCE = 600.0  # seconds for one mask of a command, the start of the program included
 
@@ -98,6 +100,39 @@ class BundleModel:
         masks = [predictor.postprocessing({"image": image, "pred": one[None].cpu()})["pred"] for one in logits[0]]
         # MONAI's arrays of pictures are (W, H).
         return [(np.asarray(mask).T > 0, iou) for mask, iou in zip(masks, self._expected_iou, strict=True)]
+
+
+class ExportModel:
+    """What `python -m monai_kdsam export` wrote.
+
+    Args:
+        name: in the report.
+        folder: of the export.
+
+    Raises:
+        UserError: when files are missing or damaged.
+        ImportError: naming the package that runs them, and how to install it.
+    """
+
+    takes_clicks = True
+
+    def __init__(self, name: str, folder: str | Path) -> None:
+        self.name = name
+        self._predictor = Predictor(folder)
+
+    def set_image(self, path: str) -> None:
+        """Encode the picture."""
+        self._predictor.set_image(to_rgb(decode(path)))
+
+    def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        """A mask for each prompt, one after the other."""
+        return [self._answer(prompt.points, prompt.labels) for prompt in prompts]
+
+    def _answer(self, points: NDArray[Any], labels: NDArray[Any]) -> Prediction:
+        clicked, boxed = (labels == 0) | (labels == 1), labels >= 2
+        clicks = {"points": points[clicked], "labels": labels[clicked]} if clicked.any() else {}
+        mask, iou = self._predictor.predict(**clicks, box=points[boxed].ravel() if boxed.any() else None)
+        return mask > 0, iou
 
 
 class EllipseModel:

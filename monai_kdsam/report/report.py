@@ -20,9 +20,10 @@ from monai_kdsam.files import check_writable, write_texts
 from monai_kdsam.report.case_pictures import draw_cases, notable_cases
 from monai_kdsam.report.intervals import few_subjects_note
 from monai_kdsam.report.items import SplitName, read_split, with_units
-from monai_kdsam.report.models import BundleModel, CommandModel, EllipseModel, Model
+from monai_kdsam.report.models import BundleModel, CommandModel, EllipseModel, ExportModel, Model
 from monai_kdsam.report.scoring import Tolerances, cases_csv, score_images
 from monai_kdsam.report.summary import summarize
+from monai_kdsam.runtime.manifest import MANIFEST
 
 __all__ = ["write_report"]
 
@@ -41,6 +42,7 @@ def write_report(
     commands: Sequence[str] = (),
     tolerance: float = 1.0,
     seed: int = 0,
+    device: str | None = None,
     progress: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
     """Evaluate a bundle, and compare it with the filled ellipse and other models.
@@ -54,11 +56,12 @@ def write_report(
             are replaced.
         sources: for a `split.json`, the folder of each of its sets.
         split: which list to evaluate on.
-        others: other bundles, or checkpoints of the first one's network.
+        others: other bundles, folders of exports, or checkpoints of the first one's network.
         teacher: KIND=FILE, a checkpoint of SAM's layout; vit_b, for example, is a kind.
         commands: of other models, see `CommandModel`.
         tolerance: of the surface Dice, in mm, for sets whose spacing is known.
         seed: of prompts and intervals.
+        device: of bundles, as in "cpu" or "cuda:1"; by default the first GPU, or the CPU. Exports run on the CPU.
         progress: show a bar.
 
     Returns:
@@ -79,7 +82,7 @@ def write_report(
     items, units = with_units(read_split(data_list, split, sources))
     folder, tolerances = Path(output), Tolerances(millimetres=tolerance)
     check_writable(folder, "output")
-    with _models(bundle, others, teacher, commands) as models:
+    with _models(bundle, others, teacher, commands, device) as models:
         names = [model.name for model in models]
         scores = score_images(models, items, units, seed=seed, tolerances=tolerances, progress=progress)
         if all(score.empty_reference for score in scores):
@@ -114,17 +117,24 @@ def write_report(
 
 
 @contextlib.contextmanager
-def _models(bundle: str, others: Sequence[str], teacher: str | None, commands: Sequence[str]) -> Iterator[list[Model]]:
+def _models(
+    bundle: str, others: Sequence[str], teacher: str | None, commands: Sequence[str], device: str | None
+) -> Iterator[list[Model]]:
     """All models, the reported one first; commands end with the block."""
     name, folder = _named(bundle)
+    own = {"device": device} if device else {}
     with contextlib.ExitStack() as stack:
-        models: list[Model] = [BundleModel(name, folder)]
+        models: list[Model] = [BundleModel(name, folder, **own)]
         for spec in others:
             other, path = _named(spec)
-            is_bundle = Path(path).is_dir()
-            models.append(BundleModel(other, path) if is_bundle else BundleModel(other, folder, checkpoint=path))
+            if (Path(path) / MANIFEST).is_file():
+                models.append(ExportModel(other, path))
+            elif Path(path).is_dir():
+                models.append(BundleModel(other, path, **own))
+            else:
+                models.append(BundleModel(other, folder, checkpoint=path, **own))
         if teacher is not None:
-            models.append(_teacher(teacher, folder))
+            models.append(_teacher(teacher, folder, **own))
         for spec in commands:
             model = CommandModel(*_named(spec))
             stack.callback(model.close)
@@ -137,14 +147,14 @@ def _models(bundle: str, others: Sequence[str], teacher: str | None, commands: S
         yield models
 
 
-def _teacher(spec: str, folder: str) -> BundleModel:
+def _teacher(spec: str, folder: str, **own: str) -> BundleModel:
     kind, path = _named(spec)
     if kind == path:
         raise UserError(
             f"Expected `teacher` as KIND=FILE, for example vit_b=models/sam_vit_b_01ec64.pth, got {spec!r}."
         )
     network = {"_target_": "monai_kdsam.networks.build_teacher", "kind": kind, "image_size": "@image_size"}
-    return BundleModel(f"teacher {kind}", folder, checkpoint=path, network_def=network)
+    return BundleModel(f"teacher {kind}", folder, checkpoint=path, network_def=network, **own)
 
 
 def _named(spec: str) -> tuple[str, str]:

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from monai_kdsam.data.phantoms import make_phantom
+from monai_kdsam.export import export_bundle
 from monai_kdsam.inferers import BundlePredictor
-from monai_kdsam.report.models import BundleModel, CommandModel, EllipseModel
+from monai_kdsam.report.models import BundleModel, CommandModel, EllipseModel, ExportModel
 from monai_kdsam.report.prompts import Prompt, named_prompts
 
 
@@ -31,6 +32,20 @@ def test_a_bundle_answers_as_it_is_served(trained, picture):
         box = prompt.points[prompt.labels >= 2].ravel().tolist()
         assert np.array_equal(mask, served(path, foreground=clicks, roi=box or None) > 0), name
         assert math.isfinite(iou)
+
+
+def test_an_export_answers_as_the_bundle_that_it_is_of(trained, picture, tmp_path):
+    folder, _ = export_bundle(trained.bundle, "torchscript", output=tmp_path / "exported")
+    path, reference = picture
+    prompts = named_prompts(reference)
+    answers = []
+    for model in (BundleModel("student", trained.bundle), ExportModel("exported", folder)):
+        model.set_image(path)
+        answers.append(model.predict(list(prompts.values())))
+    for name, (mask, iou), (exported, expected_iou) in zip(prompts, *answers, strict=True):
+        assert mask.shape == exported.shape == reference.shape
+        assert (mask != exported).mean() < 0.01, name
+        assert expected_iou == pytest.approx(iou, abs=1e-3), name
 
 
 def test_an_image_is_encoded_once_for_all_its_prompts(trained, picture):
