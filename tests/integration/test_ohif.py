@@ -51,6 +51,12 @@ LABELMAP = """() => {
     return [volume.dimensions, Array.from(volume.voxelManager.getCompleteScalarDataArray())];
 }"""
 
+# Whether clicks are the panel's, how many there are, and the slice that is shown.
+PROBES = """() => cornerstoneTools.ToolGroupManager.getAllToolGroups().some(
+    group => group.getActivePrimaryMouseButtonTool() === 'ProbeMONAILabel')"""
+CLICKS = "() => cornerstoneTools.annotation.state.getAllAnnotations().length"
+SLICE = "() => services.cornerstoneViewportService.getCornerstoneViewport('mpr-axial').getSliceIndex()"
+
 
 @pytest.fixture(scope="module")
 def series():
@@ -91,24 +97,41 @@ def open_study(page: Page, server, series) -> None:
     page.get_by_text("Confirm and Hide").click(timeout=60_000)
     # The first volume on the screen takes a software renderer several seconds.
     page.wait_for_function("services.cornerstoneViewportService.getCornerstoneViewport('mpr-axial')", timeout=60_000)
-    page.wait_for_timeout(2000)
+    settle(page)
     panel = page.locator(".monaiLabelPanel")
     panel.locator("#monailabelServerURL").fill(f"{server.address}/")
     panel.locator("button").first.click()
     page.get_by_text("Point Prompts").first.click(timeout=60_000)
     page.wait_for_function("services.segmentationService.getLabelmapVolume('1')", timeout=60_000)
-    page.wait_for_timeout(2000)  # the panel colours the segments a second later
+    page.locator("tr.clickable-row", has_text="structure").wait_for(timeout=60_000)
+    settle(page)
 
 
 def click_on(page: Page, segment: str, x: float, y: float) -> list[int]:
     """Choose a segment and click at a fraction of the axial view; the voxel that is there."""
-    page.locator("tr.clickable-row", has_text=segment).click()
-    page.wait_for_timeout(1000)  # until the panel has taken up its probe
+    row = page.locator("tr.clickable-row", has_text=segment)
+    row.click()
+    page.wait_for_function("row => row.style.backgroundColor.startsWith('dark')", arg=row.element_handle())
+    page.wait_for_function(PROBES, timeout=60_000)
+    before = page.evaluate(CLICKS)
     box = axial(page).bounding_box()
     at = (box["width"] * x, box["height"] * y)
     page.mouse.click(box["x"] + at[0], box["y"] + at[1])
-    page.wait_for_timeout(1000)
+    page.wait_for_function(f"before => ({CLICKS})() > before", arg=before, timeout=60_000)
     return page.evaluate(WORLD_TO_INDEX, at)
+
+
+def settle(page: Page) -> None:
+    """Wait until what is painted stays the same: the software renderer takes seconds for a volume."""
+    last, same = b"", 0
+    for _ in range(120):
+        painted = axial(page).locator("canvas").first.screenshot()
+        same = same + 1 if painted == last else 0
+        if same == 3:
+            return
+        last = painted
+        page.wait_for_timeout(250)
+    raise AssertionError("The viewer has been repainting for half a minute.")
 
 
 def axial(page: Page):
@@ -120,7 +143,7 @@ def run(page: Page) -> tuple[dict, Response]:
     with page.expect_response(re.compile("/infer/"), timeout=60_000) as waiting:
         page.locator('[title="Run PointPrompts"]').click()
     page.get_by_text("Running Inference for Point Prompts - Successful").last.wait_for(timeout=60_000)
-    page.wait_for_timeout(1500)  # until it is painted
+    settle(page)
     sent = re.search(r"\{.*\}", waiting.value.request.post_data)[0]
     return json.loads(sent), waiting.value
 
@@ -143,8 +166,10 @@ def test_a_click_in_the_viewer_shows_the_mask_of_a_direct_call(page, server, ser
     box = axial(page).bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     for _ in range(2):  # away from the middle slice, which an axis in the wrong direction would leave where it is
+        slice_before = page.evaluate(SLICE)
         page.mouse.wheel(0, 100)
-        page.wait_for_timeout(500)
+        page.wait_for_function(f"before => ({SLICE})() !== before", arg=slice_before, timeout=60_000)
+    settle(page)
     before = coloured(page)
 
     clicked = click_on(page, "structure", 0.6, 0.5)
