@@ -22,6 +22,7 @@ __all__ = [
     "ROOM",
     "check_writable",
     "file_sha256",
+    "is_unicode",
     "remembered_sha256",
     "replacing",
     "scratch_folder",
@@ -52,7 +53,8 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
         OSError: when the disk is full or the folder is not writable; the old file is kept.
     """
     # A name may have 255 bytes.
-    name = path.name if len(path.name.encode()) < 160 else hashlib.sha256(path.name.encode()).hexdigest()
+    stored = os.fsencode(path.name)  # which may be no UTF-8
+    name = path.name if len(stored) < 160 else hashlib.sha256(stored).hexdigest()
     unfinished = path.with_name(f".{name}.{platform.node()}-{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,8 @@ def write_texts(texts: Mapping[Path, str]) -> None:
     with contextlib.ExitStack() as stack:
         for path, text in texts.items():
             unfinished = stack.enter_context(replacing(path, ROOM))
-            unfinished.write_text(text, encoding="utf-8", newline="")
+            # A file's name that is no UTF-8 may be in it.
+            unfinished.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def check_writable(folder: Path, name: str) -> None:
@@ -149,6 +152,11 @@ def _opened(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def is_unicode(name: str) -> bool:
+    """Whether a file's name can be told to clients and stored in a list; those of old disks may have other bytes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def within(folder: Path, name: str) -> Path:

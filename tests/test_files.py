@@ -113,6 +113,12 @@ def test_what_killed_processes_left_is_removed_and_what_another_one_writes_now_i
     assert writing.exists()
 
 
+def test_names_that_are_no_unicode_are_written(tmp_path) -> None:
+    name = os.fsdecode(b"Gr\xf6\xdfe.csv")
+    write_texts({tmp_path / name: f"ü,{name}"})
+    assert (tmp_path / name).read_text(encoding="utf-8") == "ü,Gr\\udcf6\\udcdfe.csv"
+
+
 def test_files_that_belong_together_are_replaced_together_or_not_at_all(tmp_path, monkeypatch) -> None:
     table, page = tmp_path / "cases.csv", tmp_path / "report.html"
     write_texts({table: "old table\r\n", page: "old page"})

@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monai_kdsam.errors import UserError
+from monai_kdsam.files import is_unicode
 
 __all__ = ["Gate", "check_params", "read_origin", "read_params"]
 
@@ -181,7 +182,7 @@ def check_params(params: Mapping[str, Any]) -> None:
                 raise UserError(f"Expected less than {DEPTH} lists in one another in `{key[:100]}`.")
             if isinstance(part, (int, float)) and not _is_finite(part):
                 raise UserError(f"Expected finite numbers in `{key[:100]}`, got {str(part)[:20]}.")
-            if isinstance(part, str) and any("\ud800" <= letter <= "\udfff" for letter in part):
+            if isinstance(part, str) and not is_unicode(part):
                 raise UserError(f"Expected Unicode in `{key.encode(errors='replace').decode()[:100]}`.")
 
 

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from monai_kdsam.bundles import own_modules
 from monai_kdsam.data.paths import stem_of, suffix_of
 from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, UserFileError, find_mistake
-from monai_kdsam.files import write_text
+from monai_kdsam.files import is_unicode, write_text
 from monai_kdsam.label.dicomweb import check_dicomweb
 from monai_kdsam.weights.sidecar import sidecar_path
 
@@ -162,6 +162,9 @@ def _remarks(studies: Path) -> str:
     """Which files are not served, as another one has their name but for the suffix."""
     known, remarks = dict[str, str](), []
     for file in sorted(file.name for file in studies.iterdir() if suffix_of(file) in SERVED):
+        if not is_unicode(file):
+            remarks.append(f"{file!a} is not served: its name is no UTF-8, or PYTHONUTF8=0 is set.\n")
+            continue
         first = known.setdefault(stem_of(file), file)
         if first != file:
             remarks.append(f"{file} is not served: clients know images by their name without suffix, as {first} is.\n")

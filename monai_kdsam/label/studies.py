@@ -21,7 +21,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 
 from monai_kdsam.data.paths import SUFFIXES, is_dicom, is_supported, stem_of, suffix_of
 from monai_kdsam.errors import UserError
-from monai_kdsam.files import replacing
+from monai_kdsam.files import is_unicode, replacing
 
 __all__ = ["StudiesDatastore", "checked_name"]
 
@@ -142,7 +142,7 @@ class StudiesDatastore(LocalDatastore):
     def _list_files(self, path: str, patterns: Any) -> dict[str, str]:
         """Files of a folder by the patterns, in lower case; the first of several of one name is the image."""
         found: dict[str, str] = {}
-        for file in sorted(os.listdir(path)):
+        for file in filter(is_unicode, sorted(os.listdir(path))):
             listed = any(fnmatch(file.lower(), pattern) for pattern in patterns)
             unnamed = suffix_of(file) not in SUFFIXES and not file.startswith(".")
             if listed or (unnamed and Path(path, file).is_file() and is_dicom(Path(path, file))):

@@ -125,6 +125,17 @@ def test_images_of_any_name_are_found_and_labelled(studies, tmp_path, name):
     assert labelled(opened(studies)) == {image}
 
 
+def test_a_name_that_is_no_unicode_is_told_and_spoils_no_list(studies, tmp_path):
+    with open(os.fsencode(studies) + b"/Gr\xf6\xdfe.png", "wb") as file:
+        file.write(b"image")
+    opened(studies).save_label("image_1", str(tmp_path / "label.png"), "final", {"n": 5})
+    store = opened(studies)
+    assert store.get_label_info("image_1", "final")["n"] == 5
+    assert len(store.list_images()) == 10
+    assert not list(studies.glob("*.damaged"))
+    assert serve._remarks(studies).startswith("'Gr\\udcf6\\udcdfe.png' is not served: its name is no UTF-8")
+
+
 def test_images_that_cannot_be_written_beside_are_labelled_elsewhere(studies, tmp_path, monkeypatch):
     (studies / "labels" / "final").mkdir(parents=True)
     (studies / "labels" / "final" / "image_3.png").write_bytes(b"earlier")
