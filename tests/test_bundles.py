@@ -38,6 +38,8 @@ def workflow(folder: Path, **overrides) -> ConfigWorkflow:
         "phase": "train",
         "run_dir": "$kdsam_bundles.run_folder(@output_dir, @phase)",
         "epochs": 3,
+        "weight_decay": 0.1,
+        "log_interval": 3,
         "initialize": ["$kdsam_bundles.begin_run(7, @output_dir, @bundle_root, @run_dir)"],
         "run": ["$@epochs"],
     }
@@ -75,6 +77,32 @@ def test_a_run_with_a_mistyped_override_does_not_begin(tmp_path) -> None:
         workflow(tmp_path / "bundle", epochz=5).initialize()
     assert any("nothing knows: 'epochz'. Did you mean 'epochs'?" in str(error) for error in chain(caught.value))
     assert not (tmp_path / "bundle" / "output").exists()
+
+
+@pytest.mark.parametrize("word", ["--weight_decay=0.1", "--log-interval=3"])
+def test_what_is_typed_and_not_used_by_the_run_ends_it_and_monais_own_options_do_not(
+    tmp_path, monkeypatch, word
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    typed = [
+        "monai/bundle/__main__.py",
+        "run",
+        "--config_file",
+        "train.json",
+        "--epochs",
+        "5",
+        "--logging_file",
+        "False",
+    ]
+    begun = workflow(tmp_path / "bundle", epochs=5)
+    monkeypatch.setattr(sys, "argv", typed)
+    begun.initialize()
+    name = word.strip("-").partition("=")[0].replace("-", "_")
+    begun = workflow(tmp_path / "other", **{name: 3})
+    monkeypatch.setattr(sys, "argv", [*typed, word])
+    with pytest.raises(RuntimeError) as caught:
+        begun.initialize()
+    assert any(f"does not use the setting `{name}`" in str(error) for error in chain(caught.value))
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
