@@ -128,7 +128,7 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their arguments."""
-    parser = argparse.ArgumentParser(prog="monai_kdsam", description=__doc__)
+    parser = argparse.ArgumentParser(prog="monai-kdsam", description=__doc__)
     parser.add_argument("--version", action="version", version=f"monai_kdsam {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
