@@ -10,6 +10,7 @@ from monai_kdsam.networks.prompt_map import draw_prompts
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
 from monai_kdsam.networks.teacher import TeacherEncoder, build_teacher
 from monai_kdsam.weights.checkpoint import load_weights, save_weights
+from monai_kdsam.weights.download import published_weights
 
 __all__ = [
     "KDSAM",
@@ -31,6 +32,7 @@ __all__ = [
     "frozen_parts",
     "load_weights",
     "parameter_groups",
+    "published_weights",
     "save_weights",
     "weights_checksum",
 ]

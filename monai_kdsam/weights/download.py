@@ -21,7 +21,7 @@ from tqdm import tqdm
 from monai_kdsam.errors import MissingFileError, UserError, UserFileError
 from monai_kdsam.files import file_sha256, remembered_sha256, replacing
 
-__all__ = ["WEIGHTS", "WeightFile", "download", "require_weights"]
+__all__ = ["WEIGHTS", "WeightFile", "download", "published_weights", "require_weights"]
 
 logger = logging.getLogger(__name__)
 _CHUNK = 1 << 20
@@ -146,6 +146,21 @@ def download(name: str, folder: str | Path = "models") -> Path:
             f"Could not write {target}: {error.strerror or error}. Free some space or choose another folder with --dir."
         ) from error
     return target
+
+
+def published_weights(name: str, folder: str | Path) -> str:
+    """Where `download` has put weights, or would put them: a package's file has a name of its own.
+
+    Args:
+        name: one of ``WEIGHTS``.
+        folder: that of `download`.
+
+    Returns:
+        The path of the file, which need not be there yet.
+    """
+    weights = Path(folder) / WEIGHTS[name].filename
+    copied = Path(folder).glob(f"{name.replace('_', '-')}-????????.pth") if name in _PACKAGES else iter(())
+    return str(weights if weights.is_file() else next(copied, weights))
 
 
 def _packaged(name: str) -> Path | None:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from monai_kdsam.weights import download as module
-from monai_kdsam.weights.download import WEIGHTS, WeightFile, download, require_weights
+from monai_kdsam.weights.download import WEIGHTS, WeightFile, download, published_weights, require_weights
 
 CONTENT = bytes(range(256)) * 9000  # 2.3 MB: more than one chunk
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -239,6 +239,9 @@ def test_weights_that_an_installed_package_holds_are_copied_and_checked(tmp_path
     monkeypatch.syspath_prepend(tmp_path / "site")
     assert download("efficientnet_lite0", tmp_path / "models") == tmp_path / "models" / name
     assert (tmp_path / "models" / name).read_bytes() == content
+    assert published_weights("efficientnet_lite0", tmp_path / "models") == str(tmp_path / "models" / name)
+    timm_file = tmp_path / WEIGHTS["efficientnet_lite0"].filename
+    assert published_weights("efficientnet_lite0", tmp_path) == str(timm_file)  # which names its command where it lacks
     (package / "models" / name).write_bytes(b"other")
     with pytest.raises(ValueError, match="is damaged"):
         download("efficientnet_lite0", tmp_path / "models")
