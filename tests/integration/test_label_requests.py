@@ -84,7 +84,8 @@ class Place:
 
     def outside(self) -> set[str]:
         """All files but those that the server may write."""
-        own = (self.studies, self.tmp, self.dir / "sessions", self.dir / "monaibundle" / "logs")
+        lock = self.bundle / "output" / "learn" / ".lock"
+        own = (self.studies, self.tmp, self.dir / "sessions", self.dir / "monaibundle" / "logs", lock)
         return {str(f) for f in self.root.rglob("*") if f.is_file() and not any(map(f.is_relative_to, own))}
 
     def uploads(self) -> list[str]:
