@@ -86,8 +86,16 @@ def export(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "tests/export", "tests/runtime")
 
 
-def unpack_debian(session: nox.Session, *packages: str) -> Path:
-    """Unpack Debian packages, with what they need and the machine lacks, into a folder; nothing is installed."""
+def unpack_debian(session: nox.Session, *packages: str) -> dict[str, str]:
+    """Unpack Debian packages, with what they need and the machine lacks, into a folder; nothing is installed.
+
+    Returns:
+        The environment that tells tests where; empty without apt-get, for which tests are skipped.
+    """
+    if not shutil.which("apt-get"):
+        if os.environ.get("KDSAM_COMPLETE"):
+            session.error(f"{', '.join(packages)} come from Debian's apt-get, which this machine does not have.")
+        return {}
     folder = Path(session.create_tmp()).resolve() / "debian"
     shutil.rmtree(folder, ignore_errors=True)
     archives, lists = folder / "archives", folder / "lists"
@@ -103,7 +111,7 @@ def unpack_debian(session: nox.Session, *packages: str) -> Path:
     for archive in sorted(archives.glob("*.deb")):
         session.run("dpkg-deb", "-x", str(archive), str(folder / "root"), external=True, silent=True)
         archive.unlink()
-    return folder / "root"
+    return {"KDSAM_DEBIAN": str(folder / "root")}
 
 
 @nox.session
@@ -114,13 +122,8 @@ def label(session: nox.Session) -> None:
     borrow_dependencies(session)
     # pip puts what the borrowed environment has in other versions, NumPy 2 and pydicom 3, before it.
     session.install("-e", ".[label,report]", "pytest>=8", "playwright")
-    environment = {}
-    if shutil.which("apt-get"):
-        # chromium-common by name, for where it is installed: Chromium wants its files in its own folder.
-        packages = ("orthanc", "orthanc-dicomweb", "chromium", "chromium-common")
-        environment["KDSAM_DEBIAN"] = str(unpack_debian(session, *packages))
-    elif os.environ.get("KDSAM_COMPLETE"):
-        session.error("Orthanc and Chromium come from Debian's apt-get, which this machine does not have.")
+    # chromium-common by name, for where it is installed: Chromium wants its files in its own folder.
+    environment = unpack_debian(session, "orthanc", "orthanc-dicomweb", "chromium", "chromium-common")
     command = (
         "python",
         "-m",
@@ -145,8 +148,9 @@ def deploy(session: nox.Session) -> None:
     # Of an older Python, setuptools is older than torch wants. dcmqi: a reader that shares no code with the writer.
     session.install("-e", ".[deploy]", "pytest>=8", "setuptools>=77", "dcmqi")
     session.run("python", "-m", "pip", "check")
+    environment = unpack_debian(session, "dicom3tools")  # dciodvfy
     tests = ("tests/integration/test_deploy.py", "tests/deploy")
-    session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", *tests)
+    session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", *tests, env=environment)
 
 
 @nox.session
