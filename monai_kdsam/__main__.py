@@ -140,9 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_fit(commands)
 
     download = commands.add_parser("download", help="fetch pretrained weights, with a checksum")
-    download.add_argument(
-        "name", help="sam_vit_b, sam_vit_l, sam_vit_h, vgg16, resnet18, resnet34, resnet50, resnet101"
-    )
+    names = "sam_vit_b, sam_vit_l, sam_vit_h, vgg16, resnet18, resnet34, resnet50, resnet101, efficientnet_lite0"
+    download.add_argument("name", help=names)
     download.add_argument("--dir", default="models", help="folder to write to (default: %(default)s)")
     download.set_defaults(run=_download)
 

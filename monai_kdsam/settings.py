@@ -20,7 +20,7 @@ import torch
 from monai_kdsam.config_files import own_values
 from monai_kdsam.errors import UserError
 
-__all__ = ["check_settings", "reject_unknown_keys", "used_keys"]
+__all__ = ["check_settings", "used_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,19 +57,6 @@ def check_settings(config: Mapping[str, Any], folder: Path, *, typed: Iterable[s
         _check_value(key, value, own.get(key, {}))
     _check_batch(config)
     _reject_unused(config, own, typed, roots)
-
-
-def reject_unknown_keys(config: Mapping[str, Any], folder: Path) -> None:
-    """Raise if a top-level key is in none of the bundle's configs and nothing refers to it: it is mistyped.
-
-    Args:
-        config: the merged config.
-        folder: of the bundle's own configs.
-
-    Raises:
-        ValueError: naming the key and the nearest known one.
-    """
-    _reject_unknown(config, own_values(folder))
 
 
 def used_keys(config: Mapping[str, Any], roots: Iterable[str] = ("initialize", "run", "finalize")) -> set[str]:
