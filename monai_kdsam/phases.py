@@ -72,7 +72,7 @@ def phase_command(bundle: str | Path, phase: str, /, *overlays: str | Path, **se
     words = ["python", "-m", "monai.bundle", "run"]
     for key, value in _arguments(bundle, phase, overlays, settings).items():
         words += [f"--{key}", _as_typed(value)]
-    return shlex.join(words)
+    return " ".join(_quoted(word) for word in words)
 
 
 def phase_files(bundle: str | Path, phase: str, /, *overlays: str | Path) -> list[str]:
@@ -113,6 +113,15 @@ def _plain(value: Any) -> Any:
     if value is None:
         return "$None"
     return str(value) if isinstance(value, Path) else value
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell, as a person would quote it: `shlex` makes ten marks of each quote of a list.
+
+    >>> print(_quoted("['box', 'none']"), _quoted("$None"))
+    "['box', 'none']" '$None'
+    """
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def _as_typed(value: Any) -> str:
