@@ -128,10 +128,12 @@ class _Plan:
 
     def prepare(self) -> None:
         """Find or make the bundle; raise about what would end a later phase."""
-        if not (self.bundle / "configs").is_dir():
+        exists = (self.bundle / "configs").is_dir()
+        # Before a bundle is made, or the corrected command would find one without the setting that was mistyped.
+        self._check_settings(self.bundle if exists else bundle_path())
+        if not exists:
             shared = self._shared(bundle_path())
             copy_bundle(self.bundle.parent, settings=shared, new_name=self.bundle.name)
-        self._check_settings()
         self._check_served()
         self._read_record()
         self._check_weights()
@@ -153,9 +155,9 @@ class _Plan:
                 "Name another `bundle`, which is then made for it, or set what the bundle has."
             )
 
-    def _check_settings(self) -> None:
+    def _check_settings(self, bundle: Path) -> None:
         """Each setting is used by some phase; a mistyped one is told before a phase has taken an hour."""
-        configs = {phase: read_phase(self.bundle, phase, *self.overlays) for phase in self.phases}
+        configs = {phase: read_phase(bundle, phase, *self.overlays) for phase in self.phases}
         known = set().union(*(_used(parser) for parser in configs.values()))
         for name in self.settings:
             phase, _, key = name.rpartition(".")
@@ -172,7 +174,7 @@ class _Plan:
             if stored != self.about:
                 old, new = ({k: a[k] for k in a if a[k] != b.get(k)} for a, b in ((stored, about), (about, stored)))
                 raise UserError(
-                    f"{self.bundle} is in the middle of a fit with {json.dumps(old)}, and this one has "
+                    f"{self.bundle} holds a fit with {json.dumps(old)}, and this one has "
                     f"{json.dumps(new)}. Go on with its settings, or name another `bundle`."
                 )
         if self.settings.get("overwrite") is True:

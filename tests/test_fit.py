@@ -91,6 +91,7 @@ def test_what_a_fit_cannot_do_is_told_in_one_line_before_its_first_phase(images,
     assert main(["fit", images, *words]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+    assert Path("kdsam_deepgrow_2d").exists() == ("download" in line)  # made for the weights, and for nothing else
 
 
 def test_images_that_do_not_exist_are_told_before_a_bundle_is_made(images, capsys):
