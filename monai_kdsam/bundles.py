@@ -220,7 +220,7 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
     config: Any = None if parser is None else parser.config
     if parser is not None:
         roots = tuple((typed or {}).get(option, name) for option, name in ROOTS.items())
-        settings = [name for name in typed or () if name not in RUN_OPTIONS]
+        settings = {name: word for name, word in (typed or {}).items() if name not in RUN_OPTIONS}
         check_settings(config, Path(bundle_root) / "configs", typed=settings, roots=roots)
     if idist.get_rank() > 0:
         return

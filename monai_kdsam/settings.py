@@ -40,19 +40,22 @@ KINDS = {bool: "True or False", float: "a number", str: "text", list: "a list"}
 OWN = {"_meta_", "initialize", "run", "finalize", "imports", "displayable_configs"}
 
 
-def check_settings(config: Mapping[str, Any], folder: Path, *, typed: Iterable[str], roots: tuple[str, ...]) -> None:
+def check_settings(
+    config: Mapping[str, Any], folder: Path, *, typed: Mapping[str, Any], roots: tuple[str, ...]
+) -> None:
     """Raise a ValueError about the first setting that is unknown, cannot be meant, or is not used by this run.
 
     Args:
         config: the merged config.
         folder: of the bundle's own configs.
-        typed: settings of the command line, which are for this run alone. Overlays may be for several phases: what this
-            one does not use of them is logged.
+        typed: settings of the command line and their words, which are for this run alone. Overlays may be for several
+            phases: what this one does not use of them is logged.
         roots: keys that the run evaluates.
     """
     own = own_values(folder)
     _reject_unknown(config, own)
     _reject_separators(config)
+    _reject_comments(typed)
     for key, value in config.items():
         _check_value(key, value, own.get(key, {}))
     _check_batch(config)
@@ -96,6 +99,16 @@ def _reject_separators(config: Mapping[str, Any]) -> None:
                     f"Expected `{key}` without '#' or '::', which MONAI's configs take for separators of keys and "
                     f"rewrite, got {text!r}. Rename the file or folder."
                 )
+
+
+def _reject_comments(typed: Mapping[str, Any]) -> None:
+    """Fire reads words as Python where it can: `out#1` has become `out`, without its comment."""
+    for key, word in typed.items():
+        if isinstance(word, str) and "#" in word and not re.search("[$@%]", word):
+            raise UserError(
+                f"Expected `{key}` without '#', from which on MONAI's command line ignores it, got {word!r}. Rename "
+                "the file or folder."
+            )
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -97,6 +97,14 @@ def test_a_value_that_cannot_be_meant_is_named(typed, message) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_path_that_the_command_line_cuts_at_its_hash_is_named() -> None:
+    config = merged("train", output_dir="out")  # what Fire leaves of the word
+    with pytest.raises(ValueError, match=r"Expected `output_dir` without '#'.*got 'out#1'"):
+        check_settings(config, CONFIGS, typed={"output_dir": "out#1"}, roots=("initialize", "run"))
+    words = {"epochs": "$@val_interval * len('#')", "network_def#image_size": "64"}
+    check_settings(config, CONFIGS, typed=words, roots=("initialize", "run"))
+
+
 @pytest.mark.parametrize(
     "typed",
     [
