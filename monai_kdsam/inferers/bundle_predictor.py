@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +68,7 @@ class BundlePredictor:
 
     Raises:
         FileNotFoundError: when there is no such bundle, or it has no weights.
-        ValueError: when the weights are damaged, or of a network with other settings.
+        ValueError: when the weights are damaged, or of a network with other settings, or an override is unknown.
     """
 
     def __init__(self, bundle: str | Path, **overrides: Any) -> None:
@@ -81,6 +82,9 @@ class BundlePredictor:
             parser.read_config(str(file))
         except ValueError as error:
             raise UserError(f"{file} is damaged: {error}. Copy the bundle's configs anew.") from error
+        for name in overrides:
+            if re.split("#|::", name)[0] not in parser:
+                raise UserError(f"Expected an override of a setting of {file}, got {name!r}, which is none.")
         parser.update({"bundle_root": str(bundle), **overrides})
         with _unwrapped():
             self.device = parser.get_parsed_content("device")

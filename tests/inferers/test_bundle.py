@@ -117,6 +117,11 @@ def test_a_config_that_is_damaged_is_named(tmp_path):
         BundlePredictor(tmp_path / "kdsam_deepgrow_2d")
 
 
+def test_an_override_that_nothing_knows_is_named(folder):
+    with pytest.raises(UserError, match=r"override of a setting of .*inference\.json, got 'bakbone'"):
+        BundlePredictor(folder / "kdsam_deepgrow_2d", bakbone="resnet34")
+
+
 def test_volumes_come_as_files_and_have_masks_alone(folder):
     volumes = BundlePredictor(folder / "kdsam_deepgrow_3d")
     with pytest.raises(ValueError, match="Expected `image` to be a path, as this bundle reads files, got ndarray"):
