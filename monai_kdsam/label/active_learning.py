@@ -15,7 +15,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from monai_kdsam.errors import UserError
+from monai_kdsam.errors import UserError, find_mistake
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.label.dicom_series import series_images
 from monai_kdsam.label.uncertainty import Uncertainty, uncertainty
@@ -89,9 +89,12 @@ class UncertaintyScoring(ScoringMethod):
     def _score(predictor: BundlePredictor, datastore: Datastore, image: str) -> dict[str, Any]:
         try:
             found = score_file(predictor, datastore.get_image_uri(image))
-        except (OSError, ValueError) as error:  # the archive's errors are OSErrors, too
-            logger.warning("Cannot score %s: %s", image, error)
-            return {f"{NAME}_error": str(error)}
+        except Exception as error:  # the archive's are OSErrors; MONAI wraps what a file's reader says
+            mistake = find_mistake(error) or error
+            if not isinstance(mistake, (OSError, ValueError)):
+                raise
+            logger.warning("Cannot score %s: %s", image, mistake)
+            return {f"{NAME}_error": str(mistake)}
         return {
             NAME: round(found.score, 4),
             f"{NAME}_predicted_iou": round(found.predicted_iou, 4),

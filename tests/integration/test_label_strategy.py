@@ -15,6 +15,7 @@ if importlib.util.find_spec("monailabel") is None:
 
 from monailabel.datastore.local import LocalDatastore
 
+from monai_kdsam.errors import UserError
 from monai_kdsam.label import active_learning
 from monai_kdsam.label.active_learning import LeastSureFirst, UncertaintyScoring, unscored_images
 from monai_kdsam.label.uncertainty import Uncertainty
@@ -79,7 +80,17 @@ def test_what_has_no_score_is_scored_before_what_earlier_weights_scored(datastor
     assert unscored_images(datastore, tmp_path / "bundle") == ["a", "e", "b", "c", "d"]
 
 
-def test_an_image_that_the_archive_does_not_give_is_marked_and_the_next_is_scored(datastore, tmp_path, monkeypatch):
+def wrapped(error: Exception) -> Exception:
+    """As MONAI's transforms raise it."""
+    outer = RuntimeError("applying transform")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("its images differ in size"), wrapped(UserError("its images differ in size"))], ids=repr
+)
+def test_an_image_that_cannot_be_had_is_marked_and_the_next_is_scored(datastore, tmp_path, monkeypatch, error):
     """The predictor is no concern of this test, which has no weights: every image that is there scores 0.5."""
     (tmp_path / "bundle" / "models").mkdir(parents=True)
     (tmp_path / "bundle" / "models" / "model.pt").touch()
@@ -89,7 +100,7 @@ def test_an_image_that_the_archive_does_not_give_is_marked_and_the_next_is_score
 
     def get_image_uri(image: str) -> str:
         if image == "a":
-            raise ValueError("its images differ in size")
+            raise error
         return given(image)
 
     monkeypatch.setattr(datastore, "get_image_uri", get_image_uri)
