@@ -39,7 +39,8 @@ def check_device(device: Any) -> None:
     Raises:
         ValueError: with those that it has.
     """
-    known = [*device_list(), "cpu", "cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    known = list(dict.fromkeys([*device_list(), "cpu", "cuda", *gpus]))
     if device is not None and (device[0] if isinstance(device, list) and device else device) not in known:
         raise UserError(f"Expected `device` among {', '.join(known)}, got {device!r}.")
 
