@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,12 +36,12 @@ def open_dicom(file: Path) -> sitk.ImageFileReader:
 
     Raises:
         RuntimeError: when it is damaged or no DICOM image.
-        ValueError: when it has fewer pixels than its header claims.
+        ValueError: when it has fewer pixels than its header claims, or a picture of another size.
         TooLargeError: see `open_itk`.
     """
     check_deflated(file)
     reader = open_itk(file, "GDCMImageIO")
-    _check_length(file)
+    _check_length(file, reader.GetSize()[:2])
     return reader
 
 
@@ -68,10 +68,11 @@ def check_deflated(file: Path) -> None:
         check_size(file, (length,), 1)
 
 
-def _check_length(file: Path) -> None:
+def _check_length(file: Path, size: Sequence[int]) -> None:
     """Refuse uncompressed pixels that are too few: GDCM would hand out what lay in memory instead of the others.
 
-    That it counts compressed frames itself is tested.
+    That it counts compressed frames itself is tested. Where these are of another `size` than the header's, it takes
+    theirs; what is derived from the file, a segmentation for one, takes the header's.
     """
     lengths: list[int] = []
 
@@ -84,6 +85,9 @@ def _check_length(file: Path) -> None:
         header = read_partial(stream, stop_when=is_reached, force=True)
     if not lengths:
         raise UserError("it has no pixels")
+    if tuple(size) != (header.Columns, header.Rows):
+        claimed = f"{header.Columns} x {header.Rows}"
+        raise UserError(f"its picture has {size[0]} x {size[1]} pixels, but its header claims {claimed}")
     pixels = header.Rows * header.Columns * header.get("SamplesPerPixel", 1) * int(header.get("NumberOfFrames") or 1)
     if header.PhotometricInterpretation == "YBR_FULL_422":
         pixels = pixels * 2 // 3  # two pixels share their colors

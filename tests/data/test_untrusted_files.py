@@ -152,6 +152,14 @@ def test_compressed_dicom_with_too_little_is_refused(tmp_path, syntax):
             decode(path if frames == 1 else tmp_path / "short#frame1.dcm")
 
 
+@pytest.mark.parametrize("side", [24, 96])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_compressed_dicom_whose_pictures_are_of_another_size_is_refused(tmp_path, side, frames):
+    path = dicom(tmp_path / "other.dcm", encapsulate([JPEG] * frames), side, frames, "1.2.840.10008.1.2.4.50")
+    with pytest.raises(ValueError, match=f"has 48 x 48 pixels, but its header claims {side} x {side}"):
+        decode(path)
+
+
 def test_a_cut_tiff_of_several_pages_is_named_and_its_folder_is_listed(tmp_path):
     page = Image.fromarray(PIXELS)
     page.save(tmp_path / "whole.tif", save_all=True, append_images=[page, page])
