@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -25,6 +25,7 @@ from monai_kdsam.pixels import pillow_pixels, rgb_from_array
 
 __all__ = ["BundlePredictor", "Segmentation"]
 
+Returned = TypeVar("Returned")
 Picture = str | Path | NDArray[Any] | PIL.Image.Image | torch.Tensor
 
 
@@ -42,18 +43,21 @@ class Segmentation(NamedTuple):
     iou: float
 
 
-@contextlib.contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Raise what a user can mend as it was raised, without the errors that MONAI puts around it."""
-    mistake = None
+def _unwrapped(function: Callable[[], Returned]) -> Returned:
+    """Call it, and raise what a user can mend as it was raised, without the errors that MONAI puts around it.
+
+    Nothing on the error's way refers to it, or the image that failed would stay in memory until garbage is collected.
+    """
     try:
-        yield
+        return function()
     except Exception as error:
         mistake = find_mistake(error)
         if mistake is None:
             raise
-    if mistake is not None:
+    try:
         raise mistake
+    finally:
+        del mistake
 
 
 class BundlePredictor:
@@ -86,13 +90,15 @@ class BundlePredictor:
             if re.split("#|::", name)[0] not in parser:
                 raise UserError(f"Expected an override of a setting of {file}, got {name!r}, which is none.")
         parser.update({"bundle_root": str(bundle), **overrides})
-        with _unwrapped():
-            self.device = parser.get_parsed_content("device")
-            self.network = parser.get_parsed_content("network").eval()
-            self.inferer = parser.get_parsed_content("inferer")
-            self.preprocessing = parser.get_parsed_content("preprocessing")
-            loading = parser.get_parsed_content("pre_transforms", default=self.preprocessing).transforms
-            steps = parser.get_parsed_content("postprocessing").transforms
+        _unwrapped(partial(self._build, parser))
+
+    def _build(self, parser: ConfigParser) -> None:
+        self.device = parser.get_parsed_content("device")
+        self.network = parser.get_parsed_content("network").eval()
+        self.inferer = parser.get_parsed_content("inferer")
+        self.preprocessing = parser.get_parsed_content("preprocessing")
+        loading = parser.get_parsed_content("pre_transforms", default=self.preprocessing).transforms
+        steps = parser.get_parsed_content("postprocessing").transforms
         # What a server does before it recalls an image is for paths that a server has.
         first = next((number for number, step in enumerate(loading) if isinstance(step, RememberedImaged)), 0)
         self.loading = Compose(loading[first:])
@@ -162,11 +168,14 @@ class BundlePredictor:
 
     def _infer(self, image: Picture, prompts: dict[str, Any]) -> tuple[Any, torch.Tensor]:
         """The preprocessed image and what the inferer makes of it."""
-        with _unwrapped():
+
+        def infer() -> tuple[Any, torch.Tensor]:
             loaded = self._load(image, prompts)["image"]
             with torch.no_grad():
                 logits = self.inferer(loaded[None].to(self.device), self.network)
-        return loaded, logits[0].cpu()
+            return loaded, logits[0].cpu()
+
+        return _unwrapped(infer)
 
     def _load(self, image: Picture, prompts: dict[str, Any]) -> Any:
         if isinstance(image, (str, Path)):

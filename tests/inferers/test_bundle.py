@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
+import gc
+
 import nibabel
 import numpy as np
 import pytest
@@ -128,3 +131,18 @@ def test_volumes_come_as_files_and_have_masks_alone(folder):
         volumes(np.zeros((8, 8, 3)))
     with pytest.raises(ValueError, match="Expected a bundle of pictures for `predict`"):
         volumes.predict("volume.nii.gz")
+
+
+def test_an_image_that_failed_stays_in_no_memory(folder, predictor, tmp_path):
+    content = (folder / "picture.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    told = []
+    gc.disable()
+    try:
+        for image in (tmp_path / "cut.png", np.full((8, 8), np.nan)):
+            with contextlib.suppress(UserError):
+                predictor(image)
+            told += [item for item in gc.get_objects() if issubclass(type(item), UserError)]
+        assert not told
+    finally:
+        gc.enable()
