@@ -56,7 +56,7 @@ class LoaderOperator(DICOMDataLoaderOperator):
     def _load_data(self, files: list[str]) -> list[DICOMStudy]:
         studies: dict[str, DICOMStudy] = {}
         series: dict[str, DICOMSeries] = {}
-        for file in sorted(files):
+        for file in sorted(file for file in files if Path(file).is_file()):  # no dead links
             for study in super()._load_data([file]):
                 kept = studies.setdefault(study.StudyInstanceUID, study)
                 for found in study.get_all_series():

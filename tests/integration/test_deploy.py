@@ -300,6 +300,7 @@ def test_stills_that_all_say_one_position_are_images_of_their_own(bundle, predic
         for keyword, value in {"ImagePositionPatient": [0, 0, 0], **plane}.items():
             setattr(image, keyword, value)
         image.save_as(copy_files(tmp_path / "in") / f"{number}.dcm")
+    (tmp_path / "in" / "gone.dcm").symlink_to(tmp_path / "nowhere.dcm")  # passed over
     found = {next(iter(one.masks))[0]: one for one in deploy(tmp_path / "in", bundle, tmp_path / "out")}
     assert set(found) == {image.SOPInstanceUID for image in [*stills, cine]}
     for number, image in enumerate(stills):
