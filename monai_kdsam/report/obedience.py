@@ -15,6 +15,7 @@ from scipy import ndimage
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import Item
 from monai_kdsam.data.picture import to_rgb
+from monai_kdsam.transforms.masks import EIGHT_NEIGHBORS
 
 __all__ = ["MEASURES", "Mosaic", "make_mosaic", "structures"]
 
@@ -89,7 +90,7 @@ def structures(reference: Mask) -> list[Mask]:
         >>> [int(one.sum()) for one in structures(mask)], structures(mask[:5])
         ([9, 4], [])
     """
-    components, count = ndimage.label(reference, structure=np.ones((3, 3)))
+    components, count = ndimage.label(reference, structure=EIGHT_NEIGHBORS)
     found = [components == number for number in range(1, count + 1)]
     found = [one for one in found if one.sum() >= _SPECK * reference.sum()]
     return found if len(found) > 1 else []

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from monai_kdsam.errors import UserError
+from monai_kdsam.transforms.masks import EIGHT_NEIGHBORS
 
 __all__ = ["PROMPT_KINDS", "box_from_mask", "center_click", "clicks_from_mask", "jitter_box", "simulate_prompts"]
 
@@ -107,7 +108,7 @@ def background_around(mask: Mask, margin: float) -> Mask:
 
 def one_component(mask: Mask, rng: RandomState) -> Mask:
     """One random connected component (8-neighborhood) of the mask; the mask itself where it is empty."""
-    components, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    components, count = ndimage.label(mask, structure=EIGHT_NEIGHBORS)
     return components == rng.randint(1, count + 1) if count > 1 else mask
 
 
