@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import inspect
@@ -25,7 +24,14 @@ from monai.bundle import ConfigParser
 
 import monai_kdsam
 from monai_kdsam.config_files import edit_config, list_configs, own_values, parse_config
-from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, report_error, report_thread_error
+from monai_kdsam.errors import (
+    ExistingFileError,
+    MissingFileError,
+    UserError,
+    did_you_mean,
+    report_error,
+    report_thread_error,
+)
 from monai_kdsam.files import check_writable, write_text
 from monai_kdsam.processes import check_launch
 from monai_kdsam.run_folder import check_checkpoint, lock_phase, run_folder
@@ -112,8 +118,7 @@ def copy_bundle(
     known = own_values(source / "configs")
     for key in settings or {}:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise UserError(f"The bundle has no setting {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+            raise UserError(f"The bundle has no setting {key!r}.{did_you_mean(key, known)}")
         first, *others = known[key].values()
         if any(other != first for other in others):
             own = ", ".join(f"{json.dumps(value)} in {file}" for file, value in known[key].items())

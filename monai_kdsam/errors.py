@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
 import sys
 import threading
+from collections.abc import Iterable
 from types import TracebackType
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "MissingFileError",
     "UserError",
     "UserFileError",
+    "did_you_mean",
     "find_mistake",
     "report_error",
     "report_thread_error",
@@ -37,6 +40,16 @@ class MissingFileError(UserFileError, FileNotFoundError):
 
 class ExistingFileError(UserFileError, FileExistsError):
     """A file or folder that is there already and would be overwritten."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence that names the nearest of the known words, behind a blank; nothing where none is near.
+
+    >>> did_you_mean("epochz", ("epochs", "seed")), did_you_mean("x", ("epochs", "seed"))
+    (" Did you mean 'epochs'?", '')
+    """
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import sys
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from monai.bundle import ConfigParser
 
 from monai_kdsam.bundles import bundle_path, copy_bundle
-from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError
+from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, did_you_mean
 from monai_kdsam.files import write_text
 from monai_kdsam.handlers.case_report import read_mean_dice
 from monai_kdsam.phases import phase_command, read_phase, run_phase
@@ -163,9 +162,8 @@ class _Plan:
             phase, _, key = name.rpartition(".")
             if (phase and phase not in self.phases) or _root(key) not in known:
                 names = [*known, *(f"{phase}.{key}" for phase in self.phases)] if phase else known
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise UserError(f"No phase of this fit ({', '.join(self.phases)}) has the setting {name!r}.{hint}")
+                phases, hint = ", ".join(self.phases), did_you_mean(name, names)
+                raise UserError(f"No phase of this fit ({phases}) has the setting {name!r}.{hint}")
 
     def _read_record(self) -> None:
         if self.record.is_file():

@@ -7,7 +7,6 @@ augment (the text "false" is true), and `--epochs 0` would end in a trace from t
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import re
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from monai_kdsam.config_files import own_values
-from monai_kdsam.errors import UserError
+from monai_kdsam.errors import UserError, did_you_mean
 
 __all__ = ["check_settings", "used_keys"]
 
@@ -77,9 +76,8 @@ def _reject_unknown(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     referred = _references(config)
     for key in config:
         if key not in known and key not in referred:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "A key of your own must be used by another: '@key'."
-            raise UserError(f"The config has a key that nothing knows: {key!r}. {hint}")
+            hint = did_you_mean(key, known) or " A key of your own must be used by another: '@key'."
+            raise UserError(f"The config has a key that nothing knows: {key!r}.{hint}")
 
 
 def _references(config: Any) -> set[str]:
