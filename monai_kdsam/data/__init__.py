@@ -8,7 +8,9 @@ from monai_kdsam.data.datalist import distillation_items, prepare_datalist, requ
 from monai_kdsam.data.embeddings import EmbeddingStore, LoadEmbeddingd
 from monai_kdsam.data.image_reader import Image2DReader, list_images
 from monai_kdsam.data.layouts import LAYOUTS, read_dataset
+from monai_kdsam.data.mask_writer import MaskWriter, check_mask_format
 from monai_kdsam.data.paths import format_name
+from monai_kdsam.data.remembered_image import RememberedImaged
 from monai_kdsam.data.seeding import SeededDataset
 from monai_kdsam.data.slices import write_slices
 from monai_kdsam.data.splits import duplicate_groups, split_items
@@ -19,10 +21,13 @@ __all__ = [
     "EmbeddingStore",
     "Image2DReader",
     "LoadEmbeddingd",
+    "MaskWriter",
     "Problem",
+    "RememberedImaged",
     "SeededDataset",
     "VolumeReader",
     "check_images",
+    "check_mask_format",
     "distillation_items",
     "duplicate_groups",
     "format_name",

@@ -3,17 +3,12 @@
 
 from monai_kdsam.label.dicom_series import ClickedSliced, SeriesFilesd
 from monai_kdsam.label.labels import SubmittedLabeld
-from monai_kdsam.label.mask_writer import MaskWriter, check_mask_format
-from monai_kdsam.label.remembered_image import RememberedImaged
 from monai_kdsam.label.result_geometry import ResultGeometryd, VolumeFormatd
 
 __all__ = [
     "ClickedSliced",
-    "MaskWriter",
-    "RememberedImaged",
     "ResultGeometryd",
     "SeriesFilesd",
     "SubmittedLabeld",
     "VolumeFormatd",
-    "check_mask_format",
 ]

@@ -8,8 +8,8 @@ import SimpleITK as sitk  # noqa: N813
 from scipy.spatial.transform import Rotation
 
 from monai_kdsam.data import Image2DReader, VolumeReader
+from monai_kdsam.data.geometry import file_affine
 from monai_kdsam.data.nifti import nifti_affine
-from monai_kdsam.label.result_geometry import file_affine
 
 TURNED = np.eye(4)
 TURNED[:3, :3] = Rotation.from_euler("z", 40, degrees=True).as_matrix() * [0.7, 0.8, 2.5]

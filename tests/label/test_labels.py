@@ -14,9 +14,9 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 from PIL import Image
 
 from monai_kdsam.data import Image2DReader
+from monai_kdsam.data.geometry import file_affine
 from monai_kdsam.label import SubmittedLabeld
 from monai_kdsam.label.labels import check_labels, read_label
-from monai_kdsam.label.result_geometry import file_affine
 
 OBLIQUE = np.array([[0.52, -0.3, 0, -31.5], [-0.3, -0.52, 0, 20.25], [0, 0, 2.5, 7.0], [0, 0, 0, 1]])
 MIRRORED = np.diag([0.7, 0.7, 2, 1.0])  # x to the right, y to the front: the array is upside down

@@ -10,9 +10,9 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from monai_kdsam.data import Image2DReader
+from monai_kdsam.data.geometry import file_affine
 from monai_kdsam.label import ClickedSliced, ResultGeometryd, VolumeFormatd
 from monai_kdsam.label.labels import read_label
-from monai_kdsam.label.result_geometry import file_affine
 
 OBLIQUE = np.array([[0.52, -0.3, 0, -31.5], [-0.3, -0.52, 0, 20.25], [0, 0, 2.5, 7.0], [0, 0, 0, 1]])
 

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from PIL import Image
 
-from monai_kdsam.label.mask_writer import PICTURES, VOLUMES, MaskWriter, check_mask_format
+from monai_kdsam.data.mask_writer import PICTURES, VOLUMES, MaskWriter, check_mask_format
 
 MASK = np.zeros((9, 12), np.uint8)  # rows, columns
 MASK[2:5, 3:11] = 1

@@ -12,9 +12,8 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, 
 from PIL import Image
 
 from monai_kdsam import files
-from monai_kdsam.data import Image2DReader
+from monai_kdsam.data import Image2DReader, RememberedImaged
 from monai_kdsam.files import file_sha256
-from monai_kdsam.label import RememberedImaged
 
 
 class Steps(Compose):

@@ -13,10 +13,10 @@ import numpy as np
 from monai.data import ImageWriter
 from PIL import Image
 
+from monai_kdsam.data.geometry import file_affine
 from monai_kdsam.data.paths import suffix_of
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import ROOM, replacing
-from monai_kdsam.label.result_geometry import file_affine
 
 __all__ = ["MaskWriter", "check_mask_format"]
 
