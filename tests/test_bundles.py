@@ -9,7 +9,6 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_kdsam.__main__ import build_parser
 from monai_kdsam.bundles import (
     begin_run,
     bundle_path,
@@ -19,6 +18,7 @@ from monai_kdsam.bundles import (
 from monai_kdsam.config_files import list_configs
 from monai_kdsam.errors import report_error
 from monai_kdsam.losses import WeightedSumLoss
+from monai_kdsam.parser import build_parser
 from monai_kdsam.transforms import RandPromptd, box_from_mask
 
 CONFIGS = bundle_path() / "configs"

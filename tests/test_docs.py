@@ -19,11 +19,12 @@ import torch
 import yaml
 
 from benchmarks.docs_tables import RESULTS, fill
-from monai_kdsam.__main__ import build_parser, main
+from monai_kdsam.__main__ import main
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.export import export_bundle
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.networks import build_kdsam, save_weights
+from monai_kdsam.parser import build_parser
 from monai_kdsam.weights.download import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
