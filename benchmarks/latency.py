@@ -50,7 +50,7 @@ CLICK_ENCODERS: Cases = {name: (*ENCODERS[name][:2], ("ov_int8",)) for name in (
 def pictures(size: int, count: int = 4) -> list[np.ndarray]:
     """Normalized inputs (1, 3, S, S) of generated pictures."""
     from monai_kdsam.data.phantoms import PHANTOM_KINDS, make_phantom
-    from monai_kdsam.pixels import fit_longest, resize_pixels
+    from monai_kdsam.rgb import fit_longest, resize_pixels
 
     inputs = []
     for number in range(count):

@@ -20,7 +20,7 @@ from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.files import write_text
 from monai_kdsam.handlers.case_report import read_mean_dice
 from monai_kdsam.phases import run_phase
-from monai_kdsam.predicted_sheet import save_predicted_sheet
+from monai_kdsam.report.sheets import save_predicted_sheet
 
 __all__ = ["run_demo"]
 

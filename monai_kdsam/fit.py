@@ -17,10 +17,10 @@ from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, d
 from monai_kdsam.files import write_text
 from monai_kdsam.handlers.case_report import read_mean_dice
 from monai_kdsam.phases import phase_command, read_phase, run_phase
-from monai_kdsam.predicted_sheet import save_predicted_sheet
+from monai_kdsam.report.sheets import save_predicted_sheet
 from monai_kdsam.settings import used_keys
 from monai_kdsam.weights.download import WEIGHTS
-from monai_kdsam.weights.reading import load_tensors
+from monai_kdsam.weights.state_dict import load_tensors
 
 __all__ = ["RECIPES", "TEACHERS", "fit"]
 

@@ -20,7 +20,7 @@ from monai_kdsam.data.nifti import decode_nifti
 from monai_kdsam.data.paths import NIFTI_SUFFIXES, frame_path, is_dicom, split_frame, suffix_of
 from monai_kdsam.data.picture import Picture, to_mask
 from monai_kdsam.errors import MissingFileError, UserError
-from monai_kdsam.pixels import TooLargeError, check_size, open_picture, pillow_pixels
+from monai_kdsam.rgb import TooLargeError, check_size, open_picture, pillow_pixels
 
 __all__ = ["count_frames", "decode"]
 

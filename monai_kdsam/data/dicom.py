@@ -20,7 +20,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from monai_kdsam.data.itk import open_itk
 from monai_kdsam.data.picture import Picture, no_geometry
 from monai_kdsam.errors import UserError
-from monai_kdsam.pixels import check_size
+from monai_kdsam.rgb import check_size
 
 __all__ = ["check_deflated", "decode_dicom", "open_dicom", "padding_range"]
 

@@ -10,7 +10,7 @@ from monai_kdsam.data.dicom import open_dicom
 from monai_kdsam.data.itk import itk_affine, open_itk
 from monai_kdsam.data.nifti import nifti_affine
 from monai_kdsam.data.paths import NIFTI_SUFFIXES, is_dicom, split_frame, suffix_of
-from monai_kdsam.pixels import open_picture
+from monai_kdsam.rgb import open_picture
 
 __all__ = ["file_affine"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 from numpy.typing import NDArray
 
-from monai_kdsam.pixels import check_size
+from monai_kdsam.rgb import check_size
 
 __all__ = ["LPS_TO_RAS", "VOLUME", "itk_affine", "open_itk", "read_frame"]
 

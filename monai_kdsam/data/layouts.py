@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from monai_kdsam.data.list_file import LOSSY_SUFFIXES, SPLITS, UNLABELED, Item, read_list
+from monai_kdsam.data.datalist_file import LOSSY_SUFFIXES, SPLITS, UNLABELED, Item, read_list
 from monai_kdsam.data.paths import stem_of, suffix_of, supported_files
 from monai_kdsam.errors import MissingFileError, UserError
 
@@ -147,7 +147,7 @@ def read_busi(root: str | Path) -> list[Item]:
 
 
 def read_datalist(root: str | Path) -> list[Item]:
-    """Read a datalist, JSON or CSV, see :func:`monai_kdsam.data.list_file.read_list`."""
+    """Read a datalist, JSON or CSV, see :func:`monai_kdsam.data.datalist_file.read_list`."""
     return _checked(read_list(Path(root)), root)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_kdsam.errors import UserError
-from monai_kdsam.pixels import rgb_from_pixels
+from monai_kdsam.rgb import rgb_from_pixels
 
 __all__ = ["Picture", "label_values", "no_geometry", "to_mask", "to_rgb"]
 

@@ -22,7 +22,7 @@ from monai_kdsam.data.nifti import nifti_affine
 from monai_kdsam.data.paths import NIFTI_SUFFIXES, is_dicom, suffix_of
 from monai_kdsam.data.slice_grid import slice_grid
 from monai_kdsam.errors import MissingFileError, UserError
-from monai_kdsam.pixels import TooLargeError, check_size
+from monai_kdsam.rgb import TooLargeError, check_size
 
 __all__ = ["VolumeReader", "list_volumes", "series_files"]
 

@@ -18,7 +18,7 @@ from monai_kdsam.data.paths import is_dicom
 from monai_kdsam.deploy import MODALITIES
 from monai_kdsam.deploy.sources import SAME_POSITION, are_at_one_place, is_slice
 from monai_kdsam.errors import MissingFileError, UserError
-from monai_kdsam.pixels import TooLargeError
+from monai_kdsam.rgb import TooLargeError
 
 if TYPE_CHECKING:
     from pydicom import Dataset

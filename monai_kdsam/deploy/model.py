@@ -12,7 +12,7 @@ from typing import Any
 import monai_kdsam
 from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.files import file_sha256
-from monai_kdsam.weights.reading import check_crc
+from monai_kdsam.weights.state_dict import check_crc
 
 __all__ = ["DeployModel", "open_model"]
 

@@ -18,7 +18,7 @@ from monai_kdsam.data.seeding import SeededDataset
 from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.files import replacing
 from monai_kdsam.networks import save_weights
-from monai_kdsam.weights.reading import load_tensors
+from monai_kdsam.weights.state_dict import load_tensors
 
 __all__ = ["BestWeightsSaver", "EpochSeed", "ResumeHandler"]
 

@@ -21,7 +21,7 @@ from monai_kdsam.data.image_reader import Image2DReader, PixelsReader
 from monai_kdsam.data.remembered_image import RememberedImaged
 from monai_kdsam.errors import MissingFileError, UserError, find_mistake
 from monai_kdsam.inferers.prompted_inferer import PromptedInferer
-from monai_kdsam.pixels import pillow_pixels, rgb_from_array
+from monai_kdsam.rgb import pillow_pixels, rgb_from_array
 
 __all__ = ["BundlePredictor", "Segmentation"]
 

@@ -19,7 +19,7 @@ from monai_kdsam.errors import UserError
 from monai_kdsam.inferers.prompted_inferer import require_finite
 from monai_kdsam.inferers.propagation import Prompt, propagate
 from monai_kdsam.networks import KDSAM
-from monai_kdsam.pixels import fit_longest
+from monai_kdsam.rgb import fit_longest
 
 __all__ = ["SliceSegmenter", "VolumeInferer"]
 

@@ -19,7 +19,7 @@ from monai_kdsam.errors import UserError, find_mistake
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.label.dicom_series import series_images
 from monai_kdsam.label.uncertainty import Uncertainty, uncertainty
-from monai_kdsam.pixels import fit_longest
+from monai_kdsam.rgb import fit_longest
 
 __all__ = ["NAME", "LeastSureFirst", "UncertaintyScoring", "unscored_images"]
 

@@ -39,10 +39,11 @@ from monai_kdsam.label.active_learning import NAME, LeastSureFirst, UncertaintyS
 from monai_kdsam.label.archive import SeriesDatastore
 from monai_kdsam.label.dicom_seg import write_dicom_seg
 from monai_kdsam.label.gate import check_params
+from monai_kdsam.label.infer_task import CheckedInferTask, check_device
+from monai_kdsam.label.learn_task import LearnTask
 from monai_kdsam.label.result_geometry import default_extension
 from monai_kdsam.label.serve import label_folder
 from monai_kdsam.label.studies import StudiesDatastore
-from monai_kdsam.label.tasks import LearnTask, StudentTask, check_device
 from monai_kdsam.label.uploads import BoundedSessions
 
 __all__ = ["SERVER", "CheckedApp", "is_busy", "with_learning"]
@@ -85,7 +86,7 @@ class CheckedApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         """The bundles that are served."""
-        return {name: StudentTask(path, self.conf) for name, path in self.models.items()}
+        return {name: CheckedInferTask(path, self.conf) for name, path in self.models.items()}
 
     def _load_sessions(self, load: bool = False) -> BoundedSessions | None:
         most = int(self.conf.get("max_sessions", 4 * 2**30))

@@ -25,7 +25,7 @@ from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.others.generic import file_checksum, strtobool
 
 from monai_kdsam.label.app import is_busy
-from monai_kdsam.label.tasks import LearnTask
+from monai_kdsam.label.learn_task import LearnTask
 from monai_kdsam.networks import load_weights
 from monai_kdsam.weights.sidecar import copy_with_sidecar
 

@@ -14,7 +14,7 @@ from torchvision.models import vgg16
 
 from monai_kdsam.errors import UserError
 from monai_kdsam.losses.embedding import enlarge, valid_positions, without_fine
-from monai_kdsam.weights.reading import read_state_dict
+from monai_kdsam.weights.state_dict import read_state_dict
 
 __all__ = ["ChannelProjection", "PerceptualLoss", "build_vgg16"]
 

@@ -17,11 +17,11 @@ from typing import Any
 import monai_kdsam
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import check_writable, write_texts
-from monai_kdsam.report.case_pictures import draw_cases, notable_cases
 from monai_kdsam.report.intervals import few_subjects_note
 from monai_kdsam.report.items import SplitName, read_split, with_units
 from monai_kdsam.report.models import BundleModel, CommandModel, EllipseModel, ExportModel, Model
 from monai_kdsam.report.scoring import Tolerances, cases_csv, score_images
+from monai_kdsam.report.sheets import draw_cases, notable_cases
 from monai_kdsam.report.summary import summarize
 from monai_kdsam.runtime.manifest import MANIFEST
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_kdsam.errors import UserError
-from monai_kdsam.pixels import fit_longest, read_picture, resize_pixels, rgb_from_array
+from monai_kdsam.rgb import fit_longest, read_picture, resize_pixels, rgb_from_array
 from monai_kdsam.runtime.manifest import Manifest
 from monai_kdsam.runtime.resampling import resampling_matrix, resize
 from monai_kdsam.runtime.sessions import open_part

@@ -15,7 +15,7 @@ from monai.transforms.utils import scale_affine
 from monai.utils import TraceKeys, convert_to_tensor
 from torch import Tensor
 
-from monai_kdsam.pixels import fit_longest, resize_pixels
+from monai_kdsam.rgb import fit_longest, resize_pixels
 
 __all__ = ["ResizeLongestSide", "ResizeLongestSided"]
 

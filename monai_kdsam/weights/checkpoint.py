@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import replacing
-from monai_kdsam.weights.reading import read_state_dict
 from monai_kdsam.weights.sam_layout import fit_positions, to_sam_layout
 from monai_kdsam.weights.sidecar import read_sidecar, sidecar_path, write_sidecar
+from monai_kdsam.weights.state_dict import read_state_dict
 
 __all__ = ["load_weights", "mismatches", "save_weights"]
 

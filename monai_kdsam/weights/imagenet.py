@@ -16,7 +16,7 @@ from torchvision.models import ResNet
 
 from monai_kdsam.errors import UserError
 from monai_kdsam.weights.checkpoint import mismatches
-from monai_kdsam.weights.reading import read_state_dict
+from monai_kdsam.weights.state_dict import read_state_dict
 
 __all__ = ["fold_normalization", "load_resnet", "load_timm", "to_timm_names"]
 

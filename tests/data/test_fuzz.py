@@ -102,7 +102,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 def readers(path: Path) -> Iterator[Callable[[], np.ndarray]]:
     """All ways in which the file may be read."""
     from monai_kdsam.data import Image2DReader, VolumeReader, list_images, list_volumes
-    from monai_kdsam.pixels import read_picture
+    from monai_kdsam.rgb import read_picture
 
     yield lambda: np.array(sorted(item["image"] for item in list_images(path.parent)))
     yield lambda: np.array(sorted(item["image"] for item in list_volumes(path.parent)))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from monai_kdsam.data import Image2DReader, list_images
 from monai_kdsam.data.decoding import count_frames
-from monai_kdsam.pixels import ROWS, pillow_pixels
+from monai_kdsam.rgb import ROWS, pillow_pixels
 
 REAL = os.environ.get("KDSAM_DATA")
 needs_real_data = pytest.mark.skipif(not REAL, reason="set KDSAM_DATA to the folder of the real data sets")

@@ -21,7 +21,7 @@ from monai_kdsam.bundles import bundle_path
 from monai_kdsam.data import VolumeReader, list_images
 from monai_kdsam.data.checks import inspect_items
 from monai_kdsam.data.decoding import decode
-from monai_kdsam.pixels import TooLargeError, read_picture
+from monai_kdsam.rgb import TooLargeError, read_picture
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (48, 48), dtype=np.uint8)

@@ -78,11 +78,11 @@ def as_an_inference(request, path):
 
 
 def as_a_training(request, path):
-    from monai_kdsam.label import gate, tasks
+    from monai_kdsam.label import gate, learn_task
 
     request = {key: value for key, value in request.items() if key not in KEYS}
     gate.check_params(request)
-    tasks._check_parameters(request)
+    learn_task._check_parameters(request)
 
 
 @pytest.mark.parametrize("reader", [in_a_picture, on_a_slice, in_a_volume, as_an_inference, as_a_training])

@@ -15,8 +15,8 @@ from torch import Tensor
 from monai_kdsam.networks import build_teacher, load_weights
 from monai_kdsam.networks.kdsam import KDSAM
 from monai_kdsam.networks.teacher import build_vit
-from monai_kdsam.weights.reading import load_tensors, read_state_dict
 from monai_kdsam.weights.sam_layout import fit_positions
+from monai_kdsam.weights.state_dict import load_tensors, read_state_dict
 
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.tensor([1.0, -1.0])}
 

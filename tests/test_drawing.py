@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from monai_kdsam.picture_sheet import draw_contour, draw_prompt, save_picture_sheet
+from monai_kdsam.drawing import draw_contour, draw_prompt, save_picture_sheet
 
 RED, YELLOW, GREEN, DARK_RED = (255, 0, 0), (255, 220, 0), (0, 220, 0), (230, 0, 0)
 

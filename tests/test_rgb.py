@@ -9,7 +9,7 @@ from PIL import Image
 
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.picture import to_rgb as bundle_rgb
-from monai_kdsam.pixels import read_picture, rgb_from_array
+from monai_kdsam.rgb import read_picture, rgb_from_array
 
 RNG = np.random.default_rng(0)
 RGBA = Image.fromarray(RNG.integers(0, 256, (12, 17, 4), dtype=np.uint8), "RGBA")

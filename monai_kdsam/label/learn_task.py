@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What MONAI Label's server does with a bundle: inference, and training on the labels that annotators submit."""
+"""MONAI Label's training task: a bundle learns on from the labels that annotators submit."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import os
@@ -12,37 +11,22 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from fastapi import HTTPException
 from filelock import FileLock, Timeout
 from monai.bundle import ConfigParser
 from monailabel.interfaces.datastore import Datastore
-from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 
 from monai_kdsam.data.splits import hold_out
 from monai_kdsam.errors import UserError, find_mistake
 from monai_kdsam.files import file_sha256, write_text
+from monai_kdsam.label.infer_task import check_device
 from monai_kdsam.label.labels import check_labels, labelled_slices
-from monai_kdsam.networks import load_weights
 from monai_kdsam.phases import phase_files
 
-__all__ = ["LearnTask", "StudentTask", "check_device"]
+__all__ = ["LearnTask"]
 
 REPORT, HELD_OUT = "report.json", "held_out.json"
-
-
-def check_device(device: Any) -> None:
-    """Refuse a device that this machine does not have.
-
-    Raises:
-        ValueError: with those that it has.
-    """
-    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    known = list(dict.fromkeys([*device_list(), "cpu", "cuda", *gpus]))
-    if device is not None and (device[0] if isinstance(device, list) and device else device) not in known:
-        raise UserError(f"Expected `device` among {', '.join(known)}, got {device!r}.")
 
 
 class Parameter(NamedTuple):
@@ -209,34 +193,3 @@ def _check_parameters(request: Mapping[str, Any]) -> None:
         if name in request and not parameter.is_allowed(request[name]):
             raise UserError(f"Expected `{name}` to be {parameter.allowed}, got {request[name]!r}.")
     check_device(request.get("device"))
-
-
-class StudentTask(BundleInferTask):
-    """The server's own task, which answers with random weights where a file is missing or does not fit.
-
-    This one loads all of the weights or refuses, and knows a file that was replaced from its predecessor.
-    """
-
-    def _get_network(self, device: str, data: Mapping[str, Any] | None) -> torch.nn.Module:
-        """The network on a device.
-
-        Raises:
-            HTTPException: 503, when there are no weights or they are not this network's.
-        """
-        path = Path(self.path[0])
-        try:
-            status = path.stat()
-            stamp = status.st_mtime_ns, status.st_size, status.st_ino
-            if device not in self._networks or self._networks[device][1] != stamp:
-                # The true file: what lies beside it counts, too.
-                settings = self.bundle_config.get("trained_with") and self.bundle_config.get_parsed_content(
-                    "trained_with"
-                )
-                loaded = load_weights(copy.deepcopy(self.network), path.resolve(), settings)
-                self._networks[device] = (loaded.to(torch.device(device)).eval(), stamp)
-        except (OSError, ValueError) as error:
-            self._networks.pop(device, None)
-            reason = "model.pt is missing" if isinstance(error, FileNotFoundError) else str(error)
-            raise HTTPException(503, f"The model cannot answer: {reason}.") from error
-        network: torch.nn.Module = self._networks[device][0]
-        return network
