@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from monai_kdsam.data.decoding import decode
-from monai_kdsam.data.picture import to_rgb as bundle_rgb
+from monai_kdsam.picture import to_rgb as bundle_rgb
 from monai_kdsam.rgb import read_picture, rgb_from_array
 
 RNG = np.random.default_rng(0)

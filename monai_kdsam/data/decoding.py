@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from monai_kdsam.data.dicom import decode_dicom, open_dicom
-from monai_kdsam.data.itk import open_itk, read_frame
 from monai_kdsam.data.nifti import decode_nifti
 from monai_kdsam.data.paths import NIFTI_SUFFIXES, frame_path, is_dicom, split_frame, suffix_of
-from monai_kdsam.data.picture import Picture, to_mask
+from monai_kdsam.dicom.decoding import decode_dicom, open_dicom
 from monai_kdsam.errors import MissingFileError, UserError
+from monai_kdsam.itk import open_itk, read_frame
+from monai_kdsam.picture import Picture, to_mask
 from monai_kdsam.rgb import TooLargeError, check_size, open_picture, pillow_pixels
 
 __all__ = ["count_frames", "decode"]
@@ -48,7 +48,7 @@ def decode(path: str | Path, *, mask: bool = False) -> Picture:
 
     Args:
         path: file, or file with a frame named in its stem (``cine#frame3.dcm``).
-        mask: give labels (H, W), see :func:`monai_kdsam.data.picture.to_mask`. The indices of a coloured palette are
+        mask: give labels (H, W), see :func:`monai_kdsam.picture.to_mask`. The indices of a coloured palette are
             labels, not its colours.
 
     Raises:

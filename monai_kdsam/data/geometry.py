@@ -6,10 +6,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_kdsam.data.dicom import open_dicom
-from monai_kdsam.data.itk import itk_affine, open_itk
 from monai_kdsam.data.nifti import nifti_affine
 from monai_kdsam.data.paths import NIFTI_SUFFIXES, is_dicom, split_frame, suffix_of
+from monai_kdsam.dicom.decoding import open_dicom
+from monai_kdsam.itk import itk_affine, open_itk
 from monai_kdsam.rgb import open_picture
 
 __all__ = ["file_affine"]

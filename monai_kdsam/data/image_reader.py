@@ -15,8 +15,8 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from monai_kdsam.data.decoding import count_frames, decode
 from monai_kdsam.data.paths import frame_path, is_supported, split_frame, supported_files
-from monai_kdsam.data.picture import no_geometry, to_rgb
 from monai_kdsam.errors import MissingFileError, UserError
+from monai_kdsam.picture import no_geometry, to_rgb
 
 __all__ = ["Image2DReader", "PixelsReader", "list_images"]
 

@@ -11,9 +11,9 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_kdsam.data.itk import itk_affine, open_itk
-from monai_kdsam.data.picture import Picture, no_geometry
 from monai_kdsam.errors import UserError
+from monai_kdsam.itk import itk_affine, open_itk
+from monai_kdsam.picture import Picture, no_geometry
 from monai_kdsam.rgb import check_size
 
 __all__ = ["decode_nifti", "nifti_affine", "plane_of"]

@@ -14,10 +14,10 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
 
 from monai_kdsam.data.paths import stem_of
-from monai_kdsam.data.picture import label_values
 from monai_kdsam.data.volume_reader import VolumeReader
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import write_text
+from monai_kdsam.picture import label_values
 from monai_kdsam.transforms.slicing import GrayValuesd, SlicesLastd
 
 __all__ = ["write_slices"]

@@ -32,8 +32,8 @@ from monai_kdsam.deploy.operators import (
     SegWriterOperator,
 )
 from monai_kdsam.deploy.prompt_file import Prompts, read_prompts
-from monai_kdsam.deploy.segment import Segment, segment_named
 from monai_kdsam.deploy.sources import Source
+from monai_kdsam.dicom.codes import Segment, segment_named
 from monai_kdsam.errors import ExistingFileError, UserError
 from monai_kdsam.files import scratch_folder
 

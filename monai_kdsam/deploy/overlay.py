@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_kdsam.data.decoding import decode
-from monai_kdsam.data.picture import to_rgb
 from monai_kdsam.deploy.sources import Source
 from monai_kdsam.drawing import draw_contour, draw_prompt, save_picture_sheet
+from monai_kdsam.picture import to_rgb
 from monai_kdsam.transforms.host_prompts import points_from_request
 
 __all__ = ["save_overlay"]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monai_kdsam.data.dicom_header import complete_header, complete_thickness
 from monai_kdsam.data.paths import frame_path
 from monai_kdsam.deploy.prompt_file import Prompts, Request, Target
+from monai_kdsam.dicom.header import complete_header, complete_thickness
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -14,8 +14,8 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 
 from monai_kdsam.data.decoding import decode
-from monai_kdsam.data.picture import to_rgb
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.picture import to_rgb
 from monai_kdsam.runtime import Predictor
 from monai_kdsam.runtime.sessions import open_part
 from monai_kdsam.transforms.simulated_prompts import PromptKind, simulate_prompts

@@ -16,7 +16,7 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.interfaces.datastore import DefaultLabelTag
 
-from monai_kdsam.data.dicom_header import checked_uid
+from monai_kdsam.dicom.header import checked_uid
 from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.label.studies import StudiesDatastore, checked_name
 

@@ -21,7 +21,7 @@ from highdicom.sr import CodedConcept
 from pydicom.sr.codedict import codes
 
 import monai_kdsam
-from monai_kdsam.data.dicom_header import complete_header, complete_thickness
+from monai_kdsam.dicom.header import complete_header, complete_thickness
 from monai_kdsam.errors import UserError
 from monai_kdsam.label.dicom_series import CONVERTED, stored_files
 from monai_kdsam.label.labels import open_label

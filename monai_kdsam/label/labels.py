@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.geometry import file_affine
-from monai_kdsam.data.itk import itk_affine, open_itk
 from monai_kdsam.data.paths import PICTURE_SUFFIXES, suffix_of
-from monai_kdsam.data.picture import label_values
 from monai_kdsam.errors import UserError
+from monai_kdsam.itk import itk_affine, open_itk
 from monai_kdsam.label.dicom_series import series_images
 from monai_kdsam.label.result_geometry import picture_plane
+from monai_kdsam.picture import label_values
 from monai_kdsam.transforms.masks import clean_mask
 
 __all__ = ["SubmittedLabeld", "check_labels", "labelled_slices", "open_label", "read_label", "slice_label"]

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from monai_kdsam.data.decoding import decode
-from monai_kdsam.data.picture import to_rgb
 from monai_kdsam.errors import UserError, UserFileError
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.picture import to_rgb
 from monai_kdsam.report.fill_box import FillBox
 from monai_kdsam.report.prompts import Prompt
 from monai_kdsam.runtime import Predictor

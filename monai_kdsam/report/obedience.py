@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import Item
-from monai_kdsam.data.picture import to_rgb
+from monai_kdsam.picture import to_rgb
 from monai_kdsam.transforms.masks import EIGHT_NEIGHBORS
 
 __all__ = ["MEASURES", "Mosaic", "make_mosaic", "structures"]

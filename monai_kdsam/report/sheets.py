@@ -11,9 +11,9 @@ import numpy as np
 
 from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import Item
-from monai_kdsam.data.picture import to_rgb
 from monai_kdsam.drawing import draw_contour, draw_prompt, save_picture_sheet
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.picture import to_rgb
 from monai_kdsam.report.items import load_reference
 from monai_kdsam.report.models import Model
 from monai_kdsam.report.obedience import make_mosaic

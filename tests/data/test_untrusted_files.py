@@ -211,7 +211,7 @@ def test_a_header_element_longer_than_the_memory_is_refused(tmp_path, monkeypatc
         raise MemoryError  # as `read` does for an element that claims 4 GB
 
     path = dicom(tmp_path / "a.dcm", PIXELS.tobytes())
-    monkeypatch.setattr("monai_kdsam.data.dicom.read_partial", read)
+    monkeypatch.setattr("monai_kdsam.dicom.decoding.read_partial", read)
     for reader in (decode, VolumeReader().get_data):
         with pytest.raises(ValueError, match=r"Cannot read .*a\.dcm: .*MemoryError"):
             reader(str(path))

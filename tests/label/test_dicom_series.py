@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai_kdsam.data import VolumeReader
 from monai_kdsam.label import ClickedSliced, ResultGeometryd, SeriesFilesd
 from monai_kdsam.label.dicom_series import stored_files
-from tests.data.test_slice_grid import write_frames
+from tests.dicom.test_slice_grid import write_frames
 
 SLICES = 4
 

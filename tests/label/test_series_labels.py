@@ -11,7 +11,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from monai_kdsam.data.volume_reader import series_files
 from monai_kdsam.label import SubmittedLabeld
 from monai_kdsam.label.labels import check_labels, labelled_slices
-from tests.data.test_slice_grid import EVEN, write_series
+from tests.dicom.test_slice_grid import EVEN, write_series
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from monai_kdsam.deploy.segment import SEGMENTS, segment_named
+from monai_kdsam.dicom.codes import SEGMENTS, segment_named
 
 pytest.importorskip("pydicom")
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 
-from monai_kdsam.data.dicom import open_dicom
-from monai_kdsam.data.itk import LPS_TO_RAS, itk_affine
+from monai_kdsam.dicom.decoding import open_dicom
 from monai_kdsam.errors import UserError
+from monai_kdsam.itk import LPS_TO_RAS, itk_affine
 
 __all__ = ["SliceGrid", "slice_grid"]
 

@@ -17,9 +17,9 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from monai_kdsam.data.itk import open_itk
-from monai_kdsam.data.picture import Picture, no_geometry
 from monai_kdsam.errors import UserError
+from monai_kdsam.itk import open_itk
+from monai_kdsam.picture import Picture, no_geometry
 from monai_kdsam.rgb import check_size
 
 __all__ = ["check_deflated", "decode_dicom", "open_dicom", "padding_range"]
@@ -32,7 +32,7 @@ EXACT_FUNCTIONS = ("LINEAR_EXACT", "SIGMOID")
 
 
 def open_dicom(file: Path) -> sitk.ImageFileReader:
-    """Read the header of a DICOM file; its pixels are decoded by :func:`monai_kdsam.data.itk.read_frame`.
+    """Read the header of a DICOM file; its pixels are decoded by :func:`monai_kdsam.itk.read_frame`.
 
     Raises:
         RuntimeError: when it is damaged or no DICOM image.
