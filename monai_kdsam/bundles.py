@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import threading
@@ -21,6 +22,7 @@ import ignite.distributed as idist
 import monai.bundle
 import torch
 from monai.bundle import ConfigParser
+from monai.utils import ensure_tuple
 
 import monai_kdsam
 from monai_kdsam.config_files import edit_config, list_configs, own_values, parse_config
@@ -35,7 +37,7 @@ from monai_kdsam.errors import (
 from monai_kdsam.files import check_writable, write_text
 from monai_kdsam.processes import check_launch
 from monai_kdsam.run_folder import check_checkpoint, lock_phase, run_folder
-from monai_kdsam.settings import check_settings
+from monai_kdsam.settings import check_settings, check_value
 
 __all__ = [
     "begin_run",
@@ -109,7 +111,8 @@ def copy_bundle(
 
     Raises:
         FileExistsError: when there is a bundle already.
-        ValueError: when no config of the bundle has a setting, or its configs differ in it, each for a reason.
+        ValueError: when no config of the bundle has a setting, or its configs differ in it, each for a reason, or hold
+            a value of another kind.
     """
     target = Path(folder) / (new_name or name)
     if target.exists():
@@ -123,6 +126,7 @@ def copy_bundle(
         if any(other != first for other in others):
             own = ", ".join(f"{json.dumps(value)} in {file}" for file, value in known[key].items())
             raise UserError(f"{key!r} is not one setting of the bundle: {own}. Edit the file, or set it for each run.")
+        check_value(key, (settings or {})[key], known[key])
     edited = {file.name: _with_settings(file, settings or {}) for file in list_configs(source / "configs")}
     left_out = shutil.ignore_patterns("__pycache__", "models", "output", "*.pyc")
     shutil.copytree(source, target, ignore=left_out)
@@ -221,12 +225,12 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
     if not Path(bundle_root).is_dir():
         raise MissingFileError(f"Expected `bundle_root` to be a bundle's folder, but there is none at {bundle_root}.")
     make_importable(bundle_root)
-    parser = _running_parser()
+    parser = _up_the_stack("self", ConfigParser)
     config: Any = None if parser is None else parser.config
     if parser is not None:
         roots = tuple((typed or {}).get(option, name) for option, name in ROOTS.items())
         settings = {name: word for name, word in (typed or {}).items() if name not in RUN_OPTIONS}
-        check_settings(config, Path(bundle_root) / "configs", typed=settings, roots=roots)
+        check_settings(config, Path(bundle_root) / "configs", typed=settings, roots=roots, macros=_macros(settings))
     if idist.get_rank() > 0:
         return
     folder = Path(output_dir)
@@ -242,16 +246,23 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
         write_text(Path(run_dir or folder) / "config.json", json.dumps(config, indent=4, default=str))
 
 
-def _running_parser() -> ConfigParser | None:
-    """The parser of the config whose expression calls this, None outside one.
+def _up_the_stack(name: str, kind: type | tuple[type, ...]) -> Any:
+    """The nearest variable of a name and a kind in the call stack, None where there is none.
 
-    MONAI gives an expression what it refers to, and nothing refers to the config as a whole. So this looks for it in
-    the call stack; it is the only function that does.
+    MONAI gives an expression what it refers to, and nothing refers to the config as a whole, or to the files that it is
+    from. So they are looked for in the call stack; this is the only function that does.
     """
     frame = inspect.currentframe()
-    while frame is not None and not isinstance(frame.f_locals.get("self"), ConfigParser):
+    while frame is not None and not isinstance(frame.f_locals.get(name), kind):
         frame = frame.f_back
-    return None if frame is None else frame.f_locals["self"]
+    return None if frame is None else frame.f_locals[name]
+
+
+def _macros(typed: Mapping[str, str]) -> set[str]:
+    """Keys that a `%key` names in the running config's files, or on the command line."""
+    files = ensure_tuple(_up_the_stack("config_file", (str, Path, list, tuple)) or ())
+    texts = [Path(file).read_text(encoding="utf-8") for file in files if Path(file).is_file()]
+    return set(re.findall(r"%(\w+)", " ".join([*texts, *typed.values()])))
 
 
 def _typed() -> dict[str, str] | None:
@@ -272,7 +283,7 @@ def config_checksum(*sections: str) -> str:
     Raises:
         UserError: when no config is being evaluated: a checksum of nothing would accept whatever was kept.
     """
-    parser = _running_parser()
+    parser = _up_the_stack("self", ConfigParser)
     if parser is None:
         raise UserError("Expected `config_checksum` to be called by an expression of a config, got no config.")
     config: Any = parser.config

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from monai_kdsam.config_files import own_values
 from monai_kdsam.errors import UserError, did_you_mean
 
-__all__ = ["check_settings", "used_keys"]
+__all__ = ["check_settings", "check_value", "used_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,12 @@ OWN = {"_meta_", "initialize", "run", "finalize", "imports", "displayable_config
 
 
 def check_settings(
-    config: Mapping[str, Any], folder: Path, *, typed: Mapping[str, Any], roots: tuple[str, ...]
+    config: Mapping[str, Any],
+    folder: Path,
+    *,
+    typed: Mapping[str, Any],
+    roots: tuple[str, ...],
+    macros: Set[str] = frozenset(),
 ) -> None:
     """Raise a ValueError about the first setting that is unknown, cannot be meant, or is not used by this run.
 
@@ -50,15 +55,18 @@ def check_settings(
         typed: settings of the command line and their words, which are for this run alone. Overlays may be for several
             phases: what this one does not use of them is logged.
         roots: keys that the run evaluates.
+        macros: keys that `%key` names in the config's files; in the merged config nothing is left of that.
     """
     own = own_values(folder)
-    _reject_unknown(config, own)
+    _reject_unknown(config, own, macros)
     _reject_separators(config)
     _reject_comments(typed)
     for key, value in config.items():
-        _check_value(key, value, own.get(key, {}))
+        check_value(key, value, own.get(key, {}))
+    if not _is_expression(device := config.get("device")) and device is not None:
+        _check_device(device)
     _check_batch(config)
-    _reject_unused(config, own, typed, roots)
+    _reject_unused(config, own, typed, used_keys(config, roots) | macros)
 
 
 def used_keys(config: Mapping[str, Any], roots: Iterable[str] = ("initialize", "run", "finalize")) -> set[str]:
@@ -71,9 +79,9 @@ def used_keys(config: Mapping[str, Any], roots: Iterable[str] = ("initialize", "
     return used
 
 
-def _reject_unknown(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def _reject_unknown(config: Mapping[str, Any], own: Mapping[str, Any], macros: Set[str]) -> None:
     known = OWN | own.keys()
-    referred = _references(config)
+    referred = _references(config) | macros
     for key in config:
         if key not in known and key not in referred:
             hint = did_you_mean(key, known) or " A key of your own must be used by another: '@key'."
@@ -117,12 +125,19 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(part)
 
 
-def _check_value(key: str, value: Any, own: Mapping[str, Any]) -> None:
-    """Compare a setting with its own values in the bundle's configs. Null and expressions are the user's business."""
+def check_value(key: str, value: Any, own: Mapping[str, Any]) -> None:
+    """Compare a setting with its own values in the bundle's configs. Null and expressions are the user's business.
+
+    Args:
+        key: name of the setting.
+        value: to be checked.
+        own: what the configs have for it, by name of the file.
+
+    Raises:
+        UserError: when it is of another kind than they are, or a number that cannot be meant.
+    """
     if value is None or _is_expression(value):
         return
-    if key == "device":
-        _check_device(value)
     if key == "foreground_values":
         own = {"train": [1, 2]}
     kinds = {kind for default in own.values() if (kind := _kind_of(default))}
@@ -174,10 +189,9 @@ def _gpus() -> str:
 
 
 def _reject_unused(
-    config: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]], typed: Iterable[str], roots: tuple[str, ...]
+    config: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]], typed: Iterable[str], used: Set[str]
 ) -> None:
     """Raise about settings of the command line that the run never comes to; log those of overlays."""
-    used = used_keys(config, roots)
     phase = config.get("phase", "")
     for name in typed:
         key = re.split("#|::", name.lstrip("+~"))[0]

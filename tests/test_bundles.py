@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import monai.bundle
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
@@ -14,8 +15,9 @@ from monai_kdsam.bundles import (
     bundle_path,
     config_path,
     copy_bundle,
+    parse_value,
 )
-from monai_kdsam.config_files import list_configs
+from monai_kdsam.config_files import list_configs, parse_config
 from monai_kdsam.errors import report_error
 from monai_kdsam.losses import WeightedSumLoss
 from monai_kdsam.parser import build_parser
@@ -77,6 +79,16 @@ def test_a_run_with_a_mistyped_override_does_not_begin(tmp_path) -> None:
         workflow(tmp_path / "bundle", epochz=5).initialize()
     assert any("nothing knows: 'epochz'. Did you mean 'epochs'?" in str(error) for error in chain(caught.value))
     assert not (tmp_path / "bundle" / "output").exists()
+
+
+def test_a_key_of_ones_own_may_be_used_by_a_macro_alone(tmp_path) -> None:
+    folder, overlay = tmp_path / "bundle", tmp_path / "own.yaml"
+    workflow(folder)
+    overlay.write_text("epochz: 4\nepochs: '%epochz'\n")
+    files = [str(folder / "configs" / "train.yaml"), str(overlay)]
+    monai.bundle.run(config_file=files, logging_file=False)
+    kept = json.loads((folder / "output" / "runs" / "train_001" / "config.json").read_text())
+    assert (kept["epochs"], kept["epochz"]) == (4, 4)
 
 
 @pytest.mark.parametrize("word", ["--weight_decay=0.1", "--log-interval=3"])
@@ -146,6 +158,36 @@ def test_a_copy_with_an_unknown_setting_is_refused_before_anything_is_written(tm
     with pytest.raises(ValueError, match=r"The bundle has no setting 'backbonee'\. Did you mean 'backbone'\?"):
         copy_bundle(tmp_path, settings={"backbonee": "resnet18"})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("prompts=[box,none]", r"Expected `prompts` to be a list, such as \[\"box\", .*, got '\[box,none\]'\."),
+        ("image_size=512px", "Expected `image_size` to be a number, such as 1024, got '512px'."),
+        ("augment=off", "Expected `augment` to be True or False, such as True, got 'off'."),
+        ("backbone=50", "Expected `backbone` to be text, such as resnet50, got 50."),
+        ("cache_rate=-1", "Expected `cache_rate` to be a number of at least 0, got -1."),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused_before_anything_is_written(tmp_path, word, message) -> None:
+    key, value = word.split("=")
+    with pytest.raises(ValueError, match=message):
+        copy_bundle(tmp_path, settings={key: parse_value(value)})
+    assert list(tmp_path.iterdir()) == []
+
+
+SETTABLE = """
+    prompts=["box"] prompts=$['box'] imagenet_weights=resnet50.pth val_interval=@epochs bfloat16=True
+    foreground_values=[1,3] corrected_prompts=2 backbone=null
+"""
+
+
+@pytest.mark.parametrize("word", SETTABLE.split())
+def test_what_may_be_meant_for_another_machine_or_run_is_set(tmp_path, word) -> None:
+    key, _, value = word.partition("=")
+    file = copy_bundle(tmp_path, settings={key: parse_value(value)}) / "configs" / "train.yaml"
+    assert parse_config(file.read_text(), ".yaml")[key] == parse_value(value)
 
 
 def test_a_setting_in_which_phases_differ_is_not_set_for_all_of_them(tmp_path) -> None:
