@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
+import warnings
 from typing import Any
 
 from monai_kdsam.deploy import MODALITIES
@@ -17,6 +19,24 @@ def _demo(arguments: argparse.Namespace) -> str:
     from monai_kdsam.demo import run_demo
 
     return run_demo(arguments.dir, device=arguments.device)
+
+
+def _segment(arguments: argparse.Namespace) -> str:
+    # Of readers that are not used.
+    warnings.filterwarnings("ignore", module=r"monai\.")
+    logging.getLogger("monai").setLevel(logging.ERROR)
+    from monai_kdsam.segment import segment
+
+    return segment(
+        arguments.pictures,
+        arguments.out,
+        bundle=arguments.bundle,
+        box=arguments.box,
+        clicks=arguments.click,
+        background=arguments.background,
+        device=arguments.device,
+        overwrite=arguments.overwrite,
+    )
 
 
 def _fit(arguments: argparse.Namespace) -> str:
@@ -87,7 +107,7 @@ def _label(arguments: argparse.Namespace) -> str:
     given = {"host": arguments.host, "port": arguments.port, "folder": arguments.dir}
     names = ("allow_origin", "allow_model_upload", "max_upload", "max_sessions")
     given |= {name: getattr(arguments, name) for name in names}
-    return serve(arguments.studies, arguments.model or ["kdsam_deepgrow_2d"], **given)
+    return serve(arguments.studies, arguments.model, **given)
 
 
 def _deploy(arguments: argparse.Namespace) -> str:
@@ -95,11 +115,15 @@ def _deploy(arguments: argparse.Namespace) -> str:
 
     prepare_runtime()
     _exit_when_told()
+    from monai_kdsam.bundles import default_bundle
     from monai_kdsam.deploy.application import run_application
 
+    model = arguments.model or default_bundle()
+    if not arguments.model:
+        sys.stdout.write(f"No --bundle: segmenting with {model}.\n")
     settings = {"segment": arguments.segment, "prompts": arguments.prompts}
     settings["modalities"] = arguments.modalities or MODALITIES
-    written = run_application(arguments.input, arguments.output, model=arguments.model, **settings)
+    written = run_application(arguments.input, arguments.output, model=model, **settings)
     plural = "" if len(written) == 1 else "s"
     return f"Wrote {len(written)} DICOM segmentation{plural} to {arguments.output}."
 
@@ -127,6 +151,7 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 
 COMMANDS = {
+    "segment": _segment,
     "demo": _demo,
     "fit": _fit,
     "download": _download,

@@ -47,10 +47,12 @@ __all__ = [
     "config_path",
     "copy_bundle",
     "copy_bundles",
+    "default_bundle",
     "make_importable",
     "own_modules",
     "parse_value",
     "run_folder",
+    "shipped_bundle",
 ]
 
 # Arguments of MONAI's own, beside which a run takes settings of the config.
@@ -79,6 +81,31 @@ def bundle_path(name: str = "kdsam_deepgrow_2d") -> Path:
         known = ", ".join(sorted(p.name for p in path.parent.iterdir() if (p / "configs").is_dir()))
         raise MissingFileError(f"Expected a bundle among {known}, got {name!r}.")
     return path
+
+
+def shipped_bundle() -> Path:
+    """The bundle with the student that came with the package: a folder to read from, not to write to.
+
+    Raises:
+        FileNotFoundError: when its weights are missing.
+    """
+    weights = bundle_path() / "models" / "model.pt"
+    if not weights.is_file():
+        raise MissingFileError(
+            f"Expected the student that comes with monai_kdsam at {weights}; the installation is incomplete. "
+            "Install it again, or name a trained bundle."
+        )
+    return bundle_path()
+
+
+def default_bundle() -> Path:
+    """What is served where no bundle is named: kdsam_deepgrow_2d of the working directory, or the shipped one.
+
+    Raises:
+        FileNotFoundError: when there is neither.
+    """
+    own = Path(BUNDLES[0])
+    return own if own.is_dir() else shipped_bundle()
 
 
 def config_path(name: str = "") -> Path:

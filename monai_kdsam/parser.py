@@ -11,6 +11,7 @@ from monai_kdsam.deploy import MODALITIES
 __all__ = ["build_parser"]
 
 DESCRIPTION = "Training and inference are runs of `python -m monai.bundle run`, which `fit` prints."
+DEFAULT = "default: kdsam_deepgrow_2d of this folder, or the one that comes with monai_kdsam"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -18,6 +19,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="monai-kdsam", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"monai_kdsam {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    _add_segment(commands)
 
     demo = commands.add_parser("demo", help="the whole way on generated pictures, in a few minutes on a CPU")
     demo.add_argument("--dir", default="kdsam_demo", help="folder to write to (default: %(default)s)")
@@ -63,6 +66,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: the first GPU, or the CPU)")
+
+
+def _add_segment(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    segment = commands.add_parser(
+        "segment", help="masks of a picture, or of a folder of them, with the shipped student"
+    )
+    segment.add_argument("pictures", metavar="IMAGE|FOLDER", help="PNG, JPEG, BMP, TIFF, NIfTI or DICOM")
+    box = "around what is meant, in pixels from the upper left; for one picture, as the clicks are"
+    segment.add_argument("--box", nargs=4, type=float, metavar=("X1", "Y1", "X2", "Y2"), help=box)
+    for name, help_text in (("--click", "on what is meant"), ("--background", "beside it")):
+        metavar = ("X", "Y")
+        segment.add_argument(name, nargs=2, type=float, action="append", default=[], metavar=metavar, help=help_text)
+    out = "folder of the masks, 0 and 255, and of the pictures with their outlines (default: %(default)s)"
+    segment.add_argument("--out", default="kdsam_segmented", metavar="DIR", help=out)
+    segment.add_argument("--overwrite", action="store_true", help="make masks anew that are there already")
+    bundle = "a bundle of your own (default: the one that comes with monai_kdsam)"
+    segment.add_argument("--bundle", metavar="DIR", help=bundle)
+    _add_device(segment)
 
 
 def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -142,7 +163,7 @@ def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--model",
         nargs="+",
         action="extend",
-        help="folders of bundles, for pictures, volumes or both (default: kdsam_deepgrow_2d)",
+        help=f"folders of bundles, for pictures, volumes or both ({DEFAULT})",
     )
     label.add_argument("--port", type=int, default=8000, help="default: %(default)s")
     label.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
@@ -169,8 +190,7 @@ def _add_deploy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     deploy.add_argument("--input", required=True, metavar="DICOM", help="folder of DICOM files")
     deploy.add_argument("--output", required=True, metavar="DIR", help="folder to write, new or empty")
     model = deploy.add_mutually_exclusive_group()
-    bundle_default = "kdsam_deepgrow_2d"
-    model.add_argument("--bundle", dest="model", metavar="DIR", default=bundle_default, help="default: %(default)s")
+    model.add_argument("--bundle", dest="model", metavar="DIR", help=DEFAULT)
     model.add_argument("--model", metavar="FILE", help="instead: TorchScript file made from a bundle")
     deploy.add_argument("--prompts", metavar="FILE", help="JSON file of points and boxes (default: none, automatic)")
     deploy.add_argument(

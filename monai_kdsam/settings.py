@@ -19,7 +19,7 @@ import torch
 from monai_kdsam.config_files import own_values
 from monai_kdsam.errors import UserError, did_you_mean
 
-__all__ = ["check_settings", "check_value", "used_keys"]
+__all__ = ["check_device", "check_settings", "check_value", "used_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def check_settings(
     for key, value in config.items():
         check_value(key, value, own.get(key, {}))
     if not _is_expression(device := config.get("device")) and device is not None:
-        _check_device(device)
+        check_device(device)
     _check_batch(config)
     _reject_unused(config, own, typed, used_keys(config, roots) | macros)
 
@@ -174,7 +174,8 @@ def _kind_of(value: Any) -> type | None:
     return list if isinstance(value, (list, tuple)) else None
 
 
-def _check_device(value: Any) -> None:
+def check_device(value: Any) -> None:
+    """Raise a UserError unless PyTorch sees such a device on this machine."""
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError) as error:

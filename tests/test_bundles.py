@@ -10,11 +10,13 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from monai_kdsam import bundles
 from monai_kdsam.bundles import (
     begin_run,
     bundle_path,
     config_path,
     copy_bundle,
+    default_bundle,
     parse_value,
 )
 from monai_kdsam.config_files import list_configs, parse_config
@@ -202,6 +204,20 @@ def test_a_second_bundle_leaves_edited_overlays_alone(tmp_path) -> None:
     overlay.write_text("mse_weight: 2.0\n")
     copy_bundle(tmp_path, "kdsam_deepgrow_3d")
     assert overlay.read_text() == "mse_weight: 2.0\n"
+
+
+def test_without_a_name_the_bundle_of_this_folder_is_meant_or_else_the_shipped_one(tmp_path, monkeypatch) -> None:
+    shipped = copy_bundle(tmp_path / "shipped")
+    monkeypatch.setattr(bundles, "bundle_path", lambda: shipped)
+    monkeypatch.chdir(tmp_path)
+    weights = shipped / "models" / "model.pt"
+    weights.unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match=rf"comes with monai_kdsam at {weights}; .* Install it again, or name"):
+        default_bundle()
+    weights.touch()
+    assert default_bundle() == shipped
+    (tmp_path / "kdsam_deepgrow_2d").mkdir()
+    assert default_bundle() == Path("kdsam_deepgrow_2d")
 
 
 def test_options_of_several_values_may_be_given_several_times() -> None:

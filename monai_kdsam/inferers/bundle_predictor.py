@@ -16,12 +16,13 @@ from monai.bundle import ConfigParser
 from monai.transforms import AsDiscreted, Compose, LoadImaged, SaveImaged
 from numpy.typing import NDArray
 
-from monai_kdsam.bundles import make_importable
+from monai_kdsam.bundles import make_importable, shipped_bundle
 from monai_kdsam.data.image_reader import Image2DReader, PixelsReader
 from monai_kdsam.data.remembered_image import RememberedImaged
 from monai_kdsam.errors import MissingFileError, UserError, find_mistake
 from monai_kdsam.inferers.prompted_inferer import PromptedInferer
 from monai_kdsam.rgb import pillow_pixels, rgb_from_array
+from monai_kdsam.settings import check_device
 
 __all__ = ["BundlePredictor", "Segmentation"]
 
@@ -68,6 +69,7 @@ class BundlePredictor:
 
     Args:
         bundle: folder of the bundle, with `models/model.pt`; modules beside its `configs` are importable from then on.
+            By default the one whose student comes with the package.
         overrides: of named scalars in inference.json.
 
     Raises:
@@ -75,8 +77,8 @@ class BundlePredictor:
         ValueError: when the weights are damaged, or of a network with other settings, or an override is unknown.
     """
 
-    def __init__(self, bundle: str | Path, **overrides: Any) -> None:
-        bundle = Path(bundle)
+    def __init__(self, bundle: str | Path | None = None, **overrides: Any) -> None:
+        bundle = shipped_bundle() if bundle is None else Path(bundle)
         file = bundle / "configs" / "inference.json"
         if not file.is_file():
             raise MissingFileError(f"Expected a bundle with configs/inference.json at `bundle`, got {bundle}.")
@@ -89,6 +91,8 @@ class BundlePredictor:
         for name in overrides:
             if re.split("#|::", name)[0] not in parser:
                 raise UserError(f"Expected an override of a setting of {file}, got {name!r}, which is none.")
+        if "device" in overrides:
+            check_device(overrides["device"])
         parser.update({"bundle_root": str(bundle), **overrides})
         _unwrapped(partial(self._build, parser))
 

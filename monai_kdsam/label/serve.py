@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from monai_kdsam.bundles import own_modules
+from monai_kdsam.bundles import bundle_path, default_bundle, own_modules
 from monai_kdsam.data.paths import stem_of, suffix_of
 from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, UserFileError, find_mistake
 from monai_kdsam.files import is_unicode, write_text
@@ -62,7 +62,7 @@ Ready when "Application startup complete" appears. Ctrl-C stops it.
 
 def serve(
     studies: str,
-    model: str | Path | Sequence[str | Path] = "kdsam_deepgrow_2d",
+    model: str | Path | Sequence[str | Path] | None = None,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -76,7 +76,8 @@ def serve(
 
     Args:
         studies: folder of images, or the address of a DICOMweb server.
-        model: folder of a trained bundle, or several.
+        model: folder of a trained bundle, or several. None is kdsam_deepgrow_2d of the working directory, or else
+            a copy of the one that comes with the package, made in `folder`, where it may learn.
         host: address to listen on; "0.0.0.0" for other machines too.
         port: to listen on.
         folder: where the server's application and its log are put.
@@ -105,6 +106,8 @@ def serve(
     from monai_kdsam.label.gate import read_origin
 
     origins = [read_origin(origin) for origin in allow_origin]
+    if model is None:
+        model = _default_model(Path(folder))
     bundles = [Path(model)] if isinstance(model, (str, Path)) else [Path(name) for name in model]
     for bundle in bundles:
         _check_bundle(bundle)
@@ -132,6 +135,22 @@ def serve(
         quiet = ("--verbose", "WARNING")
         _monailabel("start_server", *arguments, *quiet, "--uvicorn_app", "monai_kdsam.label.web_app:app")
     return "The server has stopped."
+
+
+def _default_model(folder: Path) -> Path:
+    """The bundle that is served when none is named, which is told; of the package's own a copy, as it learns."""
+    bundle = default_bundle()
+    if bundle.resolve() != bundle_path().resolve():
+        sys.stdout.write(f"No --model: serving {bundle} of this folder.\n")
+        return bundle
+    copy = folder / bundle.name
+    if not copy.exists():
+        unfinished = folder / f".{bundle.name}.part"
+        left_out = shutil.ignore_patterns("__pycache__", "output")
+        shutil.copytree(bundle, unfinished, ignore=left_out, dirs_exist_ok=True)
+        unfinished.rename(copy)
+    sys.stdout.write(f"No --model: serving the student that comes with monai_kdsam, from its copy in {copy}.\n")
+    return copy
 
 
 def label_folder(studies: Path, folder: Path) -> Path:

@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 from hosts.label_server import random_bundle
 
+from monai_kdsam import bundles
 from monai_kdsam.__main__ import main
 from monai_kdsam.label import serve
 
@@ -52,6 +53,31 @@ def server(monkeypatch):
 
 def run(**given) -> int:
     return main(["label", *(str(word) for name, value in given.items() for word in (f"--{name}", value))])
+
+
+def test_without_a_model_that_of_the_folder_is_served_or_a_copy_of_the_shipped_one_that_may_learn(
+    server, bundle, studies, tmp_path, monkeypatch, capsys
+):
+    shipped = shutil.copytree(bundle, tmp_path / "site-packages" / "kdsam_deepgrow_2d")
+    for module in (bundles, serve):
+        monkeypatch.setattr(module, "bundle_path", lambda name="kdsam_deepgrow_2d": shipped)
+    monkeypatch.chdir(tmp_path)
+    app = tmp_path / "label"
+    for weights in ("models/model.pt", "learned"):
+        assert run(studies=studies, dir=app, port=0) == 0
+        copy = app / "kdsam_deepgrow_2d" / "models" / "model.pt"
+        assert (app / "monaibundle/model/kdsam_deepgrow_2d/models/model.pt").resolve() == copy
+        assert copy.read_text() == weights
+        assert (
+            f"the student that comes with monai_kdsam, from its copy in {copy.parent.parent}" in capsys.readouterr().out
+        )
+        copy.write_text("learned")
+    assert (shipped / "models" / "model.pt").read_text() == "models/model.pt"
+
+    own = bundle.rename(tmp_path / "kdsam_deepgrow_2d")
+    assert run(studies=studies, dir=app, port=0) == 0
+    assert "serving kdsam_deepgrow_2d of this folder" in capsys.readouterr().out
+    assert (app / "monaibundle/model/kdsam_deepgrow_2d/configs").resolve() == own / "configs"
 
 
 def test_the_server_is_started_with_what_a_local_bundle_needs(server, bundle, studies, tmp_path, capsys):

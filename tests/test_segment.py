@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m monai_kdsam segment`: masks, pictures of them, and a line about each."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+from PIL import Image
+
+from monai_kdsam import bundles
+from monai_kdsam.__main__ import main
+from monai_kdsam.bundles import copy_bundle
+from monai_kdsam.data.phantoms import make_phantom
+from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.networks import build_student, save_weights
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """A bundle with a random student, in place of the one that comes with the package."""
+    bundle = copy_bundle(tmp_path_factory.mktemp("shipped"), settings={"backbone": "resnet18", "image_size": 64})
+    save_weights(build_student("resnet18", image_size=64), bundle / "models" / "model.pt")
+    return bundle
+
+
+@pytest.fixture(autouse=True)
+def place(shipped, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundles, "bundle_path", lambda name="kdsam_deepgrow_2d": shipped)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def save_phantom(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image, _ = make_phantom("polyp", size=64, seed=seed)
+    Image.fromarray(image).save(path)
+    return image
+
+
+def test_a_picture_gets_the_mask_of_the_shipped_student_and_its_prompts_are_drawn(place, capsys):
+    image = save_phantom(place / "photo.png")
+    prompt = ["--box", "8", "9", "40", "30", "--click", "20", "15", "--click", "30", "20", "--background", "2", "3"]
+    assert main(["segment", "photo.png", *prompt]) == 0
+
+    clicks = {"foreground": [[20, 15], [30, 20]], "background": [[2, 3]]}
+    expected = BundlePredictor().predict(image, roi=[8, 9, 40, 30], **clicks)
+    mask = np.asarray(Image.open("kdsam_segmented/photo_mask.png"))
+    assert np.array_equal(mask, expected.mask * np.uint8(255))
+    drawn = np.asarray(Image.open("kdsam_segmented/photo_overlay.png"))
+    assert drawn.shape == image.shape
+    assert [drawn[9, 24].tolist(), drawn[15, 20].tolist(), drawn[3, 2].tolist()] == [
+        [255, 220, 0],  # the box's upper edge, a click, one on the background
+        [0, 220, 0],
+        [230, 0, 0],
+    ]
+    (line,) = capsys.readouterr().out.splitlines()
+    share, iou = re.fullmatch(
+        r"kdsam_segmented/photo_mask\.png: ([\d.]+)% of the picture, estimated IoU ([\d.]+)", line
+    ).groups()
+    assert float(share) == pytest.approx(100 * expected.mask.mean(), abs=0.05)
+    assert float(iou) == pytest.approx(min(max(expected.iou, 0), 1), abs=0.005)
+
+
+def test_one_picture_is_not_segmented_over_an_earlier_mask_unless_that_is_said(place, capsys):
+    save_phantom(place / "photo.png")
+    (place / "photo_mask.png").write_bytes(b"drawn by hand")
+    assert main(["segment", "photo.png", "--out", "."]) == 1
+    assert "photo_mask.png exists already. `--overwrite` replaces it." in capsys.readouterr().err
+    assert (place / "photo_mask.png").read_bytes() == b"drawn by hand"
+    assert main(["segment", "photo.png", "--out", ".", "--overwrite"]) == 0
+    assert Image.open("photo_mask.png").size == Image.open("photo.png").size
+
+
+def test_of_a_folder_all_that_can_be_is_segmented_and_the_rest_is_named(place, capsys):
+    save_phantom(place / "set" / "a.png")
+    gray = save_phantom(place / "set" / "b" / "c.png", seed=1)[..., 0]
+    (place / "set" / "broken.jpg").write_bytes(b"no picture")
+    sitk.WriteImage(sitk.GetImageFromArray(gray), place / "set" / "b.dcm")
+    (place / "set" / "b.dcm").rename(place / "set" / "1.2.3")
+    assert main(["segment", "set", "--out", "set/masks"]) == 1
+    out, err = capsys.readouterr()
+    assert [line.partition(":")[0] for line in out.splitlines()] == [
+        "set/masks/1.2.3_mask.png",
+        "set/masks/a_mask.png",
+        "set/masks/b/c_mask.png",
+    ]
+    first, second = err.splitlines()
+    assert first == "monai_kdsam: error: 1 of 4 pictures were not segmented:"
+    assert "broken.jpg" in second
+
+    # Once more: what is there is kept, no mask is taken for a picture.
+    (place / "set" / "broken.jpg").unlink()
+    (place / "set" / "masks" / "a_mask.png").unlink()
+    assert main(["segment", "set", "--out", "set/masks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [": kept, as it is there already" in line for line in lines] == [True, True, False, False]
+    assert lines[-1] == "Segmented 1 picture, kept 2 masks; all are in set/masks, with overlays."
+    assert main(["segment", "set", "--out", "set/masks"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Segmented 0 pictures, kept 3 masks;")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.png"], "Expected a picture or a folder of pictures, but there is none at nowhere.png"),
+        (["set", "--box", "1", "2", "3", "4"], "Expected one picture with `--box`, `--click` or `--background`"),
+        (["set", "--out", "set"], "Expected `--out` to be another folder than that of the pictures"),
+        (["set/images", "--out", "set"], "Expected `--out` to be a folder without the pictures, but .*a_mask.png"),
+        (["photo.png", "--box", "5", "5", "5", "9"], "Expected `--box` to be a box with an area"),
+        (["photo.png", "--click", "500", "5"], "Expected `--click` within the image of"),
+        (["photo.png", "--device", "tpu9"], "Expected `device` to be cpu, cuda or cuda:N, got 'tpu9'"),
+        (["photo.png", "--bundle", "nowhere"], "Expected a bundle with configs/inference.json"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(place, capsys, words, message):
+    for name in ("photo.png", "set/images/images/a.png", "set/images/a_mask.png"):
+        save_phantom(place / name)
+    assert main(["segment", *words]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"monai_kdsam: error: {message}", line)
+
+
+def test_without_the_shipped_weights_it_is_said_what_to_do(place, tmp_path, monkeypatch, capsys):
+    empty = copy_bundle(tmp_path / "other", settings={"backbone": "resnet18", "image_size": 64})
+    (empty / "models" / "model.pt").unlink(missing_ok=True)
+    monkeypatch.setattr(bundles, "bundle_path", lambda name="kdsam_deepgrow_2d": empty)
+    save_phantom(place / "photo.png")
+    assert main(["segment", "photo.png"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("the installation is incomplete. Install it again, or name a trained bundle.")
