@@ -101,6 +101,13 @@ def prepare_datalist(
         if not split_file.exists():
             check_writable(split_file.parent, "split_file")
             _create(sources, split_file, settings, roots)
+    return _load(sources, split_file, settings, roots)
+
+
+def _load(
+    sources: Mapping[str, str | Path], split_file: Path, settings: dict[str, Any], roots: dict[str, Path]
+) -> Datalist:
+    """The lists of a split file that is there, of these sources alone, with absolute paths."""
     stored = load_split_file(split_file, settings, sources)
     datalist = {
         name: [with_paths(item, roots[item["source"]].joinpath) for item in stored[name] if item["source"] in sources]

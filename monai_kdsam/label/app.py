@@ -36,13 +36,13 @@ from monailabel.utils.others.generic import strtobool
 from monai_kdsam.data.paths import PICTURE_SUFFIXES
 from monai_kdsam.errors import MissingFileError, UserError, find_mistake
 from monai_kdsam.label.active_learning import NAME, LeastSureFirst, UncertaintyScoring, unscored_images
+from monai_kdsam.label.app_folder import label_folder
 from monai_kdsam.label.archive import SeriesDatastore
 from monai_kdsam.label.dicom_seg import write_dicom_seg
 from monai_kdsam.label.gate import check_params
 from monai_kdsam.label.infer_task import CheckedInferTask, check_device
 from monai_kdsam.label.learn_task import LearnTask
 from monai_kdsam.label.result_geometry import default_extension
-from monai_kdsam.label.serve import label_folder
 from monai_kdsam.label.studies import StudiesDatastore
 from monai_kdsam.label.uploads import BoundedSessions
 

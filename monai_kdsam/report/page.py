@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _METRIC_TITLES = {"dice": "Dice", "iou": "IoU", "surface_dice": "surface Dice", 
 
 
 def render_page(
-    summary: dict[str, Any], scores: Sequence[Score], pictures: dict[str, Path], *, title: str, date: str
+    summary: Mapping[str, Any], scores: Sequence[Score], pictures: Mapping[str, Path], *, title: str, date: str
 ) -> str:
     """The page.
 
@@ -71,7 +71,7 @@ def render_page(
     )
 
 
-def _metrics(summary: dict[str, Any], source: str) -> dict[str, str]:
+def _metrics(summary: Mapping[str, Any], source: str) -> dict[str, str]:
     """Titles of what is known of a set; distances have no mean over sets."""
     known = {row["metric"] for row in summary["scores"] if row["set"] == source}
     unit = summary["sets"].get(source, {}).get("unit", "")

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import monai_kdsam
+from monai_kdsam.data.layouts import Item
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import check_writable, write_texts
 from monai_kdsam.report.intervals import few_subjects_note
 from monai_kdsam.report.items import SplitName, read_split, with_units
 from monai_kdsam.report.models import BundleModel, CommandModel, EllipseModel, ExportModel, Model
-from monai_kdsam.report.scoring import Tolerances, cases_csv, score_images
+from monai_kdsam.report.scoring import Score, Tolerances, cases_csv, score_images
 from monai_kdsam.report.sheets import draw_cases, notable_cases
 from monai_kdsam.report.summary import summarize
 from monai_kdsam.runtime.manifest import MANIFEST
@@ -77,8 +78,6 @@ def write_report(
         raise UserError("`report` draws its plots with matplotlib: pip install 'monai_kdsam[report]'")
     if not tolerance > 0:
         raise UserError(f"Expected `tolerance` in mm above 0, got {tolerance}.")
-    from monai_kdsam.report.page import render_page  # needs matplotlib
-
     items, units = with_units(read_split(data_list, split, sources))
     folder, tolerances = Path(output), Tolerances(millimetres=tolerance)
     check_writable(folder, "output")
@@ -98,14 +97,29 @@ def write_report(
             "tolerance_diagonal_share": tolerances.diagonal_share,
             **summarize(scores, names, seed=seed),
         }
-        if note := few_subjects_note({name: row["subjects"] for name, row in summary["sets"].items()}):
-            logger.warning(note)
-        pictures = {}
-        for source in units:
-            if cases := notable_cases(scores, names[0], source):
-                sheet = folder / re.sub(r"[^\w.-]", "_", f"cases_{source}.jpg")
-                pictures[source] = draw_cases(sheet, cases, items, models, seed=seed)
-    title, date = f"Segmentation report: {names[0]}", datetime.date.today().isoformat()
+        pictures = _draw(folder, scores, items, models, seed=seed)
+    if note := few_subjects_note({name: row["subjects"] for name, row in summary["sets"].items()}):
+        logger.warning(note)
+    return _write(folder, summary, scores, pictures), summary
+
+
+def _draw(
+    folder: Path, scores: Sequence[Score], items: Sequence[Item], models: Sequence[Model], *, seed: int
+) -> dict[str, Path]:
+    """The sheet of the first model's worst and best cases of each set that has some."""
+    pictures = {}
+    for source in dict.fromkeys(score.source for score in scores):
+        if cases := notable_cases(scores, models[0].name, source):
+            sheet = folder / re.sub(r"[^\w.-]", "_", f"cases_{source}.jpg")
+            pictures[source] = draw_cases(sheet, cases, items, models, seed=seed)
+    return pictures
+
+
+def _write(folder: Path, summary: Mapping[str, Any], scores: Sequence[Score], pictures: Mapping[str, Path]) -> Path:
+    """Table, summary and page, all of them or none; returns the page."""
+    from monai_kdsam.report.page import render_page  # needs matplotlib
+
+    title, date = f"Segmentation report: {summary['models'][0]}", datetime.date.today().isoformat()
     page = folder / "report.html"
     texts = {
         folder / "cases.csv": cases_csv(scores),
@@ -113,7 +127,7 @@ def write_report(
         page: render_page(summary, scores, pictures, title=title, date=date),
     }
     write_texts(texts)
-    return page, summary
+    return page
 
 
 @contextlib.contextmanager

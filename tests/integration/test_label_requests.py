@@ -33,7 +33,7 @@ from monailabel.interfaces.utils.app import app_instance
 from pydicom.data import get_testdata_file
 
 from monai_kdsam.data.phantoms import write_phantoms
-from monai_kdsam.label import serve
+from monai_kdsam.label import app_folder, serve
 
 CLICK = {"foreground": [[40, 45]]}
 FOREIGN = {"Origin": "https://news.example.org"}
@@ -51,9 +51,9 @@ class Place:
         (self.studies / "Upper_Case.PNG").write_bytes((self.studies / "polyp_000.png").read_bytes())
         shutil.copy(get_testdata_file("MR_small.dcm"), self.studies / "IM0001")
         (root / "secret.png").write_bytes((self.studies / "polyp_000.png").read_bytes())
-        app, name = serve.prepare_app(self.dir, self.bundle)
-        serve._empty(self.tmp)
-        monkeypatch.setattr(serve.tempfile, "tempdir", str(self.tmp))
+        app, name = app_folder.prepare_app(self.dir, self.bundle)
+        app_folder._empty(self.tmp)
+        monkeypatch.setattr(app_folder.tempfile, "tempdir", str(self.tmp))
         monkeypatch.chdir(root)
         from monailabel.config import settings
 
@@ -89,7 +89,7 @@ class Place:
         return {str(f) for f in self.root.rglob("*") if f.is_file() and not any(map(f.is_relative_to, own))}
 
     def uploads(self) -> list[str]:
-        return sorted(path.name for path in self.tmp.iterdir() if path.name != serve.MARKER)
+        return sorted(path.name for path in self.tmp.iterdir() if path.name != app_folder.MARKER)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hosts.label_server import random_bundle
 
 from monai_kdsam import bundles
 from monai_kdsam.__main__ import main
-from monai_kdsam.label import serve
+from monai_kdsam.label import app_folder, serve
 
 
 @pytest.fixture
@@ -44,10 +44,11 @@ def server(monkeypatch):
             app.mkdir(parents=True)
             (app / "main.py").write_text("MONAI Label's")
 
-    monkeypatch.setattr(serve, "_monailabel", command)
+    for module in (app_folder, serve):
+        monkeypatch.setattr(module, "run_monailabel", command)
     monkeypatch.setattr(serve, "_check_prediction", lambda model: None)  # the bundles here are hollow
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(serve.tempfile, "tempdir", None)
+    monkeypatch.setattr(app_folder.tempfile, "tempdir", None)
     return calls
 
 
@@ -116,7 +117,7 @@ def test_a_folder_is_one_servers_while_it_runs(server, bundle, studies, tmp_path
 
 
 def test_the_app_serves_the_bundles_own_files_and_no_teacher(server, bundle, tmp_path):
-    app, name = serve.prepare_app(tmp_path / "label", bundle)
+    app, name = app_folder.prepare_app(tmp_path / "label", bundle)
     served = app / "model" / name
     assert name == "trained_deepgrow"
     assert (served / "configs" / "inference.json").read_text() == "configs/inference.json"
@@ -127,7 +128,7 @@ def test_the_app_serves_the_bundles_own_files_and_no_teacher(server, bundle, tmp
     (bundle / "models" / "model.json").write_text("their settings")
     assert (served / "models" / "model.pt").read_text() == "trained on"
     (bundle / "my_parts.py").write_text("own code")
-    serve.prepare_app(tmp_path / "label", bundle)
+    app_folder.prepare_app(tmp_path / "label", bundle)
     assert (served / "models" / "model.json").read_text() == "their settings"
     assert (served / "my_parts.py").read_text() == "own code"
 
@@ -144,9 +145,9 @@ def test_several_bundles_are_served_together(server, bundle, studies, tmp_path, 
 
 
 def test_a_second_start_uses_the_app_again_with_another_bundle(server, bundle, tmp_path):
-    serve.prepare_app(tmp_path / "label", bundle)
+    app_folder.prepare_app(tmp_path / "label", bundle)
     other = bundle.rename(tmp_path / "my_deepgrow")
-    app, name = serve.prepare_app(tmp_path / "label", other)
+    app, name = app_folder.prepare_app(tmp_path / "label", other)
     assert name == "my_deepgrow"
     assert (app / "model" / name / "models" / "model.pt").read_text() == "models/model.pt"
     assert (app / "monaibundle.py").read_text() == "MONAI Label's"

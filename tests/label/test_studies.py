@@ -17,8 +17,9 @@ if importlib.util.find_spec("monailabel") is None:
     reason = "MONAI Label is not installed; `nox -s label` runs these tests in an environment that has it"
     pytest.skip(reason, allow_module_level=True)
 
-from monai_kdsam.label import serve
-from monai_kdsam.label.serve import SUFFIXES, label_folder
+from monai_kdsam.label import app_folder, serve
+from monai_kdsam.label.app_folder import label_folder
+from monai_kdsam.label.serve import SUFFIXES
 from monai_kdsam.label.studies import StudiesDatastore
 
 LIST = "datastore_v2.json"
@@ -144,7 +145,7 @@ def test_images_that_cannot_be_written_beside_are_labelled_elsewhere(studies, tm
     monkeypatch.setattr("os.access", lambda path, mode: path != studies)
     kept = label_folder(studies, tmp_path)
     for _ in range(2):
-        assert "is read-only: labels are kept in" in serve._copy_labels(studies, kept)
+        assert "is read-only: labels are kept in" in app_folder.copy_labels(studies, kept)
         store = StudiesDatastore(str(kept), images_dir=str(studies), extensions=SUFFIXES)
         store.save_label("image_4", str(tmp_path / "label.png"), "final", {})
     assert labelled(store) == {"image_3", "image_4"}
