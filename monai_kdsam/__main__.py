@@ -111,9 +111,9 @@ def _label(arguments: argparse.Namespace) -> str:
 
 
 def _deploy(arguments: argparse.Namespace) -> str:
-    from monai_kdsam.deploy.runtime import prepare_runtime
+    from monai_kdsam.deploy.app_sdk import prepare_app_sdk
 
-    prepare_runtime()
+    prepare_app_sdk()
     _exit_when_told()
     from monai_kdsam.bundles import default_bundle
     from monai_kdsam.deploy.application import run_application

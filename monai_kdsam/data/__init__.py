@@ -11,7 +11,7 @@ from monai_kdsam.data.layouts import LAYOUTS, read_dataset
 from monai_kdsam.data.mask_writer import MaskWriter, check_mask_format
 from monai_kdsam.data.paths import format_name
 from monai_kdsam.data.remembered_image import RememberedImaged
-from monai_kdsam.data.seeding import SeededDataset
+from monai_kdsam.data.seeded_dataset import SeededDataset
 from monai_kdsam.data.slices import write_slices
 from monai_kdsam.data.splits import duplicate_groups, split_items
 from monai_kdsam.data.volume_reader import VolumeReader, list_volumes

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from monai.utils import set_determinism
 from torch import nn
 
-from monai_kdsam.data.seeding import SeededDataset
+from monai_kdsam.data.seeded_dataset import SeededDataset
 from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.files import replacing
 from monai_kdsam.networks import save_weights

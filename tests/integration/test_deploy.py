@@ -399,8 +399,8 @@ def test_told_to_end_it_keeps_nothing_and_says_so(bundle, images, tmp_path):
     folder = copy_files(tmp_path / "in", images / "examples_rgb_color.dcm", images / "OBXXXX1A.dcm")
     code = """
 import os, signal, sys, time
-from monai_kdsam.deploy.runtime import prepare_runtime
-prepare_runtime()
+from monai_kdsam.deploy.app_sdk import prepare_app_sdk
+prepare_app_sdk()
 from monai_kdsam.__main__ import main
 from monai_kdsam.deploy import operators
 draw = operators.save_overlay

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from monai_kdsam.__main__ import main
-from monai_kdsam.deploy import runtime
+from monai_kdsam.deploy import app_sdk
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(packages, f
         file.unlink()
     (packages / folder).rmdir()
     with pytest.raises(ValueError, match=command):
-        runtime.prepare_runtime()
+        app_sdk.prepare_app_sdk()
 
 
 def test_a_missing_cuda_runtime_is_told_too(packages, monkeypatch):
-    monkeypatch.setattr(runtime, "CUDA_RUNTIME", "libcudart.so.99")
-    monkeypatch.setitem(runtime.INSTALL, "libcudart.so.99", "pip install nvidia-cuda-runtime")
+    monkeypatch.setattr(app_sdk, "CUDA_RUNTIME", "libcudart.so.99")
+    monkeypatch.setitem(app_sdk.INSTALL, "libcudart.so.99", "pip install nvidia-cuda-runtime")
     with pytest.raises(ValueError, match=r"needs libcudart\.so\.99, .* pip install nvidia-cuda-runtime"):
-        runtime.prepare_runtime()
+        app_sdk.prepare_app_sdk()
 
 
 def test_the_command_tells_it_in_one_line(packages, capsys):

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from monai_kdsam.errors import UserError
 
-__all__ = ["prepare_runtime"]
+__all__ = ["prepare_app_sdk"]
 
 CUDA_RUNTIME = "libcudart.so.13"
 INSTALL = {
@@ -25,7 +25,7 @@ INSTALL = {
 }
 
 
-def prepare_runtime() -> None:
+def prepare_app_sdk() -> None:
     """Find the App SDK and load the CUDA runtime that holoscan is linked with, on a machine without a GPU too.
 
     To be called before MONAI is imported: the App SDK is a part of MONAI's package and is imported with it.
