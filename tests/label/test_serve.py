@@ -60,7 +60,7 @@ def test_without_a_model_that_of_the_folder_is_served_or_a_copy_of_the_shipped_o
     server, bundle, studies, tmp_path, monkeypatch, capsys
 ):
     shipped = shutil.copytree(bundle, tmp_path / "site-packages" / "kdsam_deepgrow_2d")
-    for module in (bundles, serve):
+    for module in (bundles, app_folder):
         monkeypatch.setattr(module, "bundle_path", lambda name="kdsam_deepgrow_2d": shipped)
     monkeypatch.chdir(tmp_path)
     app = tmp_path / "label"
