@@ -15,6 +15,7 @@ from monai_kdsam.files import ROOM, replacing
 
 __all__ = ["draw_contour", "draw_prompt", "save_picture_sheet"]
 
+_CELL = 192  # side of a cell, in pixels
 _GAP = 4  # pixels between cells
 _LINE = 18  # height of a line of text
 _PAPER, _INK = (24, 24, 24), (235, 235, 235)
@@ -29,7 +30,7 @@ def save_picture_sheet(
     *,
     columns: Sequence[str],
     captions: Sequence[str] | None = None,
-    cell: int = 192,
+    cell: int = _CELL,
 ) -> Path:
     """Save images as a table with a title over each column and, where given, a line of text under each row.
 
@@ -92,7 +93,7 @@ def _checked(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def draw_prompt(image: np.ndarray, points: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def draw_prompt(image: np.ndarray, points: np.ndarray, labels: np.ndarray, *, viewed_at: int = _CELL) -> np.ndarray:
     """Draw a prompt: boxes in yellow, foreground clicks in green, background clicks in red.
 
     Args:
@@ -100,6 +101,7 @@ def draw_prompt(image: np.ndarray, points: np.ndarray, labels: np.ndarray) -> np
         points: (N, 2), XY pixels of ``image``; an array or a CPU tensor.
         labels: (N,); 1 foreground click, 0 background click, 2 and 3 a box's corners (the first 2 with the first 3, and
             so on), -1 padding.
+        viewed_at: longer side, in pixels, with which the image will be looked at, for the width of lines.
 
     Returns:
         A new image, uint8 (H, W, 3).
@@ -122,7 +124,7 @@ def draw_prompt(image: np.ndarray, points: np.ndarray, labels: np.ndarray) -> np
     if len(starts) != len(ends):
         raise UserError(f"Expected as many labels 2 as 3 (a box's corners), got {len(starts)} and {len(ends)}.")
     picture = Image.fromarray(_checked(image))
-    draw, line = ImageDraw.Draw(picture), _line_width(image)
+    draw, line = ImageDraw.Draw(picture), _line_width(image, viewed_at)
     for corners in np.rint(np.concatenate([starts, ends], axis=1)).astype(int):
         low, high = np.minimum(corners[:2], corners[2:]), np.maximum(corners[:2], corners[2:])
         draw.rectangle((*low.tolist(), *high.tolist()), outline=_BOX, width=line)
@@ -133,13 +135,14 @@ def draw_prompt(image: np.ndarray, points: np.ndarray, labels: np.ndarray) -> np
     return np.array(picture)
 
 
-def draw_contour(image: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarray:
+def draw_contour(image: np.ndarray, mask: np.ndarray, color: Color, *, viewed_at: int = _CELL) -> np.ndarray:
     """Draw a mask's outline, on its inside; one pixel wide, more on an image that a sheet would shrink.
 
     Args:
         image: uint8 (H, W, 3), RGB; it is not changed.
         mask: (H, W), or with leading dimensions of 1; above 0 is foreground. An array or a CPU tensor.
         color: RGB, each 0 to 255.
+        viewed_at: as of `draw_prompt`.
 
     Returns:
         A new image, uint8 (H, W, 3).
@@ -160,10 +163,10 @@ def draw_contour(image: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarra
     if foreground.shape != _checked(image).shape[:2]:
         raise UserError(f"Expected `mask` of the image's size {image.shape[:2]}, got {np.shape(mask)}.")
     drawn = image.copy()
-    drawn[foreground & ~ndimage.binary_erosion(foreground, iterations=_line_width(image))] = color
+    drawn[foreground & ~ndimage.binary_erosion(foreground, iterations=_line_width(image, viewed_at))] = color
     return drawn
 
 
-def _line_width(image: np.ndarray) -> int:
-    """Pixels that are about one and a half on a sheet of the usual cell."""
-    return max(1, round(max(image.shape[:2]) / 128))
+def _line_width(image: np.ndarray, viewed_at: int) -> int:
+    """Pixels that are about one and a half where the image is shown with a longer side of `viewed_at`."""
+    return max(1, round(1.5 * max(image.shape[:2]) / viewed_at))

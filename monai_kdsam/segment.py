@@ -23,7 +23,7 @@ from monai_kdsam.transforms.host_prompts import points_from_request
 
 __all__ = ["segment"]
 
-OUTLINE = (0, 255, 255)
+OUTLINE, VIEWED_AT = (0, 255, 255), 768
 # A request's names, and those of the command line.
 OPTIONS = {"roi": "--box", "foreground": "--click", "background": "--background"}
 
@@ -145,7 +145,8 @@ def _predict(predictor: BundlePredictor, image: str, request: Mapping[str, Any])
 def _write(image: str, picture: Picture, found: Segmentation, mask: Path, request: Mapping[Any, Any]) -> str:
     """Write the mask and the overlay of a picture; returns a line about it."""
     pixels = to_rgb(picture)
-    drawn = draw_prompt(draw_contour(pixels, found.mask, OUTLINE), *points_from_request(request, pixels.shape[1::-1]))
+    drawn = draw_contour(pixels, found.mask, OUTLINE, viewed_at=VIEWED_AT)
+    drawn = draw_prompt(drawn, *points_from_request(request, pixels.shape[1::-1]), viewed_at=VIEWED_AT)
     with replacing(_overlay(mask), ROOM) as unfinished:
         Image.fromarray(drawn).save(unfinished, format="PNG")
     writer = MaskWriter()

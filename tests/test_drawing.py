@@ -47,6 +47,7 @@ def test_a_contour_is_thicker_on_a_large_image() -> None:
     mask = np.zeros((1280, 300), bool)
     mask[100:1200, 100:200] = True
     assert where(draw_contour(flat(1280, 300), mask, RED), RED)[600].sum() == 2 * 10
+    assert where(draw_contour(flat(1280, 300), mask, RED, viewed_at=960), RED)[600].sum() == 2 * 2
 
 
 @pytest.mark.parametrize("convert", [torch.from_numpy, lambda m: m[None, None], lambda m: m.astype(np.uint8) * 255])

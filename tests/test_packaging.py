@@ -39,7 +39,19 @@ def tree(folder):
 def copy(tmp_path_factory):
     """The project copied, with leftovers of a run that must not be shipped."""
     folder = tmp_path_factory.mktemp("project") / "copy"
-    left_out = (".git", ".*_cache", ".nox", ".venv", "venv", "build", "dist", "*.egg-info", "kdsam_demo", *NOT_SHIPPED)
+    left_out = (
+        ".git",
+        ".*_cache",
+        ".nox",
+        ".venv",
+        "venv",
+        "build",
+        "dist",
+        "*.egg-info",
+        "kdsam_demo",
+        "kdsam_segmented",
+        *NOT_SHIPPED,
+    )
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out))
     for leftover in ("models/model.pt", "output/split.json", "configs/__pycache__/x.pyc"):
         path = folder / "bundles" / "kdsam_deepgrow_2d" / leftover

@@ -19,6 +19,7 @@ __all__ = ["save_overlay"]
 
 COLOR = (0, 255, 255)
 COLUMNS, MOST = 4, 16
+CELL, SINGLE = 256, 768  # pixels at which they are looked at
 
 
 def save_overlay(path: Path, source: Source, masks: NDArray[np.uint8]) -> None:
@@ -31,20 +32,20 @@ def save_overlay(path: Path, source: Source, masks: NDArray[np.uint8]) -> None:
     """
     frames = source.frames
     if len(frames) == 1:
-        Image.fromarray(_draw(source, 0, masks[0])).save(path)
+        Image.fromarray(_draw(source, 0, masks[0], SINGLE)).save(path)
         return
     found = np.flatnonzero(masks.any(axis=(1, 2))).tolist() or sorted(source.requests)
     shown = [found[index * len(found) // MOST] for index in range(MOST)] if len(found) > MOST else found
     rows = [shown[start : start + COLUMNS] for start in range(0, len(shown), COLUMNS)]
     blank = np.zeros((1, 1, 3), dtype=np.uint8)
-    cells = [[_draw(source, place, masks[place]) for place in row] for row in rows]
+    cells = [[_draw(source, place, masks[place], CELL) for place in row] for row in rows]
     cells = [row + [blank] * (COLUMNS - len(row)) for row in cells]
     what = "frames" if len(source.instances) == 1 else "slices"
     captions = [f"{what} {', '.join(str(place + 1) for place in row)} of {len(frames)}" for row in rows]
-    save_picture_sheet(path, cells, columns=[""] * COLUMNS, captions=captions, cell=256)
+    save_picture_sheet(path, cells, columns=[""] * COLUMNS, captions=captions, cell=CELL)
 
 
-def _draw(source: Source, place: int, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    image = draw_contour(to_rgb(decode(source.frames[place].path)), mask, COLOR)
+def _draw(source: Source, place: int, mask: NDArray[np.uint8], viewed_at: int) -> NDArray[np.uint8]:
+    image = draw_contour(to_rgb(decode(source.frames[place].path)), mask, COLOR, viewed_at=viewed_at)
     points, labels = points_from_request(source.requests.get(place, {}), image.shape[1::-1])
-    return draw_prompt(image, points, labels)
+    return draw_prompt(image, points, labels, viewed_at=viewed_at)
