@@ -29,6 +29,8 @@ REQUIREMENTS = [
     "torchvision",
     # SAM itself: encoders, prompt encoder and mask decoder
     "segment-anything>=1.0",
+    # the trunk of the student that the bundles serve, and any other trunk of timm's as `backbone: timm/NAME`
+    "timm>=1.0.12",
     # handlers of our own, and the progress bars in the configs
     "pytorch-ignite>=0.5",
     # 2-D NIfTI images
@@ -58,15 +60,11 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    # students with any of its trunks, `backbone: timm/NAME`: EdgeSAM's and MobileSAM's among them
-    "timm": ["timm>=1.0.12"],
-    # the recipe `promptable`: its trunk, and regions of pictures to ask for
-    "train": ["timm>=1.0.12", "scikit-image>=0.22"],
+    # the recipe `promptable`: regions of pictures to ask for
+    "train": ["scikit-image>=0.22"],
     # the plots of `python -m monai_kdsam report`
     "report": ["matplotlib>=3.8"],
     "test": [
-        # the overlays of timm's students are tested
-        "timm>=1.0.12",
         # regions of pictures to ask for in training
         "scikit-image>=0.22",
         # the report is tested

@@ -58,6 +58,8 @@ def read_config(folder: Path, way: str, settings: dict[str, Any]) -> ConfigParse
         "augment": False,
         "split_fractions": [1.0, 0.0, 0.0],
         "num_workers": 0,
+        "prompt_map": False,
+        "fine_features": False,
     }
     phase, overlays = "embed" if way == "embed" else "distill", ("multi_gpu_train",) * (way == "two")
     return read_phase(bundle_path(), phase, *overlays, "offline", **own | settings)

@@ -195,7 +195,11 @@ def run_learning(given: argparse.Namespace) -> None:
     test, rest = chosen[:TEST], chosen[TEST:]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = copy_bundle(folder, MODEL, settings={"backbone": "resnet18", "image_size": 128})
+        bundle = copy_bundle(
+            folder,
+            MODEL,
+            settings={"backbone": "resnet18", "image_size": 128, "prompt_map": False, "fine_features": False},
+        )
         shutil.copy(given.weights, bundle / "models" / "model.pt")
         (folder / "studies").mkdir()
         for item in rest[: max(given.labels)]:

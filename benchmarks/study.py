@@ -50,6 +50,7 @@ SCORED = 40  # images of each set and split, at most
 TEACHER_EPOCHS = 16
 PASSES = 4000  # images that an arm's training sees, in all phases together
 SHARES = {"distill": 0.4, "refine": 0.15, "train": 0.45}
+STUDENT = {"backbone": "resnet18", "prompt_map": False, "fine_features": False}
 CHECKPOINTS = {"distill": "distilled.pt", "refine": "refined.pt", "train": "model.pt"}  # phases in their order
 RATES = {"distill": 1e-3, "refine": 3e-4, "train": 5e-4}
 BATCH = 16
@@ -208,7 +209,7 @@ class Study:
             "embedding_dir": self.teacher(size) / "embeddings",
             "overwrite": True,
             "embedding_variants": 3,
-            "backbone": "resnet18",
+            **STUDENT,
             "image_size": size,
             "batch_size": BATCH,
             "num_workers": 0,
@@ -300,7 +301,7 @@ def run_arm(study: Study, name: str, seed: int) -> None:
     study.train(arm, output, seed)
     seconds = time.process_time() - began
     keys = {key: arm.settings[key] for key in ("backbone", "neck") if key in arm.settings}
-    keys = {"backbone": "resnet18", "image_size": arm.size} | keys
+    keys = STUDENT | {"image_size": arm.size} | keys
     trained = output / "models" / CHECKPOINTS[arm.phases[-1]]
     model = BundleModel(name, bundle_path(), checkpoint=str(trained), **keys)
     study.score(model, name, seed, seconds=seconds)

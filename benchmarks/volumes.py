@@ -27,7 +27,8 @@ from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.phases import run_phase
 from monai_kdsam.transforms import box_from_mask, center_click
 
-BACKBONE, SIZE, WEIGHTS = "resnet18", 128, "without_distillation.pt"
+WEIGHTS = "without_distillation.pt"
+STUDENT = {"backbone": "resnet18", "image_size": 128, "prompt_map": False, "fine_features": False}
 
 
 def split(folder: Path) -> dict[str, list[dict[str, str]]]:
@@ -48,8 +49,7 @@ def train(datalist: Path, output: Path, epochs: int) -> None:
         "dataset_dir": datalist,
         "output_dir": output,
         "ckpt_dir": output / "models",
-        "backbone": BACKBONE,
-        "image_size": SIZE,
+        **STUDENT,
         "epochs": epochs,
         "learning_rate": 0.0005,
         "bce_weight": 1.0,
@@ -67,7 +67,7 @@ def serve(folder: Path, weights: Path, **overrides: float) -> BundlePredictor:
     """The 3-D bundle with the student's weights."""
     bundle = folder / "kdsam_deepgrow_3d"
     if not bundle.exists():
-        copy_bundle(folder, bundle.name, settings={"backbone": BACKBONE, "image_size": SIZE})
+        copy_bundle(folder, bundle.name, settings=STUDENT)
     shutil.copyfile(weights, bundle / "models" / "model.pt")
     return BundlePredictor(bundle, **overrides)
 

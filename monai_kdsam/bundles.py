@@ -127,7 +127,7 @@ def copy_bundle(
     """Copy a bundle, and the overlays beside it, out for training and editing.
 
     Args:
-        folder: where to.
+        folder: where to; the bundle's folder there may hold weights that `download` has put into its `models`.
         name: of the bundle.
         settings: named scalars at the top of the bundle's configs to change, for example
             `{"backbone": "resnet18", "image_size": 512}`. What is changed for training is changed for serving too.
@@ -142,7 +142,7 @@ def copy_bundle(
             a value of another kind.
     """
     target = Path(folder) / (new_name or name)
-    if target.exists():
+    if target.exists() and not _has_outside_weights_alone(target):
         raise ExistingFileError(f"{target} exists already; choose another folder, or delete it first.")
     source = bundle_path(name)
     known = own_values(source / "configs")
@@ -156,16 +156,21 @@ def copy_bundle(
         check_value(key, (settings or {})[key], known[key])
     edited = {file.name: _with_settings(file, settings or {}) for file in list_configs(source / "configs")}
     left_out = shutil.ignore_patterns("__pycache__", "models", "output", "*.pyc")
-    shutil.copytree(source, target, ignore=left_out)
+    shutil.copytree(source, target, ignore=left_out, dirs_exist_ok=True)
     for file in config_path().rglob("*.yaml"):
         copied = Path(folder) / "configs" / file.relative_to(config_path())
         if not copied.exists():
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copied)
-    (target / "models").mkdir()
+    (target / "models").mkdir(exist_ok=True)
     for file_name, text in edited.items():
         write_text(target / "configs" / file_name, text)
     return target
+
+
+def _has_outside_weights_alone(folder: Path) -> bool:
+    """Whether `download` was here before the bundle is made, and nothing else."""
+    return [path.name for path in folder.glob("*")] == ["models"] and not any((folder / "models").glob("*.pt"))
 
 
 def copy_bundles(

@@ -31,6 +31,8 @@ LABEL_EVERY = 6
 # Fewer false friends in the pictures than `write_phantoms` can draw: a few hundred steps must do.
 CLUTTER = 0.4
 PROMPTS = ("box", "center", "none")
+# As small as can be, with SAM's prompts alone.
+PLAIN = {"backbone": "resnet18", "prompt_map": False, "fine_features": False}
 
 
 class _Runner:
@@ -85,7 +87,7 @@ def run_demo(
     """
     folder = Path(folder).resolve()
     started = time.monotonic()
-    bundle = copy_bundle(folder, settings={"backbone": "resnet18", "image_size": image_size})
+    bundle = copy_bundle(folder, settings=PLAIN | {"image_size": image_size})
     write_phantoms(folder / "phantoms", per_kind=per_kind, clutter=CLUTTER)
     runner = _Runner(folder, factor, {"device": device} if device else {})
     rows: list[tuple[str, Sequence[str]]] = []

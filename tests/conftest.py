@@ -20,6 +20,7 @@ from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.phases import run_phase
 
 SIZE = 64
+TOKENS = {"prompt_map": False, "fine_features": False}  # SAM's own prompts and upscaling
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Workspace:
 
 
 def make_workspace(folder: Path, **settings: Any) -> Workspace:
-    copy_bundle(folder, settings={"backbone": "resnet18", "image_size": SIZE} | settings)
+    copy_bundle(folder, settings={"backbone": "resnet18", "image_size": SIZE} | TOKENS | settings)
     write_phantoms(folder / "phantoms", per_kind=8, size=72)
     return Workspace(folder)
 

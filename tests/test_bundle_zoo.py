@@ -23,6 +23,7 @@ from monai_kdsam.networks import build_student
 ROOT = Path(__file__).parents[1]
 BUNDLE = bundle_path()
 SIZE = 64
+STUDENT = {"backbone": "resnet18", "image_size": SIZE, "prompt_map": True, "fine_features": True}
 SCHEMA = os.environ.get("KDSAM_SCHEMA")
 PHASES = ("adapt", "distill", "train", "evaluate")
 LAYOUT = [
@@ -53,12 +54,12 @@ def small(tmp_path_factory):
     formats = metadata["network_data_format"]
     for tensor in (formats["inputs"]["image"], formats["outputs"]["pred"]):
         tensor["spatial_shape"] = [SIZE, SIZE]
-    inference |= {"image_size": SIZE, "backbone": "resnet18"}
+    inference |= STUDENT
     (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
     (folder / "configs" / "inference.json").write_text(json.dumps(inference))
     (folder / "models").mkdir()
     torch.manual_seed(0)
-    torch.save(build_student("resnet18", image_size=SIZE).state_dict(), folder / "models" / "model.pt")
+    torch.save(build_student(**STUDENT).state_dict(), folder / "models" / "model.pt")
     return folder
 
 
@@ -140,7 +141,7 @@ def exported(small):
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_network_that_ckpt_export_writes_equals_the_network(small, exported, prompt):
-    network = build_student("resnet18", image_size=SIZE).eval()
+    network = build_student(**STUDENT).eval()
     network.load_state_dict(torch.load(small / "models" / "model.pt", weights_only=True))
     image = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

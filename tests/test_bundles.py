@@ -166,9 +166,9 @@ def test_a_copy_with_an_unknown_setting_is_refused_before_anything_is_written(tm
     ("word", "message"),
     [
         ("prompts=[box,none]", r"Expected `prompts` to be a list, such as \[\"box\", .*, got '\[box,none\]'\."),
-        ("image_size=512px", "Expected `image_size` to be a number, such as 1024, got '512px'."),
+        ("image_size=512px", "Expected `image_size` to be a number, such as 256, got '512px'."),
         ("augment=off", "Expected `augment` to be True or False, such as True, got 'off'."),
-        ("backbone=50", "Expected `backbone` to be text, such as resnet50, got 50."),
+        ("backbone=50", "Expected `backbone` to be text, such as timm/tf_efficientnet_lite0, got 50."),
         ("cache_rate=-1", "Expected `cache_rate` to be a number of at least 0, got -1."),
     ],
 )

@@ -48,31 +48,28 @@ def commands(text):
 def test_the_commands_of_the_quick_start_run_in_their_order(tmp_path, monkeypatch):
     """As typed, but small: DATA is generated, a small teacher takes SAM's place, nothing is downloaded."""
     monkeypatch.chdir(tmp_path)
-    write_phantoms("work/DATA", per_kind=8, size=72)
+    write_phantoms("DATA", per_kind=8, size=72)
     small = ["--teacher", "scratch", "--overlays", "smoke", "--set", "progress=False"]
     ran = []
     for command in commands(QUICKSTART):
         name, *words = shlex.split(command)[2:]
         ran.append(words[0])
-        if words[0] == "bundle":
-            words = ["image_size=64" if word.startswith("image_size") else word for word in words]
-            assert main([word.replace("resnet50", "resnet18") for word in words]) == 0
-            monkeypatch.chdir("work")
-        elif words[0] == "download":
+        if words[0] == "download":
             assert words[1] in WEIGHTS
+            Path(words[-1]).mkdir(parents=True, exist_ok=True)
         elif words[0] == "fit":
-            assert main([*words, *small]) == 0
+            assert main([*(word.replace("image_size=512", "image_size=64") for word in words), *small]) == 0
         elif name == "monai.bundle":
             fire.Fire(monai.bundle.run, command=[*words[1:], "--progress", "False"])
         else:
             build_parser().parse_args(words)
-    assert ran == ["bundle", "download", "download", "fit", "run", "report"]
+    assert ran == ["download", "download", "fit", "run", "report"]
     assert len(list(Path("masks").glob("*_mask.png"))) == 16
 
 
 def test_the_readme_has_commands_of_the_quick_start_and_others_that_parse():
     own = [command for command in commands(README) if command not in commands(QUICKSTART)]
-    assert len(own) < len(commands(README)) - 3
+    assert len(own) <= len(commands(README)) - 3
     for command in own:
         build_parser().parse_args(shlex.split(command)[3:])
 
@@ -140,7 +137,6 @@ def test_own_student_in_predictor_report_and_export_each_with_its_bundle_s_own_m
 
 
 def test_a_trunk_of_timm(examples):
-    pytest.importorskip("timm", reason="needs the extra `timm`")
     examples.run("distill", "offline", "smoke", "timm_student", small=False)
     state = torch.load(examples.models / "distilled.pt", weights_only=True)
     assert any(name.startswith("image_encoder.trunk.stages_3") for name in state)

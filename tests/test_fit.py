@@ -101,11 +101,14 @@ def test_images_that_do_not_exist_are_told_before_a_bundle_is_made(images, capsy
 
 
 def test_a_bundle_that_serves_another_network_and_weights_of_an_earlier_run_are_told(images, capsys):
-    assert main(["bundle", ".", "--set", "image_size=256"]) == 0
+    assert main(["bundle", ".", "--set", "image_size=128"]) == 0
     command = ["fit", images, "--teacher", "scratch"]
-    assert main([*command, "--set", "image_size=128"]) == 1
-    assert "serves another network than this fit would train, which has image_size=128." in capsys.readouterr().err
-    Path("kdsam_deepgrow_2d/models/refined.pt").touch()
+    assert main([*command, "--set", "image_size=128"]) == 1  # the bundle's network is not the recipe's
+    assert "would train, which has backbone=resnet50, prompt_map=False, fine_features=False." in capsys.readouterr().err
+    same = ["backbone=resnet50", "image_size=128", "prompt_map=False", "fine_features=False"]
+    assert main(["bundle", "mine", "--set", *same]) == 0
+    command += ["--bundle", "mine/kdsam_deepgrow_2d", "--set", "image_size=128"]
+    Path("mine/kdsam_deepgrow_2d/models/refined.pt").touch()
     assert main(command) == 1
     assert "models/refined.pt has the weights of an earlier run." in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -236,7 +237,7 @@ def test_a_batch_that_cannot_be_shared_is_told(arguments, message):
 
 
 def test_on_cuda_batch_norms_are_torchs_and_the_activation_inside_timms_stays() -> None:
-    layers = pytest.importorskip("timm.layers", reason="needs the extra `timm`")
+    layers = importlib.import_module("timm.layers")
     network = torch.nn.Sequential(layers.BatchNormAct2d(4), torch.nn.BatchNorm2d(4))
     shared = synchronize_batch_norm(network, torch.device("cuda"))
     assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in shared)

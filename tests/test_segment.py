@@ -22,7 +22,9 @@ from monai_kdsam.networks import build_student, save_weights
 def shipped(tmp_path_factory):
     """A bundle with a random student, in place of the one that comes with the package."""
     bundle = copy_bundle(tmp_path_factory.mktemp("shipped"), settings={"backbone": "resnet18", "image_size": 64})
-    save_weights(build_student("resnet18", image_size=64), bundle / "models" / "model.pt")
+    save_weights(
+        build_student("resnet18", image_size=64, prompt_map=True, fine_features=True), bundle / "models" / "model.pt"
+    )
     return bundle
 
 

@@ -84,7 +84,7 @@ def test_those_of_the_bundle_of_volumes_pass_too() -> None:
         ({"augment": "false"}, "Expected `augment` to be True or False, such as True, got 'false'."),
         ({"resume": 1}, "Expected `resume` to be True or False, such as False, got 1."),
         ({"prompts": "box"}, r"Expected `prompts` to be a list, such as \[\"box\", .*, got 'box'\."),
-        ({"backbone": 50}, "Expected `backbone` to be text, such as resnet50, got 50."),
+        ({"backbone": 50}, "Expected `backbone` to be text, such as timm/tf_efficientnet_lite0, got 50."),
         ({"dataset_dir": "scans#1"}, "Expected `dataset_dir` without '#'.*Rename the file or folder."),
         ({"output_dir": "out#1"}, "Expected `output_dir` without '#'"),
         ({"sources": {"folder": "scans#1"}}, "Expected `sources` without '#'"),

@@ -30,7 +30,7 @@ def parameter_groups(network: KDSAM, *, learning_rate: float, trunk_rate: float 
     Weight decay is for weights that are multiplied with what a layer sees. Biases and norms are left out of it, as
     usual, and so are the prompts' and masks' embeddings and the last layer of the IoU head, of which some rows belong
     to masks that no loss reaches: decay alone would wear them away. (MONAI's `generate_param_groups` knows rates, but
-    no decay; timm's functions know both, but timm is optional here.)
+    no decay; timm's knows decay, but no rates.)
 
     Args:
         network: frozen parts of it are left out.

@@ -67,11 +67,11 @@ def build_timm_encoder(
         fine_features: see `FineFeatures`.
 
     Raises:
-        ValueError: when timm is missing or lacks the model, the model has no stage of stride 16 or none that the neck
+        ValueError: when timm lacks the model, the model has no stage of stride 16 or none that the neck
             needs, it takes no images of this size, or the weights are another model's.
         FileNotFoundError: when the weights do not exist.
     """
-    timm = _import_timm()
+    timm = importlib.import_module("timm")  # which takes seconds
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(PREFIX + other for other in near)}?" if near else ""
@@ -92,16 +92,6 @@ def build_timm_encoder(
         load_timm(trunk, timm.create_model(name, **settings), imagenet_weights, name)
     fine = FineFeatures((channels[0], channels[1])) if fine_features else None
     return TimmEncoder(trunk, build_neck(neck, (channels[2 * fine_features], channels[-1])), fine)
-
-
-def _import_timm() -> Any:
-    try:
-        return importlib.import_module("timm")
-    except ImportError as error:
-        raise UserError(
-            f"A `backbone` that begins with {PREFIX!r} needs the package timm, which cannot be imported ({error}): "
-            'pip install ".[timm]" in a clone of monai_kdsam, or pip install timm'
-        ) from error
 
 
 def _select(name: str, stages: Any, neck: str, fine_features: bool) -> tuple[list[int], list[int]]:

@@ -26,7 +26,9 @@ STEPS = 100
 def bundle(tmp_path_factory):
     """Folder of a bundle with weights; pictures lie in `phantoms/images` beside it."""
     folder = tmp_path_factory.mktemp("export")
-    bundle = copy_bundle(folder, settings={"backbone": "resnet18", "image_size": SIZE})
+    bundle = copy_bundle(
+        folder, settings={"backbone": "resnet18", "image_size": SIZE, "prompt_map": False, "fine_features": False}
+    )
     write_phantoms(folder / "phantoms", per_kind=10, size=160)
     torch.manual_seed(0)
     network = build_student("resnet18", image_size=SIZE)

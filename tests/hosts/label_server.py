@@ -61,7 +61,8 @@ class LabelServer:
 
 def random_bundle(folder: Path, backbone: str, image_size: int, seed: int = 0, name: str = MODEL) -> Path:
     """A copy of a bundle with random weights, which answer each prompt with a mask of its own."""
-    bundle = copy_bundle(folder, name, settings={"backbone": backbone, "image_size": image_size})
+    settings = {"backbone": backbone, "image_size": image_size, "prompt_map": False, "fine_features": False}
+    bundle = copy_bundle(folder, name, settings=settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.save(build_student(backbone, image_size=image_size).state_dict(), bundle / "models" / "model.pt")

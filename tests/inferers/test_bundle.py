@@ -27,7 +27,11 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     weights = build_student("resnet18", image_size=64).state_dict()
     for name in ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d"):
-        bundle = copy_bundle(folder, name, settings={"backbone": "resnet18", "image_size": 64})
+        bundle = copy_bundle(
+            folder,
+            name,
+            settings={"backbone": "resnet18", "image_size": 64, "prompt_map": False, "fine_features": False},
+        )
         torch.save(weights, bundle / "models" / "model.pt")
     Image.fromarray(make_phantom("polyp", size=80, seed=1)[0]).resize((70, 56)).save(folder / "picture.png")
     return folder

@@ -33,7 +33,11 @@ def folder(tmp_path_factory):
         torch.manual_seed(0)
         weights = build_student("resnet18", image_size=SIZE).state_dict()
     for name in ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d"):
-        bundle = copy_bundle(folder, name, settings={"backbone": "resnet18", "image_size": SIZE})
+        bundle = copy_bundle(
+            folder,
+            name,
+            settings={"backbone": "resnet18", "image_size": SIZE, "prompt_map": False, "fine_features": False},
+        )
         torch.save(weights, bundle / "models" / "model.pt")
     pixels = np.stack([make_phantom("breast_lesion", size=80, seed=k)[0][:56, :40, 0] for k in range(6)], axis=-1)
     pixels[0, 0, 0], pixels[-1, -1, -1] = 0, 255

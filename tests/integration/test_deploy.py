@@ -48,7 +48,10 @@ MULTI_FRAME_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7.4"  # as pydicom's fi
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
     """Random weights: each image and prompt has a mask of its own, with holes and many parts."""
-    bundle = copy_bundle(tmp_path_factory.mktemp("model"), settings={"backbone": "resnet18", "image_size": 128})
+    bundle = copy_bundle(
+        tmp_path_factory.mktemp("model"),
+        settings={"backbone": "resnet18", "image_size": 128, "prompt_map": False, "fine_features": False},
+    )
     torch.manual_seed(0)
     torch.save(build_student("resnet18", image_size=128).state_dict(), bundle / "models" / "model.pt")
     return bundle

@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from monai_kdsam.networks import build_student
 from monai_kdsam.networks.timm_encoder import fused
-
-timm = pytest.importorskip("timm", reason='needs the extra `timm`: pip install "monai_kdsam[timm]"')
 
 STUDENTS = ["repvit_m1", "tiny_vit_5m_224", "mobilenetv4_conv_small", "hgnetv2_b0", "mobileone_s0"]
 STUDENTS += ["resnet18", "levit_128s"]
@@ -118,12 +115,6 @@ def test_a_model_that_cannot_be_a_student_is_refused(name, text):
 def test_a_neck_that_doubles_needs_stride_32(neck):
     with pytest.raises(ValueError, match=f"no stage of stride 32 for the neck {neck} to double: choose the neck sam"):
         student("vit_tiny_patch16_224", neck=neck)
-
-
-def test_without_timm_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r'pip install "\.\[timm\]" in a clone'):
-        student("resnet18")
 
 
 @pytest.mark.parametrize("name", ["repvit_m1", "mobilenetv4_conv_small", "tiny_vit_5m_224"])

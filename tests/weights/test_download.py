@@ -185,7 +185,8 @@ def test_every_published_name_is_listed_once() -> None:
 
 
 def test_efficientnet_lites_files_are_those_that_timm_names() -> None:
-    timm = pytest.importorskip("timm")
+    import timm
+
     for number in range(3):
         assert (
             WEIGHTS[f"efficientnet_lite{number}"].url
