@@ -17,7 +17,8 @@ from typing import Any
 
 from machine import table, write_result
 
-from monai_kdsam.bundles import bundle_path, parse_value
+from monai_kdsam.bundles import bundle_path
+from monai_kdsam.config_files import parse_value
 from monai_kdsam.handlers.case_report import read_mean_dice
 from monai_kdsam.phases import run_phase
 

@@ -129,7 +129,7 @@ def _deploy(arguments: argparse.Namespace) -> str:
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
-    from monai_kdsam.bundles import parse_value
+    from monai_kdsam.config_files import parse_value
 
     return {key: parse_value(value) for key, value in (_pair(text, "set") for text in pairs)}
 

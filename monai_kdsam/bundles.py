@@ -1,64 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the bundles and config overlays lie, and what a bundle's run begins with."""
+"""Bundles and config overlays: where they lie, copies of them, and the modules that lie beside their configs."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import inspect
 import json
 import logging
-import os
-import platform
-import re
 import shutil
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
-import monai.bundle
-import torch
-from monai.bundle import ConfigParser
-from monai.utils import ensure_tuple
-
-import monai_kdsam
 from monai_kdsam.config_files import edit_config, list_configs, own_values, parse_config
 from monai_kdsam.errors import (
     ExistingFileError,
     MissingFileError,
     UserError,
     did_you_mean,
-    report_error,
-    report_thread_error,
 )
-from monai_kdsam.files import check_writable, write_text
-from monai_kdsam.processes import check_launch
-from monai_kdsam.run_folder import check_checkpoint, lock_phase, run_folder
-from monai_kdsam.settings import check_settings, check_value
+from monai_kdsam.files import write_text
+from monai_kdsam.settings import check_value
 
 __all__ = [
-    "begin_run",
     "bundle_path",
-    "check_checkpoint",
-    "config_checksum",
     "config_path",
     "copy_bundle",
     "copy_bundles",
     "default_bundle",
     "make_importable",
     "own_modules",
-    "parse_value",
-    "run_folder",
     "shipped_bundle",
 ]
 
-# Arguments of MONAI's own, beside which a run takes settings of the config.
-RUN_OPTIONS = inspect.signature(monai.bundle.run).parameters.keys() - {"override"}
-# What a run evaluates, by the option that names another.
-ROOTS = {"init_id": "initialize", "run_id": "run", "final_id": "finalize"}
 BUNDLES = ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d")
 
 logger = logging.getLogger(__name__)
@@ -209,18 +183,6 @@ def make_importable(bundle: str | Path) -> None:
     importlib.invalidate_caches()
 
 
-def parse_value(text: str) -> Any:
-    """A setting as it is typed: JSON, Python's True, False and None, or else text.
-
-    >>> [parse_value(text) for text in ("512", "[0, 0.02]", "False", "false", "resnet18")]
-    [512, [0, 0.02], False, False, 'resnet18']
-    """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return {"True": True, "False": False, "None": None}.get(text, text)
-
-
 def _with_settings(file: Path, settings: Mapping[str, Any]) -> str:
     """The text of a config with those settings that it has; metadata.json states the size of images."""
     text = file.read_text(encoding="utf-8")
@@ -233,91 +195,3 @@ def _with_settings(file: Path, settings: Mapping[str, Any]) -> str:
         for tensor in (formats["inputs"]["image"], formats["outputs"]["pred"]):
             tensor["spatial_shape"][:2] = [settings["image_size"]] * 2
     return json.dumps(config, indent=4) + "\n"
-
-
-def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None = None) -> None:
-    """The first thing that a bundle's run does: check the config, log what is run, prepare the output folder.
-
-    Of several processes only the first one writes.
-
-    Args:
-        seed: to log.
-        output_dir: the output folder.
-        bundle_root: the bundle's folder.
-        run_dir: where the merged config is kept, by default in the output folder.
-
-    Raises:
-        ValueError: when a setting is wrong, see `check_settings`, or the config is for one of several processes.
-        OSError: when the output folder cannot be written, or another process runs the same phase there.
-    """
-    typed = _typed()
-    if typed is not None:
-        sys.excepthook, threading.excepthook = report_error, report_thread_error
-    check_launch()
-    if not Path(bundle_root).is_dir():
-        raise MissingFileError(f"Expected `bundle_root` to be a bundle's folder, but there is none at {bundle_root}.")
-    make_importable(bundle_root)
-    parser = _up_the_stack("self", ConfigParser)
-    config: Any = None if parser is None else parser.config
-    if parser is not None:
-        roots = tuple((typed or {}).get(option, name) for option, name in ROOTS.items())
-        settings = {name: word for name, word in (typed or {}).items() if name not in RUN_OPTIONS}
-        check_settings(config, Path(bundle_root) / "configs", typed=settings, roots=roots, macros=_macros(settings))
-    if idist.get_rank() > 0:
-        return
-    folder = Path(output_dir)
-    check_writable(folder, "output_dir")
-    if config is not None:
-        lock_phase(folder, str(config.get("phase", "run")))
-    versions = {"monai_kdsam": monai_kdsam, "monai": monai, "torch": torch}
-    listed = ", ".join(f"{name} {module.__version__}" for name, module in versions.items())
-    logger.info("Seed %d; %s, Python %s.", seed, listed, platform.python_version())
-    threads = f"{torch.get_num_threads()} threads of PyTorch on {os.cpu_count()} CPUs"
-    logger.info("%s; beside other work OMP_NUM_THREADS=1, or few, is faster.", threads)
-    if config is not None:
-        write_text(Path(run_dir or folder) / "config.json", json.dumps(config, indent=4, default=str))
-
-
-def _up_the_stack(name: str, kind: type | tuple[type, ...]) -> Any:
-    """The nearest variable of a name and a kind in the call stack, None where there is none.
-
-    MONAI gives an expression what it refers to, and nothing refers to the config as a whole, or to the files that it is
-    from. So they are looked for in the call stack; this is the only function that does.
-    """
-    frame = inspect.currentframe()
-    while frame is not None and not isinstance(frame.f_locals.get(name), kind):
-        frame = frame.f_back
-    return None if frame is None else frame.f_locals[name]
-
-
-def _macros(typed: Mapping[str, str]) -> set[str]:
-    """Keys that a `%key` names in the running config's files, or on the command line."""
-    files = ensure_tuple(_up_the_stack("config_file", (str, Path, list, tuple)) or ())
-    texts = [Path(file).read_text(encoding="utf-8") for file in files if Path(file).is_file()]
-    return set(re.findall(r"%(\w+)", " ".join([*texts, *typed.values()])))
-
-
-def _typed() -> dict[str, str] | None:
-    """Options and their values where this program is `python -m monai.bundle`, else None."""
-    if Path(sys.argv[0]).parts[-2:] != ("bundle", "__main__.py"):
-        return None
-    pairs = [
-        (*word[2:].split("=", 1), following)
-        for word, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True)
-        if word.startswith("--")
-    ]
-    return {name.replace("-", "_"): value for name, value, *_ in pairs}
-
-
-def config_checksum(*sections: str) -> str:
-    """Checksum of what sections of the config say whose expression calls this, for results that depend on them.
-
-    Raises:
-        UserError: when no config is being evaluated: a checksum of nothing would accept whatever was kept.
-    """
-    parser = _up_the_stack("self", ConfigParser)
-    if parser is None:
-        raise UserError("Expected `config_checksum` to be called by an expression of a config, got no config.")
-    config: Any = parser.config
-    chosen = {name: config.get(name) for name in sections}
-    return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16).hexdigest()

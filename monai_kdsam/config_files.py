@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config files of a bundle, YAML and JSON: read, and edited without loss of their comments."""
+"""The config files of a bundle, YAML and JSON: read, and edited by typed settings without loss of their comments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 
 from monai_kdsam.errors import UserError
 
-__all__ = ["edit_config", "list_configs", "own_values", "parse_config"]
+__all__ = ["edit_config", "list_configs", "own_values", "parse_config", "parse_value"]
 
 # The same as MONAI's, in C where PyYAML was built so: a config takes a tenth of the time.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -36,6 +36,18 @@ def own_values(folder: Path) -> dict[str, dict[str, Any]]:
         for key, value in parse_config(file.read_text(encoding="utf-8"), file.suffix).items():
             values.setdefault(key, {})[file.name] = value
     return values
+
+
+def parse_value(text: str) -> Any:
+    """A setting as it is typed: JSON, Python's True, False and None, or else text.
+
+    >>> [parse_value(text) for text in ("512", "[0, 0.02]", "False", "false", "resnet18")]
+    [512, [0, 0.02], False, False, 'resnet18']
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
 
 
 def edit_config(text: str, settings: Mapping[str, Any]) -> str:

@@ -13,8 +13,9 @@ import monai.bundle
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from monai_kdsam.bundles import RUN_OPTIONS, config_path
+from monai_kdsam.bundles import config_path
 from monai_kdsam.errors import MissingFileError, UserError
+from monai_kdsam.run import RUN_OPTIONS
 
 __all__ = ["phase_command", "phase_files", "read_phase", "run_phase"]
 

@@ -11,8 +11,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from benchmarks.docs_tables import read_knobs
-from monai_kdsam.bundles import bundle_path, config_path, copy_bundle, parse_value
-from monai_kdsam.config_files import edit_config, list_configs, own_values, parse_config
+from monai_kdsam.bundles import bundle_path, config_path, copy_bundle
+from monai_kdsam.config_files import edit_config, list_configs, own_values, parse_config, parse_value
 
 CONFIGS = bundle_path() / "configs"
 FILES = [*CONFIGS.glob("*.yaml"), *config_path().rglob("*.yaml")]

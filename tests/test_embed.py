@@ -10,10 +10,11 @@ import re
 import pytest
 import torch
 
-from monai_kdsam.bundles import bundle_path, config_checksum
+from monai_kdsam.bundles import bundle_path
 from monai_kdsam.data import EmbeddingStore
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.phases import read_phase
+from monai_kdsam.run import config_checksum
 
 
 def reason(error: BaseException) -> str:
