@@ -123,7 +123,7 @@ def label(session: nox.Session) -> None:
     # pip puts what the borrowed environment has in other versions, NumPy 2 and pydicom 3, before it.
     session.install("-e", ".[label,report]", "pytest>=8", "playwright")
     # chromium-common by name, for where it is installed: Chromium wants its files in its own folder.
-    environment = unpack_debian(session, "orthanc", "orthanc-dicomweb", "chromium", "chromium-common")
+    environment = unpack_debian(session, "orthanc", "orthanc-dicomweb", "chromium", "chromium-common", "dicom3tools")
     command = (
         "python",
         "-m",
@@ -134,6 +134,7 @@ def label(session: nox.Session) -> None:
         "tests/integration",
         # Nothing else is tested under NumPy 1.26.
         *("tests/transforms", "tests/data", "monai_kdsam/transforms", "monai_kdsam/data"),
+        *("tests/dicom", "monai_kdsam/dicom"),
         "tests/label",
         "tests/report/test_report.py::test_a_browser_shows_plots_and_pictures",
     )
@@ -149,7 +150,7 @@ def deploy(session: nox.Session) -> None:
     session.install("-e", ".[deploy]", "pytest>=8", "setuptools>=77", "dcmqi")
     session.run("python", "-m", "pip", "check")
     environment = unpack_debian(session, "dicom3tools")  # dciodvfy
-    tests = ("tests/integration/test_deploy.py", "tests/deploy")
+    tests = ("tests/integration/test_deploy.py", "tests/deploy", "tests/dicom")
     session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", *tests, env=environment)
 
 

@@ -9,16 +9,14 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from monai.deploy.conditions import CountCondition
 from monai.deploy.core import AppContext, Application, Image, IOType
-from monai.deploy.operators.dicom_seg_writer_operator import SegmentDescription
 from monai.deploy.operators.dicom_series_selector_operator import DICOMSeriesSelectorOperator
-from monai.deploy.operators.dicom_utils import ModelInfo
 from monai.deploy.operators.monai_bundle_inference_operator import IOMapping
-from pydicom.uid import generate_uid
 
 from monai_kdsam.deploy import MODALITIES
 from monai_kdsam.deploy.dicom_folder import check_folder
@@ -38,16 +36,6 @@ from monai_kdsam.errors import ExistingFileError, UserError
 from monai_kdsam.files import scratch_folder
 
 __all__ = ["SegmentationApplication", "run_application"]
-
-
-class PromptedDescription(SegmentDescription):
-    """A segment that a person pointed at."""
-
-    def to_segment_description(self, segment_number: int) -> object:
-        """For highdicom."""
-        description = super().to_segment_description(segment_number)
-        description.SegmentAlgorithmType = "SEMIAUTOMATIC"
-        return description
 
 
 class SegmentationApplication(Application):
@@ -97,14 +85,17 @@ class SegmentationApplication(Application):
             name="infer",
         )
         collect = MaskCollectorOperator(self, output_folder=self.output_folder, name="collect")
-        write, draw = self._writer(), OverlayOperator(self, name="draw")
+        kind = "SEMIAUTOMATIC" if self.prompts else "AUTOMATIC"
+        segment = replace(self.segment, version=str(self.model.metadata["version"]), algorithm_type=kind)
+        write = SegWriterOperator(self, segment=segment, model=self.model, name="write")
+        draw = OverlayOperator(self, name="draw")
         self.add_flow(load, select, {("dicom_study_list", "dicom_study_list")})
         self.add_flow(select, read, {(series, series)})
         self.add_flow(read, infer, {(image, image)})
         self.add_flow(read, collect, {("sources", "sources")})
         self.add_flow(infer, collect, {("pred", "pred")})
-        self.add_flow(collect, write, {(name, name) for name in ("seg_image", series, "output_folder")})
-        self.add_flow(collect, draw, {(name, name) for name in ("seg_image", "source", "output_folder")})
+        for last in (write, draw):
+            self.add_flow(collect, last, {(name, name) for name in ("seg_image", "source", "output_folder")})
 
     def check_complete(self) -> None:
         """Raise a UserError unless all is written: told to end, holoscan ends as if all had been done."""
@@ -126,27 +117,6 @@ class SegmentationApplication(Application):
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"Cannot load {self.model.path} with this version of PyTorch: {reason}") from error
         return context
-
-    def _writer(self) -> SegWriterOperator:
-        version = str(self.model.metadata["version"])
-        describe = PromptedDescription if self.prompts else SegmentDescription
-        description = describe(
-            segment_label=self.segment.label,
-            segmented_property_category=self.segment.category,
-            segmented_property_type=self.segment.kind,
-            algorithm_name="KD SAM",
-            algorithm_version=version,
-        )
-        # The UID of a device that is another one with other weights.
-        uid = generate_uid(entropy_srcs=[self.model.sha256])
-        return SegWriterOperator(
-            self,
-            segment_descriptions=[description],
-            output_folder=self.output_folder,
-            model_info=ModelInfo("monai_kdsam", str(self.model.metadata.get("name", "KD SAM")), version, uid),
-            custom_tags={"SeriesDescription": f"KD SAM: {self.segment.label}"[:64]},
-            name="write",
-        )
 
 
 def run_application(

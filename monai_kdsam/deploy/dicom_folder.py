@@ -14,9 +14,8 @@ from scipy.spatial import cKDTree
 
 from monai_kdsam.data.paths import is_dicom
 from monai_kdsam.deploy import MODALITIES
-from monai_kdsam.deploy.sources import SAME_POSITION, are_at_one_place, is_slice
 from monai_kdsam.dicom.decoding import check_deflated
-from monai_kdsam.dicom.header import checked_uid
+from monai_kdsam.dicom.header import SAME_POSITION, are_at_one_place, checked_uid, is_slice
 from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.rgb import TooLargeError
 

@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from highdicom.spatial import get_image_coordinate_system
+from highdicom.sr import CodedConcept
 from monai.deploy.core import ConditionType, Image, Operator, OperatorSpec
 from monai.deploy.core.domain.dicom_series import DICOMSeries
-from monai.deploy.core.domain.dicom_series_selection import SelectedSeries, StudySelectedSeries
+from monai.deploy.core.domain.dicom_series_selection import StudySelectedSeries
 from monai.deploy.core.domain.dicom_study import DICOMStudy
 from monai.deploy.operators.dicom_data_loader_operator import DICOMDataLoaderOperator
-from monai.deploy.operators.dicom_seg_writer_operator import DICOMSegmentationWriterOperator
 from monai.deploy.operators.monai_bundle_inference_operator import MonaiBundleInferenceOperator
 from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import generate_uid
 
 from monai_kdsam.data import Image2DReader
-from monai_kdsam.deploy.frame_segmentation import describe_frames
+from monai_kdsam.deploy.model import DeployModel
 from monai_kdsam.deploy.overlay import save_overlay
 from monai_kdsam.deploy.prompt_file import Prompts
-from monai_kdsam.deploy.sources import GEOMETRY, Source, group_sources, is_slice, with_prompts
+from monai_kdsam.deploy.sources import Source, group_sources, with_prompts
+from monai_kdsam.dicom.codes import Segment
+from monai_kdsam.dicom.segmentation import make_segmentation
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import within
 
@@ -34,16 +37,6 @@ __all__ = [
     "OverlayOperator",
     "SegWriterOperator",
 ]
-
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-
-
-def _copy_without(instance: Any, *keywords: str) -> Dataset:
-    """A header without some elements; it shares the others, and `copy.copy` would share even what is deleted."""
-    copied = Dataset()
-    copied.update({element.tag: element for element in instance if element.keyword not in keywords})
-    copied.file_meta = instance.file_meta
-    return copied
 
 
 class LoaderOperator(DICOMDataLoaderOperator):
@@ -70,8 +63,8 @@ class LoaderOperator(DICOMDataLoaderOperator):
 
     def populate_series_attributes(self, series: DICOMSeries, sop_instance: Any) -> None:
         """Copy the attributes of a series that have a value."""
-        empty = [element.keyword for element in sop_instance if element.is_empty]
-        super().populate_series_attributes(series, _copy_without(sop_instance, *empty))
+        told = Dataset({element.tag: element for element in sop_instance if not element.is_empty})
+        super().populate_series_attributes(series, told)
 
 
 class FrameReaderOperator(Operator):
@@ -183,8 +176,7 @@ class MaskCollectorOperator(Operator):
     """Collects the masks of the frames of a source, and hands them on when they are complete.
 
     Named inputs: `sources` and `pred`, an `Image` (H, W) with its place in the metadata.
-    Named outputs: `seg_image`, `study_selected_series_list` and `output_folder`, as DICOMSegmentationWriterOperator
-    wants them, and `source`.
+    Named outputs: `seg_image`, an `Image` (frames, H, W) of 0 and 1, its `source`, and `output_folder`, for its files.
     """
 
     def __init__(self, fragment: Any, *args: Any, output_folder: Path, **kwargs: Any) -> None:
@@ -197,7 +189,7 @@ class MaskCollectorOperator(Operator):
         """Declare the ports."""
         spec.input("sources").condition(ConditionType.NONE)
         spec.input("pred")
-        for name in ("seg_image", "study_selected_series_list", "output_folder", "source"):
+        for name in ("seg_image", "source", "output_folder"):
             spec.output(name).condition(ConditionType.NONE)
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
@@ -214,9 +206,8 @@ class MaskCollectorOperator(Operator):
         for at, mask in self.masks.pop(number).items():
             stack[at] = mask
         op_output.emit(Image(stack), "seg_image")
-        op_output.emit(self._as_selection(source), "study_selected_series_list")
-        op_output.emit(self._folder(number), "output_folder")
         op_output.emit(source, "source")
+        op_output.emit(self._folder(number), "output_folder")
 
     def _folder(self, number: int) -> Path:
         """By the UID of the source, with a number where several have it: a series with slices of several directions."""
@@ -224,44 +215,43 @@ class MaskCollectorOperator(Operator):
         before = sum(source.uid == uid for source in self.sources[:number])
         return within(self.output_folder, f"{uid}_{before + 1}" if before else uid)
 
-    @staticmethod
-    def _as_selection(source: Source) -> list[StudySelectedSeries]:
-        series = DICOMSeries(source.instances[0].SeriesInstanceUID)
-        for instance in source.instances:
-            series.add_sop_instance(instance)
-        selection = StudySelectedSeries(DICOMStudy(source.instances[0].StudyInstanceUID))
-        selection.add_selected_series(SelectedSeries("", series))
-        return [selection]
 
+class SegWriterOperator(Operator):
+    """Writes a DICOM segmentation.
 
-class SegWriterOperator(DICOMSegmentationWriterOperator):
-    """The App SDK's writer, for images without a geometry too: ultrasound, secondary capture, a cine of these.
+    The App SDK's DICOMSegmentationWriterOperator knows no images without a geometry: ultrasound, secondary capture, a
+    cine of these.
 
-    highdicom, which the original calls, writes a single frame of them alone; the others are added to its file.
+    Named inputs: `seg_image`, `source` and `output_folder`, of MaskCollectorOperator.
+
+    Args:
+        fragment: the application.
+        segment: what the masks show.
+        model: what made them; of other weights it is another device.
     """
 
-    def create_dicom_seg(self, image: np.ndarray, dicom_series: DICOMSeries, output_dir: Path) -> None:
-        """Write the masks (frames, H, W) of 0 and 1 of a series."""
-        instance = dicom_series.get_sop_instances()[0].get_native_sop_instance()
-        try:
-            # A position without a direction and a pixel's size says nothing, yet highdicom would go by it.
-            is_placed = is_slice(instance) or "SharedFunctionalGroupsSequence" in instance
-            if is_placed and get_image_coordinate_system(instance) is not None:
-                super().create_dicom_seg(image, dicom_series, output_dir)
-            else:
-                self._write_frames(image, instance, output_dir)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:  # highdicom's, of headers that it rejects
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"Cannot write a segmentation of {instance.filename}: its header has {reason}") from error
+    def __init__(self, fragment: Any, *args: Any, segment: Segment, model: DeployModel, **kwargs: Any) -> None:
+        self.segment, self.equipment = segment, Dataset()
+        self.equipment.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.DCM.ProcessingEquipment)]
+        self.equipment.Manufacturer = "monai_kdsam"
+        self.equipment.ManufacturerModelName = str(model.metadata.get("name", "KD SAM"))
+        self.equipment.SoftwareVersions = segment.version
+        self.equipment.DeviceUID = generate_uid(entropy_srcs=[model.sha256])
+        super().__init__(fragment, *args, **kwargs)
 
-    def _write_frames(self, image: np.ndarray, instance: Any, output_dir: Path) -> None:
-        # What stands in for the image: a class that highdicom knows, of images with a single frame and no geometry.
-        first = _copy_without(instance, "NumberOfFrames", "SOPClassUID", *GEOMETRY)
-        first.SOPClassUID = SECONDARY_CAPTURE
-        series = DICOMSeries(instance.SeriesInstanceUID)
-        series.add_sop_instance(first)
-        super().create_dicom_seg(image[:1], series, output_dir)
-        describe_frames(next(output_dir.glob("*.dcm")), instance, image)
+    def setup(self, spec: OperatorSpec) -> None:
+        """Declare the ports."""
+        for name in ("seg_image", "source", "output_folder"):
+            spec.input(name)
+
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
+        """Write that of one source."""
+        masks = op_input.receive("seg_image").asnumpy()
+        source, folder = op_input.receive("source"), op_input.receive("output_folder")
+        segmentation = make_segmentation(source.instances, masks, [self.segment], f"KD SAM: {self.segment.label}")
+        segmentation.ContributingEquipmentSequence = [self.equipment]
+        folder.mkdir(parents=True, exist_ok=True)
+        segmentation.save_as(folder / f"{segmentation.SOPInstanceUID}.dcm")
 
 
 class OverlayOperator(Operator):

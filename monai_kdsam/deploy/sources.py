@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,24 +13,12 @@ import numpy as np
 
 from monai_kdsam.data.paths import frame_path
 from monai_kdsam.deploy.prompt_file import Prompts, Request, Target
-from monai_kdsam.dicom.header import complete_header, complete_thickness
+from monai_kdsam.dicom.header import are_at_one_place, is_slice, number_of_frames
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = [
-    "GEOMETRY",
-    "SAME_POSITION",
-    "Frame",
-    "Source",
-    "are_at_one_place",
-    "group_sources",
-    "is_slice",
-    "with_prompts",
-]
-
-GEOMETRY = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-SAME_POSITION = 1e-3  # mm
+__all__ = ["Frame", "Source", "group_sources", "with_prompts"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +32,7 @@ class Frame:
     def path(self) -> str:
         """As `Image2DReader` reads it."""
         file = Path(self.instance.filename)
-        if _number_of_frames(self.instance) == 1:
+        if number_of_frames(self.instance) == 1:
             return str(file)
         return str(frame_path(file, self.number - 1))
 
@@ -69,7 +57,7 @@ class Source:
         return [
             Frame(instance, number)
             for instance in self.instances
-            for number in range(1, _number_of_frames(instance) + 1)
+            for number in range(1, number_of_frames(instance) + 1)
         ]
 
     @property
@@ -78,26 +66,10 @@ class Source:
         return int(self.instances[0].Rows), int(self.instances[0].Columns)
 
 
-def _number_of_frames(instance: Dataset) -> int:
-    return int(instance.get("NumberOfFrames") or 1)
-
-
-def is_slice(instance: Dataset) -> bool:
-    """Whether an image is one picture that says where it lies in space."""
-    return all(instance.get(keyword) for keyword in GEOMETRY) and _number_of_frames(instance) == 1
-
-
-def are_at_one_place(slices: Sequence[Dataset]) -> bool:
-    """Whether several images have one position: ultrasound stills that all say (0, 0, 0) are no stack."""
-    positions = np.array([image.ImagePositionPatient for image in slices], dtype=float)
-    return len(slices) > 1 and bool((np.ptp(positions, axis=0) <= SAME_POSITION).all())
-
-
 def group_sources(series: Iterable[Dataset]) -> list[Source]:
     """Sort the instances of one series into stacks of one orientation, size and spacing, and single images.
 
-    Images that are all at one place are single images. Instances without pixels are left out. Headers are completed in
-    place: attributes that may be empty are added where they are missing.
+    Images that are all at one place are single images. Instances without pixels are left out.
     """
     stacks: dict[Any, list[Dataset]] = defaultdict(list)
     planes: list[np.ndarray] = []  # orientation and spacing, which scanners write with a little noise
@@ -105,7 +77,6 @@ def group_sources(series: Iterable[Dataset]) -> list[Source]:
     for instance in series:
         if "PixelData" not in instance:
             continue
-        complete_header(instance)
         if is_slice(instance):
             numbers = np.array([*instance.ImageOrientationPatient, *instance.PixelSpacing], dtype=float)
             plane = next((n for n, known in enumerate(planes) if np.allclose(numbers, known, 0, 1e-4)), len(planes))
@@ -121,10 +92,8 @@ def group_sources(series: Iterable[Dataset]) -> list[Source]:
         if are_at_one_place(stack):
             singles += stack
             continue
-        complete_thickness(stack)
         sources.append(Source(stack[0].SeriesInstanceUID, tuple(sorted(stack, key=_depth))))
     for instance in sorted(singles, key=lambda single: single.filename):
-        complete_thickness([instance])
         sources.append(Source(instance.SOPInstanceUID, (instance,)))
     return sources
 

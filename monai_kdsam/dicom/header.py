@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers of DICOM images, as what is derived from them copies them."""
+"""Headers of DICOM images: where the image lies, and what a segmentation of it copies."""
 
 from __future__ import annotations
 
@@ -14,8 +14,21 @@ from monai_kdsam.errors import UserError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["checked_uid", "complete_header", "complete_thickness"]
+__all__ = [
+    "COMPRESSION",
+    "SAME_POSITION",
+    "are_at_one_place",
+    "checked_uid",
+    "complete_header",
+    "complete_thickness",
+    "is_slice",
+    "number_of_frames",
+]
 
+GEOMETRY = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+SAME_POSITION = 1e-3  # mm
+
+COMPRESSION = ("LossyImageCompressionRatio", "LossyImageCompressionMethod")
 # What the standard wants in each image, empty or not, and anonymizers remove all the same.
 PATIENT_AND_STUDY = (
     "PatientName",
@@ -45,16 +58,33 @@ def checked_uid(uid: str, keyword: str) -> str:
     return uid
 
 
+def number_of_frames(image: Dataset) -> int:
+    """1 for an image that does not say."""
+    return int(image.get("NumberOfFrames") or 1)
+
+
+def is_slice(image: Dataset) -> bool:
+    """Whether an image is one picture that says where it lies in space."""
+    return all(image.get(keyword) for keyword in GEOMETRY) and number_of_frames(image) == 1
+
+
+def are_at_one_place(slices: Sequence[Dataset]) -> bool:
+    """Whether several images have one position: ultrasound stills that all say (0, 0, 0) are no stack."""
+    positions = np.array([image.ImagePositionPatient for image in slices], dtype=float)
+    return len(slices) > 1 and bool((np.ptp(positions, axis=0) <= SAME_POSITION).all())
+
+
 def complete_header(image: Dataset) -> None:
     """Give a header, in place, what a segmentation copies from it: patient and study, in today's form and in UTF-8.
 
     highdicom refuses images that lack an attribute which may be empty, and dates as 1994.11.05 and times as 11:20:00,
     which were valid before 1993 and are still to be accepted. What is no date or time becomes empty. Its version 0.22
-    does not copy the character set in which names are written.
+    does not copy the character set in which names are written, and refuses images that do not say how they were
+    compressed.
     """
     image.decode()
     image.SpecificCharacterSet = "ISO_IR 192"
-    for keyword in PATIENT_AND_STUDY:
+    for keyword in PATIENT_AND_STUDY + COMPRESSION:
         if keyword not in image:
             setattr(image, keyword, "")
         elif keyword.endswith(("Date", "Time")):

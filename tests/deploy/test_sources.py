@@ -43,16 +43,6 @@ def test_noise_in_the_orientation_splits_no_series(noise, stacks):
     slices[0].ImageOrientationPatient[1] -= 1e-7
     found = group_sources(slices)
     assert len(found) == stacks
-    for source in found:  # as highdicom wants it
-        assert len({tuple(instance.ImageOrientationPatient) for instance in source.instances}) == 1
-
-
-@pytest.mark.filterwarnings("ignore:Invalid value for VR")
-def test_headers_get_what_a_segmentation_copies():
-    old = sample("SC_rgb_rle.dcm", StudyDate="1994.11.05", StudyTime="11:20:00")
-    del old.PatientID
-    group_sources([old])
-    assert (old.StudyDate, old.StudyTime, old.PatientID) == ("19941105", "112000", "")
 
 
 def test_instances_without_pixels_are_left_out():

@@ -296,17 +296,19 @@ def test_a_real_mr_series_gets_the_mask_of_a_direct_call(server, archive, direct
         np.testing.assert_array_equal(found[index], expected)
 
 
-def test_a_cine_gets_the_mask_of_the_frame(server, archive, predict, real_data, tmp_path):
+def test_a_cine_gets_the_mask_of_the_frame_and_its_seg_refers_to_it(server, archive, predict, real_data, tmp_path):
     file = real_data / "dicom-us" / "examples_ybr_color.dcm"
     archive.store(file)
-    series = pydicom.dcmread(file, stop_before_pixels=True).SeriesInstanceUID
+    header = pydicom.dcmread(file, stop_before_pixels=True)
+    series = header.SeriesInstanceUID
     params = {"foreground": [[150, 120, 7]]}
     found = sitk.GetArrayFromImage(image_of(server, series, params, tmp_path))
     expected = predict(file.with_name(f"{file.stem}#frame7.dcm"), foreground=[[150, 120]])
     np.testing.assert_array_equal(found[7], expected)
-    answer = server.post(series, params | {"label_info": [{"name": "structure"}]}, output="dicom_seg")
-    assert answer.status_code == 400
-    assert "DICOM SEG cannot refer to this series" in answer.json()["detail"]
+    seg = seg_of(server, series, params)
+    assert_of_the_same_study(seg, header)
+    mask = seg.get_pixels_by_source_frame(header.SOPInstanceUID, [8], combine_segments=True)
+    np.testing.assert_array_equal(mask[0], expected)
 
 
 def test_orthancs_own_address_in_the_place_of_dicomwebs_is_told_in_one_line(archive, server, tmp_path):
