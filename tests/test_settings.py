@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from monai_kdsam.bundles import BUNDLES, bundle_path, config_path
-from monai_kdsam.settings import check_settings
+from monai_kdsam.settings import check_device, check_settings
 
 CONFIGS = bundle_path() / "configs"
 PHASES = {
@@ -123,6 +123,7 @@ def test_a_path_that_the_command_line_cuts_at_its_hash_is_named() -> None:
 )
 def test_what_can_be_meant_passes(typed) -> None:
     check("train", **typed)
+    check_device(typed.get("device"))  # what `BundlePredictor` looks at alone
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def export_bundle(
     target = bundle / "models" / f"{form}_{precision}" if output is None else Path(output)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
         raise ExistingFileError(f"Expected `output` to be new, empty or an earlier export, got {target}.")
-    predictor = BundlePredictor(bundle, device="$torch.device('cpu')", progress=False)
+    predictor = BundlePredictor(bundle, device="cpu", progress=False)
     with scratch_folder(target.parent, "export") as scratch:
         _check_room(scratch, bundle / "models" / "model.pt")
         built = scratch / "built"
@@ -84,7 +84,7 @@ def export_bundle(
         manifest = _describe(bundle, predictor, built, form, precision, files)
         manifest.write(built)
         if form == "torchscript" and precision == "fp16":  # its encoder was converted in place
-            predictor = BundlePredictor(bundle, device="$torch.device('cpu')", progress=False)
+            predictor = BundlePredictor(bundle, device="cpu", progress=False)
         parity = check_parity(built, predictor, checked)
         if not parity.holds:
             raise UserError(f"The masks of {form} {precision} differ too much. {parity}. {_ADVICE[precision]}")
