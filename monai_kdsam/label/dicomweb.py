@@ -55,7 +55,14 @@ def _user() -> dict[str, str]:
     name, password = (os.environ.get(f"MONAI_LABEL_DICOMWEB_{part}") for part in ("USERNAME", "PASSWORD"))
     if not name or not password:
         return {}
-    return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
+    try:
+        user = f"{name}:{password}".encode("latin-1")  # as requests, and with it MONAI Label's client, sends it
+    except UnicodeEncodeError as error:
+        raise UserError(
+            "Expected MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD in the letters of Latin-1, "
+            "as MONAI Label sends them, got others."
+        ) from error
+    return {"Authorization": "Basic " + base64.b64encode(user).decode()}
 
 
 def _are_datasets(kind: str, body: bytes) -> bool:

@@ -89,7 +89,15 @@ def test_the_user_and_the_prefix_of_the_servers_variables_are_used(answering, mo
     check_dicomweb(server.address)
     ((path, headers),) = server.asked
     assert path == "/dicom-web/rs/studies?limit=1"
-    assert base64.b64decode(headers["Authorization"].removeprefix("Basic ")).decode() == "reader:päss"
+    # As requests encodes it, with which MONAI Label then asks.
+    assert base64.b64decode(headers["Authorization"].removeprefix("Basic ")) == "reader:päss".encode("latin-1")
+
+
+def test_a_password_that_monai_label_cannot_send_is_told(answering, monkeypatch):
+    monkeypatch.setenv("MONAI_LABEL_DICOMWEB_USERNAME", "reader")
+    monkeypatch.setenv("MONAI_LABEL_DICOMWEB_PASSWORD", "пароль")
+    with pytest.raises(ValueError, match="in the letters of Latin-1"):
+        check_dicomweb(answering(200, DICOM_JSON, b"[]").address)
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/dicom-web", "http://nowhere.invalid", "http://[::1"])
