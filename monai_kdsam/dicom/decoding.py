@@ -108,29 +108,29 @@ def decode_dicom(file: Path, frame: int) -> Picture:
         status = file.stat()
         pixels = _remembered_frames(file, inverted, status.st_mtime_ns, status.st_size)[frame].copy()
     else:
-        pixels = _decode_frames(file, inverted)[0]
+        pixels = _decode_frames(reader, inverted)[0]
     window = _window(header) or _window_without_padding(pixels, padding_range(header))
     affine = no_geometry(spacing or (1.0, 1.0))
     return Picture(pixels, affine=affine, spacing=spacing, window=window, inverted=inverted)
 
 
-def _decode_frames(file: Path, inverted: bool) -> np.ndarray:
+def _decode_frames(reader: sitk.ImageFileReader, inverted: bool) -> np.ndarray:
     """All frames (N, H, W) or (N, H, W, C); MONOCHROME1 as it is stored, which GDCM inverts or refuses."""
     if not inverted:
-        pixels = sitk.GetArrayFromImage(open_dicom(file).Execute())
+        pixels = sitk.GetArrayFromImage(reader.Execute())
         return pixels if pixels.ndim > 2 else pixels[None]
     with tempfile.TemporaryDirectory() as folder:
-        data = dcmread(file, force=True)
+        data = dcmread(reader.GetFileName(), force=True)
         data.PhotometricInterpretation = "MONOCHROME2"
         copy = Path(folder, "stored.dcm")
         data.save_as(copy)
-        return _decode_frames(copy, False)
+        return _decode_frames(open_dicom(copy), False)
 
 
 @lru_cache(maxsize=1)
 def _remembered_frames(file: Path, inverted: bool, *_: int) -> np.ndarray:
     """GDCM decodes whole files, so the frames of a cine, which are read one after the other, are decoded once."""
-    return _decode_frames(file, inverted)
+    return _decode_frames(open_dicom(file), inverted)
 
 
 def padding_range(header: Mapping[str, str]) -> tuple[float, float] | None:

@@ -347,12 +347,12 @@ def test_padding_does_not_count_in_the_percentiles(tmp_path):
 
 
 def test_a_cine_is_decoded_once(tmp_path, monkeypatch):
-    from monai_kdsam.data import dicom
+    from monai_kdsam.dicom import decoding
 
     frames = RANDOM.randint(0, 256, (5, 6, 7), dtype=np.uint8)
     path = write_dicom(tmp_path / "cine.dcm", frames, NumberOfFrames=5)
-    decoded, decode_frames = [], dicom._decode_frames
-    monkeypatch.setattr(dicom, "_decode_frames", lambda *given: decoded.append(given) or decode_frames(*given))
+    decoded, decode_frames = [], decoding._decode_frames
+    monkeypatch.setattr(decoding, "_decode_frames", lambda *given: decoded.append(given) or decode_frames(*given))
     for number, frame in enumerate(frames):
         image, _ = read(tmp_path / f"cine#frame{number}.dcm")
         np.testing.assert_array_equal(image[..., 0], frame)
