@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.image_reader import list_images
 from monai_kdsam.data.mask_writer import MaskWriter
 from monai_kdsam.data.paths import check_names, split_frame, stem_of
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.drawing import draw_contour, draw_prompt
 from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError
 from monai_kdsam.files import ROOM, check_writable, replacing

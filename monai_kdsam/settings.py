@@ -83,7 +83,7 @@ def _reject_unknown(config: Mapping[str, Any], own: Mapping[str, Any], macros: S
     referred = _references(config) | macros
     for key in config:
         if key not in known and key not in referred:
-            hint = did_you_mean(key, known) or " A key of your own must be used by another: '@key'."
+            hint = did_you_mean(key, known) or " A key of your own must be used by another: '@key' or '%key'."
             raise UserError(f"The config has a key that nothing knows: {key!r}.{hint}")
 
 

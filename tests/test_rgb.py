@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_kdsam.data.decoding import decode
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.picture import to_rgb as bundle_rgb
 from monai_kdsam.rgb import read_picture, rgb_from_array
 

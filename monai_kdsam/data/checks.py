@@ -15,9 +15,9 @@ from monai.utils import ensure_tuple
 from PIL import Image
 from tqdm import tqdm
 
-from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import UNLABELED, Item
 from monai_kdsam.data.paths import check_names
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.errors import UserError
 from monai_kdsam.picture import Picture, to_rgb
 from monai_kdsam.transforms.masks import clean_mask, threshold_mask

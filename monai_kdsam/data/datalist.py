@@ -18,8 +18,8 @@ import torch
 from monai.utils import ensure_tuple
 
 from monai_kdsam.data.checks import Problem, inspect_items
-from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import SPLITS, UNLABELED, Item, read_dataset
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.data.shared_images import warn_of_shared_images
 from monai_kdsam.data.split_file import check_files, load_split_file, relative_to, with_paths, write_split_file
 from monai_kdsam.data.splits import check_fractions, counts, duplicate_groups, split_all

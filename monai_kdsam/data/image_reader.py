@@ -13,8 +13,8 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from monai_kdsam.data.decoding import count_frames, decode
 from monai_kdsam.data.paths import frame_path, is_supported, split_frame, supported_files
+from monai_kdsam.data.picture_file import count_frames, decode
 from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.picture import no_geometry, to_rgb
 

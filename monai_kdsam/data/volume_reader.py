@@ -15,9 +15,9 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 
-from monai_kdsam.data.decoding import count_frames
 from monai_kdsam.data.nifti import nifti_affine
 from monai_kdsam.data.paths import NIFTI_SUFFIXES, is_dicom, suffix_of
+from monai_kdsam.data.picture_file import count_frames
 from monai_kdsam.dicom.decoding import open_dicom, padding_range
 from monai_kdsam.dicom.slice_grid import slice_grid
 from monai_kdsam.errors import MissingFileError, UserError

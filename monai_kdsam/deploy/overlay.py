@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from monai_kdsam.data.decoding import decode
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.deploy.sources import Source
 from monai_kdsam.drawing import draw_contour, draw_prompt, save_picture_sheet
 from monai_kdsam.picture import to_rgb

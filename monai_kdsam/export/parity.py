@@ -13,7 +13,7 @@ import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from monai_kdsam.data.decoding import decode
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.picture import to_rgb
 from monai_kdsam.runtime import Predictor

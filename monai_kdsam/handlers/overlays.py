@@ -11,8 +11,8 @@ import numpy as np
 from ignite.engine import Engine, Events
 from PIL import Image
 
-from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.paths import split_frame, stem_of
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.drawing import draw_contour
 from monai_kdsam.files import ROOM, replacing
 from monai_kdsam.picture import to_rgb

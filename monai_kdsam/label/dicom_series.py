@@ -11,8 +11,8 @@ import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from monai_kdsam.data.decoding import count_frames
 from monai_kdsam.data.paths import frame_path, is_dicom
+from monai_kdsam.data.picture_file import count_frames
 from monai_kdsam.data.volume_reader import series_files
 from monai_kdsam.dicom.slice_grid import slice_grid
 from monai_kdsam.errors import UserError

@@ -16,9 +16,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
-from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.geometry import file_affine
 from monai_kdsam.data.paths import PICTURE_SUFFIXES, suffix_of
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.errors import UserError
 from monai_kdsam.itk import itk_affine, open_itk
 from monai_kdsam.label.dicom_series import series_images

@@ -15,9 +15,9 @@ from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 
 from monai_kdsam.data import Image2DReader
-from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import SPLITS, Item, read_dataset, read_head_circumferences
 from monai_kdsam.data.paths import PICTURE_SUFFIXES, split_frame, suffix_of
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.data.split_file import check_files, with_paths
 from monai_kdsam.errors import UserError
 from monai_kdsam.transforms.masks import clean_mask

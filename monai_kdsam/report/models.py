@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from monai_kdsam.data.decoding import decode
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.errors import UserError, UserFileError
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.picture import to_rgb

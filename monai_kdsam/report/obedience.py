@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import Item
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.picture import to_rgb
 from monai_kdsam.transforms.masks import EIGHT_NEIGHBORS
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.layouts import Item
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.drawing import draw_contour, draw_prompt, save_picture_sheet
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.picture import to_rgb

@@ -12,7 +12,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImage, L
 from PIL import Image
 
 from monai_kdsam.data import Image2DReader, list_images
-from monai_kdsam.data.decoding import count_frames
+from monai_kdsam.data.picture_file import count_frames
 from monai_kdsam.rgb import ROWS, pillow_pixels
 
 REAL = os.environ.get("KDSAM_DATA")

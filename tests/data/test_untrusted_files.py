@@ -20,7 +20,7 @@ from pydicom.encaps import encapsulate
 from monai_kdsam.bundles import bundle_path
 from monai_kdsam.data import VolumeReader, list_images
 from monai_kdsam.data.checks import inspect_items
-from monai_kdsam.data.decoding import decode
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.rgb import TooLargeError, read_picture
 
 RNG = np.random.default_rng(0)

@@ -6,8 +6,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from monai_kdsam.data import VolumeReader, list_volumes
-from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.paths import frame_path
+from monai_kdsam.data.picture_file import decode
 
 EVEN = [(0.0, 0.0, 2.0 * k) for k in range(6)]
 AXIAL, CORONAL = (1, 0, 0, 0, 1, 0), (1, 0, 0, 0, 0, -1)

@@ -12,8 +12,8 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from monai_kdsam.data import prepare_datalist
-from monai_kdsam.data.decoding import decode
 from monai_kdsam.data.phantoms import write_phantoms
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.report.items import load_reference, read_split, with_units
 
 

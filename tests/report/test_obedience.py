@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_kdsam.data.decoding import decode
+from monai_kdsam.data.picture_file import decode
 from monai_kdsam.report.corrective_clicks import MOST_CLICKS
 from monai_kdsam.report.items import load_reference
 from monai_kdsam.report.obedience import make_mosaic, structures

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode one 2-D picture of any supported format.
+"""One 2-D picture out of a file of any supported format, decoded.
 
 Pillow decodes PNG, JPEG, BMP and TIFF, nibabel NIfTI, SimpleITK (GDCM inside) DICOM and 16-bit colour. Nothing here
 knows MONAI's conventions except the affine; :class:`monai_kdsam.data.Image2DReader` does the rest.
