@@ -22,7 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_segment(commands)
 
-    demo = commands.add_parser("demo", help="the whole way on generated pictures, in a few minutes on a CPU")
+    demo = commands.add_parser(
+        "demo", help="the shipped student on generated pictures, before and after it learns; minutes on a CPU"
+    )
     demo.add_argument("--dir", default="kdsam_demo", help="folder to write to (default: %(default)s)")
     _add_device(demo)
 

@@ -11,8 +11,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import fire
-import monai.bundle
 import numpy as np
 import pytest
 import torch
@@ -22,7 +20,7 @@ from benchmarks.docs_tables import RESULTS, fill
 from monai_kdsam.__main__ import main
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.export import export_bundle
-from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.inferers import BundlePredictor, bundle_predictor
 from monai_kdsam.networks import build_kdsam, save_weights
 from monai_kdsam.parser import build_parser
 from monai_kdsam.weights.download import WEIGHTS
@@ -45,25 +43,28 @@ def commands(text):
     return [" ".join(line.split()) for line in lines if line.startswith("python -m monai")]
 
 
-def test_the_commands_of_the_quick_start_run_in_their_order(tmp_path, monkeypatch):
+def test_the_commands_of_the_quick_start_run_in_their_order(trained, tmp_path, monkeypatch):
     """As typed, but small: DATA is generated, a small teacher takes SAM's place, nothing is downloaded."""
     monkeypatch.chdir(tmp_path)
+    shipped = trained.bundle.rename(tmp_path / "shipped")
+    monkeypatch.setattr(bundle_predictor, "shipped_bundle", lambda: shipped)
     write_phantoms("DATA", per_kind=8, size=72)
     small = ["--teacher", "scratch", "--overlays", "smoke", "--set", "progress=False"]
     ran = []
     for command in commands(QUICKSTART):
-        name, *words = shlex.split(command)[2:]
+        words = shlex.split(command)[3:]
         ran.append(words[0])
         if words[0] == "download":
             assert words[1] in WEIGHTS
             Path(words[-1]).mkdir(parents=True, exist_ok=True)
         elif words[0] == "fit":
             assert main([*(word.replace("image_size=512", "image_size=64") for word in words), *small]) == 0
-        elif name == "monai.bundle":
-            fire.Fire(monai.bundle.run, command=[*words[1:], "--progress", "False"])
+        elif words[0] == "segment":
+            assert main([word.replace("PICTURE", "DATA/images/polyp_000.png") for word in words]) == 0
         else:
             build_parser().parse_args(words)
-    assert ran == ["download", "download", "fit", "run", "report"]
+    assert ran == ["segment", "segment", "download", "download", "fit", "segment", "report"]
+    assert Path("kdsam_segmented/polyp_000_overlay.png").is_file()
     assert len(list(Path("masks").glob("*_mask.png"))) == 16
 
 
