@@ -62,7 +62,7 @@ def fit(
     """Train a recipe's student, evaluate it, draw some of its masks; what was interrupted goes on.
 
     Args:
-        data: folder of `images` and `masks`, or a MONAI datalist (.json).
+        data: folder of `images` and `masks`, or a datalist (.json, .csv).
         recipe: one of `RECIPES`.
         teacher: one of `TEACHERS`.
         bundle: its folder; one that does not exist is made, with the settings in it that training and serving share.
@@ -81,7 +81,7 @@ def fit(
             raise UserError(f"Expected `{name}` to be one of {', '.join(known)}, got {value!r}.")
     if not Path(data).exists():
         raise MissingFileError(
-            f"Expected a folder with images/ and masks/, or a datalist (.json), got {data}, which does not exist."
+            f"Expected a folder with images/ and masks/, or a datalist (.json, .csv), got {data}, which does not exist."
         )
     plan = _Plan(Path(data), recipe, teacher, Path(bundle), tuple(overlays), dict(settings or {}))
     plan.prepare()
@@ -111,7 +111,7 @@ class _Plan:
         trained = RECIPES[recipe]
         has_teacher = "distill" in trained.phases
         before = TEACHERS[teacher] if has_teacher else Recipe((), ())
-        listed = ("datasets/datalist",) if data.suffix == ".json" else ()
+        listed = ("datasets/datalist",) if data.suffix.lower() in (".json", ".csv") else ()
         self.overlays = (*listed, *trained.overlays, *before.overlays, *overlays)
         cache = ("embed",) * (has_teacher and settings.get("cached_embeddings") is True)
         self.trained = (*before.phases, *trained.phases)

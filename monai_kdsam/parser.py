@@ -49,13 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_report(commands)
 
-    export = commands.add_parser("export", help="to ONNX, OpenVINO or TorchScript, with a check of the masks")
-    export.add_argument("--bundle", required=True, help="folder of the bundle, with models/model.pt")
-    export.add_argument("--format", required=True, choices=["onnx", "openvino", "torchscript"])
-    export.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "int8"], help="default: %(default)s")
-    export.add_argument("--calibration", metavar="FOLDER", help="pictures to calibrate int8 with")
-    export.add_argument("--images", metavar="FOLDER", help="pictures to compare masks on (default: generated ones)")
-    export.add_argument("--output", metavar="DIR", help="folder to write (default: in the bundle's models)")
+    _add_export(commands)
 
     bom = commands.add_parser("bom", help="bill of materials of a trained bundle, with a model card (CycloneDX)")
     bom.add_argument("bundle", help="folder of the bundle, with models/model.pt")
@@ -90,7 +84,7 @@ def _add_segment(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     fit = commands.add_parser("fit", help="train a recipe on your images, evaluate, draw; or go on with it")
-    fit.add_argument("data", help="folder of images/ and masks/, or a MONAI datalist (.json)")
+    fit.add_argument("data", help="folder of images/ and masks/, or a datalist (.json, .csv)")
     fit.add_argument("--recipe", default="plus", help="plus, paper or promptable (default: %(default)s)")
     fit.add_argument(
         "--teacher",
@@ -156,6 +150,16 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     report.add_argument("--seed", type=int, default=0, help="of prompts and intervals (default: %(default)s)")
     _add_device(report)
     report.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = commands.add_parser("export", help="to ONNX, OpenVINO or TorchScript, with a check of the masks")
+    export.add_argument("--bundle", required=True, help="folder of the bundle, with models/model.pt")
+    export.add_argument("--format", required=True, choices=["onnx", "openvino", "torchscript"])
+    export.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "int8"], help="default: %(default)s")
+    export.add_argument("--calibration", metavar="FOLDER", help="pictures to calibrate int8 with")
+    export.add_argument("--images", metavar="FOLDER", help="pictures to compare masks on (default: generated ones)")
+    export.add_argument("--output", metavar="DIR", help="folder to write (default: in the bundle's models)")
 
 
 def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -96,7 +96,7 @@ def test_what_a_fit_cannot_do_is_told_in_one_line_before_its_first_phase(images,
 
 def test_images_that_do_not_exist_are_told_before_a_bundle_is_made(images, capsys):
     assert main(["fit", "nowhere"]) == 1
-    assert "images/ and masks/, or a datalist (.json), got nowhere" in capsys.readouterr().err
+    assert "images/ and masks/, or a datalist (.json, .csv), got nowhere" in capsys.readouterr().err
     assert not Path("kdsam_deepgrow_2d").exists()
 
 
@@ -153,3 +153,8 @@ def test_forty_images_go_from_nothing_to_a_report_though_the_process_is_killed(t
     assert ran(done.stdout) == ["distill", "refine", "train", "evaluate"]
     assert "--resume True" in next(line for line in done.stdout.splitlines() if line.startswith("$ "))
     assert Image.open(tmp_path / "kdsam_deepgrow_2d" / "output" / "pictures.png").width > 0
+
+
+@pytest.mark.parametrize("name", ["list.json", "list.CSV"])
+def test_a_datalist_is_read_as_one_in_either_format(name) -> None:
+    assert module._Plan(Path(name), "plus", "sam", Path("bundle"), (), {}).overlays[0] == "datasets/datalist"
