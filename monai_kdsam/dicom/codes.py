@@ -55,8 +55,8 @@ def segment_named(text: str) -> Segment:
     Example:
         >>> segment_named("polyp").kind.value
         '68496003'
-        >>> segment_named("prostate=AnatomicalStructure/Prostate").category.value
-        '91723000'
+        >>> segment_named("prostate=AnatomicalStructure/Prostate").kind.value
+        '41216001'
     """
     from pydicom.sr.codedict import codes
 
