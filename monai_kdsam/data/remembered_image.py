@@ -32,6 +32,8 @@ class RememberedImaged(MapTransform):
     Args:
         keys: of the paths of the images.
         transform: from {key: path} to {key: MetaTensor}; deterministic.
+        request: what the transform goes by beside the path, of all that comes along with it; images are told apart by
+            it, too. Nothing else of one request reaches what another one gets.
         max_bytes: what all kept images together may occupy; an image of 1024 x 1024 pixels has 12 MiB.
         shared: objects of one such text share one memory in the process, for a bundle that has options to show: MONAI
             Label builds its transforms anew at each request. It must tell apart what `transform` does differently.
@@ -42,11 +44,12 @@ class RememberedImaged(MapTransform):
         keys: KeysCollection = "image",
         *,
         transform: Callable[[dict[Hashable, Any]], Mapping[Hashable, Any]],
+        request: Callable[[Mapping[Hashable, Any]], Mapping[Hashable, Hashable]] = lambda _: {},
         max_bytes: int = 256 * 2**20,
         shared: str | None = None,
     ) -> None:
         super().__init__(keys)
-        self.transform = transform
+        self.transform, self.request = transform, request
         memory: BoundedCache[MetaTensor] = BoundedCache(max_bytes)
         self.images = memory if shared is None else _SHARED.setdefault(shared, memory)
 
@@ -59,14 +62,16 @@ class RememberedImaged(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             path = str(result[key])
-            kept = self.images.recall(self._identity(path), partial(self._prepare, key, path))
+            asked = dict(self.request(data))
+            identity = (*self._identity(path), *asked.items())
+            kept = self.images.recall(identity, partial(self._prepare, key, asked | {key: path}))
             meta = copy.deepcopy(kept.meta) | {"filename_or_obj": path}
             operations = copy.deepcopy(kept.applied_operations)
             result[key] = MetaTensor(kept.as_tensor(), meta=meta, applied_operations=operations)
         return result
 
-    def _prepare(self, key: Hashable, path: str) -> MetaTensor:
-        image: MetaTensor = self.transform({key: path})[key]
+    def _prepare(self, key: Hashable, asked: dict[Hashable, Any]) -> MetaTensor:
+        image: MetaTensor = self.transform(asked)[key]
         return image
 
     @staticmethod

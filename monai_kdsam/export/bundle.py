@@ -211,6 +211,8 @@ def _describe(
         image_size=predictor.network.image_size,
         pixel_mean=config["pixel_mean"],
         pixel_std=config["pixel_std"],
+        close_up=config.get("close_up", 0),
+        mask_input=predictor.network.prompt_map,
         files=files,
         sha256={file.name: file_sha256(file) for file in sorted(folder.iterdir())},
         weights_sha256=file_sha256(bundle / "models" / "model.pt"),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_kdsam.export.parts import AutomaticHead, Decoder
+from monai_kdsam.export.parts import AutomaticHead, Decoder, example_masks
 from monai_kdsam.networks import KDSAM
 from monai_kdsam.networks.scriptable import example_inputs
 from monai_kdsam.networks.timm_encoder import fused
@@ -30,6 +30,7 @@ def to_graphs(network: KDSAM) -> dict[str, Graph]:
     """
     image, embedding, points, labels = example_inputs(network)
     batch, prompts, count = (torch.export.Dim(name) for name in ("batch", "prompts", "points"))
+    masks = zip(("mask_input", "has_mask_input"), example_masks(network), strict=False)
     parts: dict[str, tuple[nn.Module, dict[str, tuple[Tensor, dict[int, Any]]], list[str]]] = {
         "encoder": (fused(network.image_encoder), {"image": (image, {0: batch})}, ["embedding"]),
         "decoder": (
@@ -38,6 +39,7 @@ def to_graphs(network: KDSAM) -> dict[str, Graph]:
                 "embedding": (embedding[:1], {}),
                 "points": (points, {0: prompts, 1: count}),
                 "labels": (labels, {0: prompts, 1: count}),
+                **{name: (example, {0: prompts}) for name, example in masks},
             },
             ["masks", "iou"],
         ),

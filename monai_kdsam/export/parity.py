@@ -125,7 +125,7 @@ def check_parity(exported: str | Path, bundle: BundlePredictor, images: Sequence
                 roi=corners.ravel().tolist() or None,
             )
             prompt = {"points": xy[clicks], "labels": kinds[clicks]} if clicks.any() else {}
-            mask, _ = predictor.predict(**prompt, box=corners.ravel() if len(corners) else None)
+            mask, *_ = predictor.predict(**prompt, box=corners.ravel() if len(corners) else None)
             prompted.append(mask_iou(mask, expected))
         tensors.append(bundle.preprocessing({"image": path})["image"].as_tensor().numpy())
     model = open_part(Path(exported) / manifest.files["model"], manifest.format)

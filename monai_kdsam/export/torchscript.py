@@ -12,7 +12,7 @@ from monai.bundle import ckpt_export
 from monai.data import load_net_with_metadata, save_net_with_metadata
 from monai.networks.utils import convert_to_torchscript
 
-from monai_kdsam.export.parts import Decoder, HalfPrecision
+from monai_kdsam.export.parts import Decoder, HalfPrecision, example_masks
 from monai_kdsam.networks import KDSAM
 from monai_kdsam.networks.scriptable import example_inputs
 from monai_kdsam.networks.timm_encoder import fused
@@ -46,7 +46,8 @@ def write_torchscript(network: KDSAM, bundle: Path, folder: Path, *, half: bool)
         with torch.no_grad():
             image, embedding, points, labels = example_inputs(network)
             encoder = torch.jit.trace(fused(network.image_encoder), image, check_trace=False)
-            decoder = torch.jit.trace(Decoder(network).eval(), (embedding[:1], points, labels), check_trace=False)
+            prompts = (points, labels, *example_masks(network))
+            decoder = torch.jit.trace(Decoder(network).eval(), (embedding[:1], *prompts), check_trace=False)
             # Frozen, since a trace keeps all weights of its module, the encoder's among them.
             decoder = torch.jit.freeze(decoder, optimize_numerics=False)
             encoder.save(str(folder / files["encoder"]))

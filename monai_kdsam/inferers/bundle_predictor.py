@@ -13,16 +13,20 @@ import numpy as np
 import PIL.Image
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, LoadImaged, SaveImaged
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from monai_kdsam.bundles import make_importable, shipped_bundle
 from monai_kdsam.data.image_reader import Image2DReader, PixelsReader
 from monai_kdsam.data.remembered_image import RememberedImaged
 from monai_kdsam.errors import MissingFileError, UserError, find_mistake
 from monai_kdsam.inferers.prompted_inferer import PromptedInferer
+from monai_kdsam.mask_input import CELL, check_mask_input
 from monai_kdsam.rgb import pillow_pixels, rgb_from_array
 from monai_kdsam.settings import check_device
+from monai_kdsam.transforms.host_prompts import to_file_frame
 
 __all__ = ["BundlePredictor", "Segmentation"]
 
@@ -37,11 +41,13 @@ class Segmentation(NamedTuple):
         mask: (H, W) of 0 and 1.
         probability: (H, W) of foreground, within 0 and 1; the mask is where it is above a half.
         iou: the IoU that the network expects of the mask. Only a training of the IoU head makes it worth something.
+        logits: (H, W), what the probability is of; the next prompt's `mask_input`.
     """
 
     mask: NDArray[np.uint8]
     probability: NDArray[np.float32]
     iou: float
+    logits: NDArray[np.float32]
 
 
 def _unwrapped(function: Callable[[], Returned]) -> Returned:
@@ -149,26 +155,40 @@ class BundlePredictor:
         foreground: Sequence[Sequence[float]] = (),
         background: Sequence[Sequence[float]] = (),
         roi: Sequence[float] | None = None,
+        mask_input: NDArray[Any] | None = None,
     ) -> Segmentation:
-        """Segment one picture as a call does, and tell how sure the network is.
+        """Segment one picture as a call does, tell how sure the network is, and go on from an earlier answer.
+
+        Args:
+            image: see the call.
+            foreground: see the call.
+            background: see the call.
+            roi: see the call.
+            mask_input: (H, W) `logits` of the answer that these prompts correct, SAM's mask prompt. It helps a network
+                that was trained with such prompts (`mask_share`).
 
         Raises:
-            ValueError: see the call; also of a bundle of volumes.
+            ValueError: see the call; also of a bundle of volumes, and when `mask_input` is of another picture's size
+                or not finite.
         """
         if not isinstance(self.inferer, PromptedInferer):
             raise UserError("Expected a bundle of pictures for `predict`; of volumes there are masks alone.")
-        loaded, logits = self._infer(
-            image, {"foreground": list(foreground), "background": list(background), "roi": roi}
-        )
-        mask = self.postprocessing({"image": loaded, "pred": logits})["pred"]
+        prompts = {"foreground": list(foreground), "background": list(background), "roi": roi}
+
+        def infer() -> tuple[Any, torch.Tensor, float]:
+            loaded = self._load(image, prompts)["image"]
+            mask = None if mask_input is None else _as_seen(mask_input, loaded, self.network.image_size)
+            logits, iou = self.inferer.answer(loaded[None].to(self.device), self.network, mask)
+            return loaded, logits[0].cpu(), float(iou[0, 0])
+
+        loaded, answer, iou = _unwrapped(infer)
         steps = self.postprocessing.transforms
         first = next(number for number, step in enumerate(steps) if isinstance(step, AsDiscreted))
-        inverted = Compose(steps[:first])({"image": loaded, "pred": logits})["pred"]
-        points, labels = self.inferer.prompts_of(loaded[None].to(self.device))
-        with torch.no_grad():
-            _, iou = self.network.decode(self.network.embed(loaded.as_tensor()[None].to(self.device)), points, labels)
-        probability = torch.as_tensor(inverted).float().sigmoid()[0].numpy().T
-        return Segmentation(np.asarray(mask, dtype=np.uint8).T, probability, float(iou[0, 0]))
+        inverted = Compose(steps[:first])({"image": loaded, "pred": answer})
+        mask = Compose(steps[first:])(inverted)["pred"]
+        logits = torch.as_tensor(inverted["pred"]).float()[0].T
+        probability = logits.sigmoid().numpy()
+        return Segmentation(np.asarray(mask, dtype=np.uint8).T, probability, iou, logits.numpy())
 
     def _infer(self, image: Picture, prompts: dict[str, Any]) -> tuple[Any, torch.Tensor]:
         """The preprocessed image and what the inferer makes of it."""
@@ -188,6 +208,16 @@ class BundlePredictor:
         if not isinstance(load, LoadImaged) or not any(isinstance(r, Image2DReader) for r in load._loader.readers):
             raise UserError(f"Expected `image` to be a path, as this bundle reads files, got {type(image).__name__}.")
         return Compose(others)(load({"image": "array", **prompts}, reader=PixelsReader(_to_pixels(image))))
+
+
+def _as_seen(logits: Any, image: MetaTensor, size: int) -> torch.Tensor:
+    """(1, 1, S/4, S/4): logits (H, W) of a picture at the centers of the cells of the part that the network sees."""
+    width, height = (int(side) for side in image.meta["spatial_shape"][:2])
+    logits = check_mask_input(logits, height, width)
+    rows, columns = np.indices((size // CELL, size // CELL)).reshape(2, -1) * CELL + (CELL - 1) / 2
+    x, y = to_file_frame(np.column_stack([columns, rows]), image).T
+    seen = ndimage.map_coordinates(logits, [y, x], order=1, mode="nearest")  # padding sees the picture's edge
+    return torch.from_numpy(seen).reshape(1, 1, size // CELL, size // CELL)
 
 
 def _to_pixels(image: NDArray[Any] | PIL.Image.Image | torch.Tensor) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from monai_kdsam.errors import UserError
+from monai_kdsam.networks import KDSAM
 
 __all__ = ["PromptedInferer", "require_finite"]
 
@@ -65,21 +66,41 @@ class PromptedInferer(Inferer):
             points, labels = self.prompts_of(inputs)
         if points is not None or labels is not None:
             kwargs.update(points=points, labels=labels)
-        # The network sees a plain tensor: what it remembers must not carry one request's metadata to the next.
-        image = inputs.as_subclass(Tensor)
-        # Entered only when asked for: a disabled autocast would switch off the one that MONAI's engine runs on CUDA.
-        precision = torch.autocast(inputs.device.type, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
-        with precision:
+        with self._precision(inputs):
             if self.remember and hasattr(network, "embed") and not torch.is_grad_enabled():
-                logits = network.predict(network.embed(image), **kwargs).float()  # type: ignore[operator]
+                logits = network.predict(network.embed(_plain(inputs)), **kwargs).float()  # type: ignore[operator]
                 require_finite(logits)
             else:
-                logits = network(image, **kwargs)
+                logits = network(_plain(inputs), **kwargs)
                 if isinstance(logits, Mapping):  # of a correction loop, in training
                     return logits
                 logits = logits.float()
-        # Invertd passes over a prediction that is a plain tensor, and the mask would keep the network's frame.
-        return MetaTensor(logits).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else logits
+        return _as_described(logits, inputs)
+
+    @torch.no_grad()
+    def answer(self, inputs: MetaTensor, network: KDSAM, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What a call gives in serving, with all that the network says.
+
+        Args:
+            inputs: (1, 3, S, S), with prompts in its metadata.
+            network: the network.
+            mask: (1, 1, S/4, S/4), see `KDSAM.predict_all`.
+
+        Returns:
+            logits (1, 1, S, S), and the IoU (1, 1) that the network expects.
+
+        Raises:
+            ValueError: when the network's output is not finite.
+        """
+        with self._precision(inputs):
+            mask = None if mask is None else mask.to(inputs.device)
+            logits, iou, _ = network.predict_all(network.embed(_plain(inputs)), *self.prompts_of(inputs), mask)
+        require_finite(logits)
+        return _as_described(logits.float(), inputs), iou
+
+    def _precision(self, inputs: Tensor) -> contextlib.AbstractContextManager[Any]:
+        # Entered only when asked for: a disabled autocast would switch off the one that MONAI's engine runs on CUDA.
+        return torch.autocast(inputs.device.type, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
 
     @staticmethod
     def prompts_of(inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -94,3 +115,13 @@ class PromptedInferer(Inferer):
         used = (labels >= 0).flatten(0, -2).any(dim=0)
         used[0] = True
         return points[..., used, :].to(inputs.device), labels[..., used].to(inputs.device)
+
+
+def _plain(image: Tensor) -> Tensor:
+    """What the network sees: what it remembers must not carry one request's metadata to the next."""
+    return image.as_subclass(Tensor)
+
+
+def _as_described(logits: Tensor, image: Tensor) -> Tensor:
+    """Invertd passes over a prediction that is a plain tensor, and the mask would keep the network's frame."""
+    return MetaTensor(logits).copy_meta_from(image) if isinstance(image, MetaTensor) else logits

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from monai_kdsam.data.picture_file import decode
 from monai_kdsam.errors import UserError, UserFileError
@@ -25,7 +24,6 @@ from monai_kdsam.picture import to_rgb
 from monai_kdsam.report.fill_box import FillBox
 from monai_kdsam.report.prompts import Prompt
 from monai_kdsam.runtime import Predictor
-from monai_kdsam.transforms.host_prompts import to_network_frame
 
 __all__ = ["BundleModel", "CommandModel", "EllipseModel", "ExportModel", "Model", "Prediction"]
 
@@ -67,39 +65,20 @@ class BundleModel:
     def __init__(self, name: str, bundle: str | Path, **overrides: Any) -> None:
         self.name = name
         self._predictor = BundlePredictor(bundle, **overrides)
-        self._image: Any = None
-        self._expected_iou: list[float] = []
-        decoder = getattr(self._predictor.network, "mask_decoder", None)
-        if isinstance(decoder, nn.Module):
-            # The inferer gives masks alone; what the IoU head says about them passes by here.
-            decoder.register_forward_hook(self._keep_expected_iou)
-
-    def _keep_expected_iou(self, _: nn.Module, __: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        # Of several masks the network takes the one that it expects most of.
-        self._expected_iou = output[1].amax(dim=1).tolist()
+        self._image = ""
 
     def set_image(self, path: str) -> None:
-        """Load and preprocess; the network remembers the embedding after the first prediction."""
-        self._image = self._predictor.preprocessing({"image": path})["image"]
+        """The predictions that follow are about this image file; the predictor remembers what it made of it."""
+        self._image = path
 
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """A mask for each prompt, all in one pass of the decoder."""
-        predictor, image = self._predictor, self._image
-        most = max([1, *(len(prompt.labels) for prompt in prompts)])
-        points, labels = torch.zeros(1, len(prompts), most, 2), torch.full((1, len(prompts), most), -1)
-        for row, prompt in enumerate(prompts):
-            count = len(prompt.labels)
-            points[0, row, :count] = torch.from_numpy(to_network_frame(prompt.points, image)).float()
-            labels[0, row, :count] = torch.from_numpy(prompt.labels)
-        device = predictor.device
-        self._expected_iou = [math.nan] * len(prompts)
-        with torch.no_grad():
-            logits = predictor.inferer(
-                image[None].to(device), predictor.network, points=points.to(device), labels=labels.to(device)
-            )
-        masks = [predictor.postprocessing({"image": image, "pred": one[None].cpu()})["pred"] for one in logits[0]]
-        # MONAI's arrays of pictures are (W, H).
-        return [(np.asarray(mask).T > 0, iou) for mask, iou in zip(masks, self._expected_iou, strict=True)]
+        """A mask for each prompt, one after the other."""
+        return [self._answer(prompt.points, prompt.labels) for prompt in prompts]
+
+    def _answer(self, points: NDArray[Any], labels: NDArray[Any]) -> Prediction:
+        clicks = {"foreground": points[labels == 1].tolist(), "background": points[labels == 0].tolist()}
+        found = self._predictor.predict(self._image, **clicks, roi=points[labels >= 2].ravel().tolist() or None)
+        return found.mask > 0, found.iou
 
 
 class ExportModel:
@@ -131,7 +110,7 @@ class ExportModel:
     def _answer(self, points: NDArray[Any], labels: NDArray[Any]) -> Prediction:
         clicked, boxed = (labels == 0) | (labels == 1), labels >= 2
         clicks = {"points": points[clicked], "labels": labels[clicked]} if clicked.any() else {}
-        mask, iou = self._predictor.predict(**clicks, box=points[boxed].ravel() if boxed.any() else None)
+        mask, iou, _ = self._predictor.predict(**clicks, box=points[boxed].ravel() if boxed.any() else None)
         return mask > 0, iou
 
 

@@ -16,7 +16,7 @@ __all__ = ["FORMATS", "MANIFEST", "PARTS", "Manifest"]
 MANIFEST = "kdsam.json"
 FORMATS = ("onnx", "openvino", "torchscript")
 PARTS = ("encoder", "decoder", "model")
-LAYOUT = 3  # of the files, their inputs and their outputs; raised when an older runtime could not use them
+LAYOUT = 4  # of the files, their inputs and their outputs; raised when an older runtime could not use them
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,10 @@ class Manifest:
         image_size: side S of the models' square input in pixels.
         pixel_mean: of each channel, subtracted from values in [0, 255].
         pixel_std: of each channel; the difference is divided by it.
-        files: part to file name: encoder (image -> embedding), decoder (embedding, points, labels -> masks,
-            iou) and model (image -> pred).
+        close_up: how much of a picture is seen with a box, see `monai_kdsam.close_up.close_up`; 0: all of it.
+        mask_input: whether the decoder takes an earlier answer, too.
+        files: part to file name: encoder (image -> embedding), decoder (embedding, points, labels and, with
+            `mask_input`, mask_input and has_mask_input -> masks, iou) and model (image -> pred).
         sha256: of every file in the folder, by name.
         weights_sha256: of the checkpoint that was exported.
         versions: of the packages that took part.
@@ -43,6 +45,8 @@ class Manifest:
     image_size: int
     pixel_mean: list[float]
     pixel_std: list[float]
+    close_up: float
+    mask_input: bool
     files: dict[str, str]
     sha256: dict[str, str]
     weights_sha256: str

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monai_kdsam.close_up import check_close_up, close_up, part_of
 from monai_kdsam.errors import UserError
+from monai_kdsam.mask_input import CELL, NOWHERE, check_mask_input
 from monai_kdsam.rgb import fit_longest, read_picture, resize_pixels, rgb_from_array
+from monai_kdsam.runtime.encoded_image import EncodedImage, View, seen_by
 from monai_kdsam.runtime.manifest import Manifest
+from monai_kdsam.runtime.prompts import read_prompts
 from monai_kdsam.runtime.resampling import resampling_matrix, resize
 from monai_kdsam.runtime.sessions import open_part
 
 __all__ = ["EncodedImage", "Predictor"]
 
-
-@dataclass(frozen=True, eq=False)
-class EncodedImage:
-    """What is kept of an image for the clicks on it; `Predictor.encode` makes it."""
-
-    manifest: Manifest  # of the models
-    height: int
-    width: int
-    scale: NDArray[np.float64]  # (2,), x and y, from the picture to the models' input
-    embedding: NDArray[np.float32]  # (1, C, S / 16, S / 16)
-    rows: NDArray[np.float32]  # (height, S / 4), from the decoder's masks to the picture
-    columns: NDArray[np.float32]  # (width, S / 4)
+_MOST_CLOSE_UPS = 4  # of an image that are kept encoded
 
 
 class Predictor:
@@ -44,6 +36,7 @@ class Predictor:
         threads: to compute with; None takes every physical core. Torch has one such number in a process.
         device: of the image encoder: cpu or gpu, NVIDIA's for ONNX Runtime and TorchScript, Intel's for OpenVINO. What
             a click costs runs on the CPU.
+        close_up: how much of a picture is seen with a box, in sides of the box; 0: all of it; None: as in the bundle.
 
     Raises:
         FileNotFoundError: when the folder is no export, or files are missing.
@@ -51,10 +44,18 @@ class Predictor:
         ImportError: naming the package that runs them, and how to install it.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        close_up: float | None = None,
+    ) -> None:
         folder = Path(folder).absolute()
-        self._source = partial(type(self), folder, threads=threads, device=device)
+        self._source = partial(type(self), folder, threads=threads, device=device, close_up=close_up)
         self.manifest = Manifest.read(folder)
+        self.close_up = check_close_up(self.manifest.close_up if close_up is None else close_up)
         files, form, half = self.manifest.files, self.manifest.format, self.manifest.precision == "fp16"
         self._encoder = open_part(folder / files["encoder"], form, threads=threads, device=device, half=half)
         self._decoder = open_part(folder / files["decoder"], form, threads=threads)
@@ -89,17 +90,36 @@ class Predictor:
             ValueError: when the file is damaged, or the array has another shape or holds NaN.
         """
         pixels = rgb_from_array(image) if isinstance(image, np.ndarray) else read_picture(image)
-        height, width = pixels.shape[:2]
+        return EncodedImage(
+            self.manifest, pixels, self._view(pixels, (slice(0, len(pixels)), slice(0, pixels.shape[1])))
+        )
+
+    def _view(self, pixels: NDArray[np.uint8], part: tuple[slice, slice]) -> View:
+        seen = pixels[part]
+        height, width = seen.shape[:2]
         size = self.manifest.image_size
         inner = fit_longest(height, width, size)
-        (embedding,) = self._encoder(self.prepare(pixels)[None])
+        (embedding,) = self._encoder(self.prepare(seen)[None])
         rows, columns = (
             # The network's own doubling to full size, cut to what is not padding, then back to the picture.
-            resampling_matrix(cut, full) @ resampling_matrix(size // 4, size)[:cut]
+            resampling_matrix(cut, full) @ resampling_matrix(size // CELL, size)[:cut]
             for cut, full in zip(inner, (height, width), strict=True)
         )
-        scale = np.array([inner[1] / width, inner[0] / height])
-        return EncodedImage(self.manifest, height, width, scale, embedding, rows, columns)
+        return View(part, np.array([inner[1] / width, inner[0] / height]), embedding, rows, columns)
+
+    def _close_up(self, image: EncodedImage, box: NDArray[np.float64], clicks: NDArray[np.float64]) -> View:
+        """What is seen with a box (2, 2), encoded when it is new."""
+        part = part_of(close_up(box, clicks, self.close_up), image.width, image.height)
+        (left, top), (right, bottom) = part.tolist()
+        seen = (slice(top, bottom + 1), slice(left, right + 1))
+        if seen == image.whole.part:
+            return image.whole
+        view = image.close_ups.get(str(seen))
+        if view is None:
+            view = image.close_ups[str(seen)] = self._view(image.pixels, seen)
+            for oldest in list(image.close_ups)[:-_MOST_CLOSE_UPS]:
+                image.close_ups.pop(oldest, None)
+        return view
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The models' input (3, S, S) of an RGB picture (H, W, 3): resized, normalized, padded at the end."""
@@ -119,103 +139,84 @@ class Predictor:
         labels: ArrayLike | None = None,
         box: ArrayLike | None = None,
         *,
+        mask_input: ArrayLike | None = None,
         image: EncodedImage | None = None,
-    ) -> tuple[NDArray[np.uint8], Any]:
+    ) -> tuple[NDArray[np.uint8], Any, NDArray[np.float32]]:
         """Segment an image; without any prompt the network segments on its own.
 
         Args:
             points: clicks (N, 2), XY pixels of the picture; (K, N, 2) for K prompts in one call.
             labels: (N,) or (K, N): 1 foreground, 0 background, -1 padding; None means that all are foreground.
             box: [x1, y1, x2, y2] or (K, 4), corners in either order; with points, both count. A box that reaches
-                beyond the picture is cut off at its edges.
+                beyond the picture is cut off at its edges. With `close_up`, each new one costs the encoder.
+            mask_input: logits (H, W) or (K, H, W) of the answer that the prompt corrects, SAM's mask prompt.
             image: of `encode`; None is the one of `set_image`.
 
         Returns:
             mask: (H, W) of 0 and 1, or (K, H, W).
             iou: the IoU that the network expects, a float, or (K,).
+            logits: (H, W) or (K, H, W), above 0 in the mask; the next prompt's `mask_input`.
 
         Raises:
             RuntimeError: when no image is set.
             ValueError: when a click is not on the image, a prompt is no number or has another shape, a box has no
-                area or is not on the image, the image was encoded by another export, or what the models give is not
-                finite.
+                area or is not on the image, the image was encoded by another export, the export takes no
+                `mask_input`, or what the models give is not finite.
         """
         image = self._image if image is None else image
         if image is None:
             raise RuntimeError("An image must be set with `set_image` before `predict`, or be given as `image`.")
         if image.manifest != self.manifest:
             raise UserError("Expected `image` to be encoded by this export, got one that another export encoded.")
-        xy, kinds, single = _prompts(points, labels, box, image.width, image.height)
-        xy = ((xy + 0.5) * image.scale - 0.5).astype(np.float32)  # pixel centers lie at halves
-        logits, iou = self._decoder(image.embedding, xy, kinds)
-        if not np.isfinite(logits).all():
+        xy, kinds, single = read_prompts(points, labels, box, image.width, image.height)
+        earlier = self._earlier(mask_input, image, None if single else len(xy))
+        if box is None or not self.close_up:
+            logits, iou = self._decode(image, image.whole, xy, kinds, earlier)
+        else:
+            boxes = np.sort(np.asarray(box, dtype=np.float64).reshape(-1, 2, 2), axis=1)
+            answers = []
+            for one, corners in enumerate(boxes):
+                view = self._close_up(image, corners, xy[one][(kinds[one] == 0) | (kinds[one] == 1)])
+                own = slice(one, one + 1)
+                answers.append(
+                    self._decode(image, view, xy[own], kinds[own], None if earlier is None else earlier[own])
+                )
+            logits, iou = (np.concatenate(part) for part in zip(*answers, strict=True))
+        masks = (logits > 0).astype(np.uint8)
+        return (masks[0], float(iou[0]), logits[0]) if single else (masks, iou, logits)
+
+    def _earlier(self, logits: ArrayLike | None, image: EncodedImage, count: int | None) -> NDArray[np.float32] | None:
+        """(K, H, W) logits of earlier answers."""
+        if logits is None:
+            return None
+        if not self.manifest.mask_input:
+            raise UserError("This export takes no `mask_input`: its network draws no prompts (`prompt_map`).")
+        rows = [logits] if count is None else list(np.asarray(logits))
+        if count is not None and len(rows) != count:
+            raise UserError(f"Expected `mask_input` of {count} prompts, got {len(rows)}.")
+        return np.stack([check_mask_input(row, image.height, image.width) for row in rows])
+
+    def _decode(
+        self,
+        image: EncodedImage,
+        view: View,
+        xy: NDArray[np.float64],
+        kinds: NDArray[np.int64],
+        earlier: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits (K, H, W) and expected IoUs (K,) of prompts on one view."""
+        seen = ((xy - view.corner + 0.5) * view.scale - 0.5).astype(np.float32)  # pixel centers lie at halves
+        more: list[NDArray[np.float32]] = []
+        if self.manifest.mask_input:
+            cells = self.manifest.image_size // CELL
+            found = np.zeros((len(xy), cells, cells), np.float32) if earlier is None else seen_by(view, earlier, cells)
+            more = [found[:, None], np.full(len(xy), earlier is not None, np.float32)]
+        small, iou = self._decoder(view.embedding, seen, kinds, *more)
+        if not np.isfinite(small).all():
             raise UserError(
                 "The exported models' output is not finite, so there is no mask: their weights hold NaN or infinity, "
                 f"or {self.manifest.precision} is too low a precision for this picture. Export anew, as fp32."
             )
-        masks = (resize(logits[:, 0], image.rows, image.columns) > 0).astype(np.uint8)
-        return (masks[0], float(iou[0, 0])) if single else (masks, iou[:, 0])
-
-
-def _prompts(
-    points: ArrayLike | None, labels: ArrayLike | None, box: ArrayLike | None, width: int, height: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64], bool]:
-    """Points (K, N, 2) and labels (K, N) of all prompts, and whether they were given as one."""
-    if labels is not None and points is None:
-        raise UserError("Expected `points` with `labels`, got labels alone.")
-    clicks = None if points is None else _numbers("points", points, (2, 3), 2)
-    boxes = None if box is None else _numbers("box", box, (1, 2), 4)
-    ranks = {array.ndim - least for array, least in ((clicks, 2), (boxes, 1)) if array is not None}
-    counts = {len(array) for array, least in ((clicks, 3), (boxes, 2)) if array is not None and array.ndim == least}
-    if len(ranks) > 1 or len(counts) > 1:
-        raise UserError("Expected `points` and `box` of equally many prompts, got different numbers.")
-    single = ranks != {1}
-    xy = np.zeros((1 if single else counts.pop(), int(clicks is None and boxes is None), 2))
-    kinds = np.full(xy.shape[:2], -1, dtype=np.int64)  # without a prompt, one point of padding
-    if clicks is not None:
-        xy = clicks[None] if single else clicks
-        kinds = _labels(labels, xy.shape[:2], single)
-    if boxes is not None:
-        xy = np.concatenate([xy, _corners(boxes, width, height)], axis=1)
-        kinds = np.concatenate([kinds, np.tile([2, 3], (len(xy), 1))], axis=1)
-    used = xy[kinds >= 0]
-    if (used < 0).any() or (used > (width, height)).any():
-        raise UserError(f"Expected `points` within the image of {width} x {height} pixels, got {used.tolist()}.")
-    return np.minimum(xy, (width - 1, height - 1)), kinds, single  # a click may be on the far edge of the last pixel
-
-
-def _corners(boxes: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
-    """(K, 2, 2), top-left and bottom-right; what reaches beyond the image is cut off at its edges."""
-    corners = np.sort(boxes.reshape(-1, 2, 2), axis=1)
-    if (corners[:, 0] == corners[:, 1]).any():
-        raise UserError(f"Expected `box` to have an area, got {boxes.tolist()}.")
-    limit = (width - 1, height - 1)
-    if (corners[:, 1] < 0).any() or (corners[:, 0] > limit).any():
-        raise UserError(
-            f"Expected `box` to cover some of the image of {width} x {height} pixels, got {boxes.tolist()}."
-        )
-    return np.clip(corners, 0, limit)
-
-
-def _numbers(name: str, value: ArrayLike, ranks: tuple[int, int], last: int) -> NDArray[np.float64]:
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"Expected numbers in `{name}`, got {value!r}.") from error
-    if array.ndim not in ranks or array.shape[-1] != last or 0 in array.shape:
-        shape = "(N, 2) or (K, N, 2)" if last == 2 else "(4,) or (K, 4)"
-        raise UserError(f"Expected `{name}` of shape {shape}, got {array.shape}.")
-    if not np.isfinite(array).all():
-        raise UserError(f"Expected finite numbers in `{name}`, got {array.tolist()}.")
-    return array
-
-
-def _labels(labels: ArrayLike | None, shape: tuple[int, ...], single: bool) -> NDArray[np.int64]:
-    if labels is None:
-        return np.ones(shape, dtype=np.int64)
-    array = np.asarray(labels)
-    if array.shape != (shape[1:] if single else shape):
-        raise UserError(f"Expected `labels` of shape {shape[1:] if single else shape}, got {array.shape}.")
-    if not np.isin(array, (-1, 0, 1)).all():
-        raise UserError(f"Expected `labels` among 1, 0 and -1, got {array.tolist()}; a box goes into `box`.")
-    return array.astype(np.int64).reshape(shape)
+        logits = np.full((len(xy), image.height, image.width), NOWHERE, dtype=np.float32)
+        logits[:, view.part[0], view.part[1]] = resize(small[:, 0], view.rows, view.columns)
+        return logits, iou[:, 0]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks and prompts, as pure functions and as MONAI dictionary transforms."""
 
-from monai_kdsam.transforms.host_prompts import HostPromptsd, VolumePromptsd, points_from_request
+from monai_kdsam.transforms.close_up import CloseUpd
+from monai_kdsam.transforms.host_prompts import HostPromptsd, VolumePromptsd, close_up_of, points_from_request
 from monai_kdsam.transforms.longest_side import ResizeLongestSide, ResizeLongestSided
 from monai_kdsam.transforms.masks import CleanMaskd
 from monai_kdsam.transforms.prompt_transforms import FixedPromptd, RandPromptd, ValidRegiond
@@ -18,6 +19,7 @@ from monai_kdsam.transforms.variants import RandVariantd
 
 __all__ = [
     "CleanMaskd",
+    "CloseUpd",
     "FixedPromptd",
     "GrayValuesd",
     "HostPromptsd",
@@ -33,6 +35,7 @@ __all__ = [
     "box_from_mask",
     "center_click",
     "clicks_from_mask",
+    "close_up_of",
     "jitter_box",
     "points_from_request",
     "simulate_prompts",

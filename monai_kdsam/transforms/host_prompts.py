@@ -16,9 +16,10 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
+from monai_kdsam.close_up import close_up
 from monai_kdsam.errors import UserError
 
-__all__ = ["HostPromptsd", "VolumePromptsd", "points_from_request", "to_network_frame"]
+__all__ = ["HostPromptsd", "VolumePromptsd", "close_up_of", "points_from_request", "to_network_frame"]
 
 MAX_POINTS = 64
 CLICK_FORMS = {2: "[x, y]", 3: "[i, j, k]"}
@@ -56,10 +57,36 @@ def points_from_request(data: Mapping[Hashable, Any], shape: Sequence[int]) -> t
     return _at_most(points, labels)
 
 
+def close_up_of(data: Mapping[Hashable, Any], margin: float) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """First and last pixels [x, y] of the part that a request's box asks for, see `close_up`; None: all the picture.
+
+    Args:
+        data: see `points_from_request`; whether prompts are on the image is not looked at.
+        margin: see `close_up`; 0 is all the picture always.
+
+    Raises:
+        ValueError: naming the key, when prompts are of another form.
+    """
+    box = _box(data, dimensions=2) if margin else None
+    if box is None:
+        return None
+    (left, top), (right, bottom) = close_up(box, _read_clicks(data, 2)[0], margin).tolist()
+    return (left, top), (right, bottom)
+
+
 def _clicks(data: Mapping[Hashable, Any], shape: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Clicks (N, D) of a request on a file of this shape (D,), and their labels, 1 and 0."""
+    points, labels = _read_clicks(data, len(shape))
+    limit = np.array(shape)
+    for place, label in zip(points, labels, strict=True):
+        if (place < 0).any() or (place > limit).any():
+            key = "foreground" if label else "background"
+            raise UserError(f"Expected `{key}` within the {_size(shape)}, got {place.tolist()}.")
+    return np.minimum(points, limit - 1), labels
+
+
+def _read_clicks(data: Mapping[Hashable, Any], dimensions: int) -> tuple[NDArray[Any], NDArray[Any]]:
     points, labels = [], []
-    dimensions, limit = len(shape), np.array(shape)
     for key, label in (("foreground", 1), ("background", 0)):
         clicks = [] if data.get(key) is None else data[key]
         if not isinstance(clicks, (list, tuple, np.ndarray)):
@@ -68,10 +95,7 @@ def _clicks(data: Mapping[Hashable, Any], shape: Sequence[int]) -> tuple[NDArray
             numbers = _numbers(key, click)
             if numbers.size not in (dimensions, 3):
                 raise UserError(f"Expected clicks {CLICK_FORMS[dimensions]} in `{key}`, got {click}.")
-            place = numbers[:dimensions]
-            if (place < 0).any() or (place > limit).any():
-                raise UserError(f"Expected `{key}` within the {_size(shape)}, got {place.tolist()}.")
-            points.append(np.minimum(place, limit - 1))
+            points.append(numbers[:dimensions])
             labels.append(label)
     return np.array(points, dtype=np.float64).reshape(-1, dimensions), np.array(labels, dtype=np.int64)
 
@@ -139,10 +163,23 @@ def to_network_frame(points: NDArray[Any], image: MetaTensor) -> NDArray[np.floa
     Returns:
         (N, D): column, row and slice of `image`.
     """
-    kept = np.ix_([*range(points.shape[1]), -1], [*range(points.shape[1]), -1])
-    original, now = (np.asarray(each, dtype=np.float64)[kept] for each in (image.meta["original_affine"], image.affine))
-    moved = np.column_stack([points, np.ones(len(points))]) @ (np.linalg.inv(now) @ original).T
-    return moved[:, [1, 0, 2][: points.shape[1]]]
+    original, now = _affines(image, points.shape[1])
+    return _move(points, np.linalg.inv(now) @ original)[:, [1, 0, 2][: points.shape[1]]]
+
+
+def to_file_frame(points: NDArray[Any], image: MetaTensor) -> NDArray[np.float64]:
+    """The inverse of `to_network_frame`."""
+    original, now = _affines(image, points.shape[1])
+    return _move(points[:, [1, 0, 2][: points.shape[1]]], np.linalg.inv(original) @ now)
+
+
+def _affines(image: MetaTensor, dimensions: int) -> list[NDArray[np.float64]]:
+    kept = np.ix_([*range(dimensions), -1], [*range(dimensions), -1])
+    return [np.asarray(each, dtype=np.float64)[kept] for each in (image.meta["original_affine"], image.affine)]
+
+
+def _move(points: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (np.column_stack([points, np.ones(len(points))]) @ affine.T)[:, :-1]
 
 
 def _padded(points: NDArray[Any], labels: NDArray[Any]) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from monai_kdsam.__main__ import main
+from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.export import export_bundle
 from monai_kdsam.export import onnx as to_onnx
 from monai_kdsam.export.int8 import MaskAgreement, quantize, runner
@@ -88,7 +89,7 @@ def test_the_masks_are_those_of_the_bundle(choice, exported, bundle, picture):
             {"foreground": [click], "background": [[3, 4]], "roi": box},
         ),
     ):
-        mask, quality = predictor.predict(**ours)
+        mask, quality, _ = predictor.predict(**ours)
         expected = network(picture, **theirs)
         assert mask.shape == expected.shape == (height, width)
         assert expected.any()
@@ -103,11 +104,11 @@ def test_threads_get_the_answers_that_one_gets(form, exported, bundle):
     asked = [(number % 2, [[20 + 5 * (number // 4 % 12), 30 + 25 * (number % 4)]]) for number in range(64)]
     images = [predictor.encode(picture) for picture in pictures]
     alone = [predictor.predict(points=click, image=images[picture]) for picture, click in asked]
-    assert len({quality for _, quality in alone}) > 30  # a foreign answer would be seen
+    assert len({quality for _, quality, _ in alone}) > 30  # a foreign answer would be seen
     with ThreadPoolExecutor(4) as pool:
         images = list(pool.map(predictor.encode, pictures * 4))
         together = pool.map(lambda one: predictor.predict(points=one[1], image=images[one[0]]), asked)
-        for (mask, quality), (expected, expected_quality) in zip(together, alone, strict=True):
+        for (mask, quality, _), (expected, expected_quality, _) in zip(together, alone, strict=True):
             np.testing.assert_array_equal(mask, expected)
             assert quality == expected_quality
 
@@ -174,25 +175,57 @@ def drawn_and_fine(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("form", "file"), [("onnx", "decoder.onnx"), ("openvino", "decoder.xml")])
-def test_the_exported_decoder_is_the_networks_of_drawn_prompts(drawn_and_fine, form, file):
+def test_the_exported_decoder_is_the_networks_of_drawn_prompts_and_earlier_answers(drawn_and_fine, form, file):
     network, folder = drawn_and_fine
     embedding, points, labels = random_prompts(channels=1024)
+    mask, has_mask = 9 * torch.randn(len(points), 1, 16, 16), torch.arange(len(points)) % 2
     with torch.no_grad():
-        expected = network.decode(embedding, points, labels)
-    found = open_part(folder / file, form)(*(part.numpy() for part in (embedding, points, labels)))
+        expected = network.decode(embedding, points, labels, mask, has_mask > 0)
+    mask[0] = torch.nan  # which nobody looks at
+    inputs = (embedding, points, labels, mask, has_mask.float())
+    found = open_part(folder / file, form)(*(part.numpy() for part in inputs))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape
         assert np.allclose(ours, theirs, atol=1e-3 * theirs.abs().max().item())
+
+
+def test_an_export_sees_boxes_and_earlier_answers_as_the_bundle_does(tmp_path):
+    """A picture in whose close-up the network has something to see, and random weights."""
+    torch.manual_seed(0)
+    bundle = copy_bundle(tmp_path, settings={"backbone": "resnet18", "image_size": 64, "prompt_map": True})
+    torch.save(build_student("resnet18", image_size=64, prompt_map=True).state_dict(), bundle / "models" / "model.pt")
+    exported, _ = export_bundle(bundle, "torchscript", output=tmp_path / "exported")
+    served, light = BundlePredictor(bundle), Predictor(exported)
+    picture = np.random.default_rng(0).integers(0, 256, (150, 200, 3)).astype(np.uint8)
+    light.set_image(picture)
+    before = served.predict(picture, foreground=[[30, 40]]).logits
+    for box, clicks in (([20, 30, 69, 49], []), ([120, 3, 199, 55], [[150, 20]]), (None, [[30, 40]])):
+        prompt = {} if box is None else {"box": box}
+        prompt |= {"points": clicks} if clicks else {}
+        answers = [light.predict(**prompt, mask_input=mask)[2] for mask in (None, before, light.predict(**prompt)[2])]
+        theirs = [
+            served.predict(picture, roi=box, foreground=clicks, mask_input=mask).logits
+            for mask in (None, before, served.predict(picture, roi=box, foreground=clicks).logits)
+        ]
+        for ours, expected in zip(answers, theirs, strict=True):
+            np.testing.assert_allclose(ours, expected, atol=1e-3)
+            assert (expected[100:, :20] == -32).all() == (box is not None)
+        assert np.abs(answers[0] - answers[1]).max() > 0.01
+        assert np.abs(answers[1] - answers[2]).max() > 0.01
+    with pytest.raises(
+        ValueError, match=r"Expected `mask_input` to be the logits .* \(150, 200\), got float32 \(16, 16\)"
+    ):
+        served.predict(picture, mask_input=np.zeros((16, 16), np.float32))
 
 
 def test_several_prompts_in_one_call_are_the_single_ones(exported, picture):
     predictor = Predictor(exported["onnx", "fp32"][0])
     predictor.set_image(picture)
     boxes = [[5, 6, 60, 70], [30, 20, 100, 90]]
-    masks, quality = predictor.predict(box=boxes)
+    masks, quality, _ = predictor.predict(box=boxes)
     singles = [predictor.predict(box=box) for box in boxes]
-    assert np.array_equal(masks, [mask for mask, _ in singles])
-    assert np.allclose(quality, [value for _, value in singles], atol=1e-5)
+    assert np.array_equal(masks, [mask for mask, *_ in singles])
+    assert np.allclose(quality, [value for _, value, _ in singles], atol=1e-5)
 
 
 def size(folder, part="encoder"):
@@ -307,7 +340,7 @@ from monai_kdsam.runtime import Predictor
 for folder in {[str(exported[form, "fp32"][0]) for form in ("onnx", "openvino")]!r}:
     predictor = Predictor(folder)
     predictor.set_image({picture!r})
-    mask, quality = predictor.predict(points=[[60, 50]])
+    mask, quality, _ = predictor.predict(points=[[60, 50]])
     print(int(mask.sum()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

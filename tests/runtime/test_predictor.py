@@ -39,25 +39,43 @@ class Decoder(nn.Module):
         return masks, points[:, :1].sum(dim=2) + 0 * labels[:, :1]
 
 
-@pytest.fixture
-def folder(tmp_path):
+class GoingOn(Decoder):
+    """Gives the mask back that it goes on from."""
+
+    def forward(self, embedding, points, labels, mask_input, has_mask_input):
+        masks, quality = super().forward(embedding, points, labels)
+        return torch.where(has_mask_input[:, None, None, None] > 0.5, mask_input, masks), quality
+
+
+def write_models(folder, decoder, **settings):
+    """An export of the encoder and a decoder."""
+    folder.mkdir(exist_ok=True)
     example = torch.zeros(2, 3, SIZE, SIZE)
     embedding = Encoder()(example)
-    points, labels = torch.zeros(2, 3, 2), torch.zeros(2, 3, dtype=torch.int64)
-    torch.jit.trace(Encoder(), example).save(str(tmp_path / "encoder.ts"))
-    torch.jit.trace(Decoder(), (embedding[:1], points, labels)).save(str(tmp_path / "decoder.ts"))
+    prompts = [torch.zeros(2, 3, 2), torch.zeros(2, 3, dtype=torch.int64)]
+    if isinstance(decoder, GoingOn):
+        prompts += [torch.zeros(2, 1, SIZE // 4, SIZE // 4), torch.zeros(2)]
+    torch.jit.trace(Encoder(), example).save(str(folder / "encoder.ts"))
+    torch.jit.trace(decoder, (embedding[:1], *prompts)).save(str(folder / "decoder.ts"))
     Manifest(
         format="torchscript",
         precision="fp32",
         image_size=SIZE,
         pixel_mean=[0.0] * 3,
         pixel_std=[255.0] * 3,
+        close_up=settings.get("close_up", 0),
+        mask_input=isinstance(decoder, GoingOn),
         files={part: f"{part}.ts" for part in PARTS},
-        sha256={f"{part}.ts": file_sha256(tmp_path / f"{part}.ts") for part in PARTS},
+        sha256={f"{part}.ts": file_sha256(folder / f"{part}.ts") for part in PARTS},
         weights_sha256="",
         versions={"monai_kdsam": "9.9"},
-    ).write(tmp_path)
-    return tmp_path
+    ).write(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_models(tmp_path, Decoder())
 
 
 @pytest.fixture
@@ -77,7 +95,7 @@ def half_bright(height, width):
 def test_the_mask_lies_on_the_picture(folder, height, width):
     predictor = Predictor(folder)
     predictor.set_image(half_bright(height, width))
-    mask, _ = predictor.predict()
+    mask, *_ = predictor.predict()
     assert mask.shape == (height, width)
     assert mask.dtype == np.uint8
     assert (mask != (half_bright(height, width) > 0)).mean() < 0.05
@@ -89,7 +107,7 @@ def test_points_move_to_the_frame_of_the_models(predictor):
     assert predictor.predict(box=[20, 30, 4, 2])[1] == pytest.approx((4.5 + 2.5) * 64 / 60 - 1, abs=1e-4)
     cut = predictor.predict(box=[-7, 2, 20, 99])[1]
     assert cut == predictor.predict(box=[0, 2, 20, 59])[1]
-    masks, quality = predictor.predict(
+    masks, quality, _ = predictor.predict(
         points=np.array([[[1, 1]], [[2, 2]]]), labels=[[1], [0]], box=[[0, 0, 30, 60]] * 2
     )
     assert masks.shape == (2, 60, 30)
@@ -127,6 +145,76 @@ def test_models_that_give_no_numbers_give_an_error_and_no_empty_mask(predictor, 
         predictor.predict()
 
 
+def test_a_box_is_answered_from_a_close_up(folder):
+    predictor = Predictor(folder, close_up=2)
+    encoded, encode = [], predictor._encoder
+    predictor._encoder = lambda image: encoded.append(image) or encode(image)
+    predictor.set_image(half_bright(200, 200))
+    box = [20, 90, 39, 109]
+    mask, quality, logits = predictor.predict(box=box)
+    # 20 pixels wide, so that 40 are seen, from 10 and 80 to 49 and 119.
+    assert quality == pytest.approx((20 - 10 + 90 - 80 + 1) * 64 / 40 - 1, abs=1e-4)
+    assert mask[80:100, 10:50].all()
+    assert mask.sum() == 20 * 40
+    assert (logits[:80] == logits[0, 0]).all()
+    # Clicks and a repetition find it encoded, another box does not, and of many a few are kept.
+    for more in ({"points": [[30, 100]]}, {}, {"points": [[45, 85]], "labels": [0]}):
+        predictor.predict(box=box, **more)
+    assert len(encoded) == 2
+    assert (predictor.predict(box=box, points=[[100, 100]])[2] > -32).all()  # what holds both is all but the picture
+    masks, *_ = predictor.predict(box=[box, [100, 90, 119, 109], [60, 60, 79, 79]])
+    assert len(encoded) == 4
+    assert masks[1, 80:100, 90:130].all()
+    assert masks[2, 50:90, 50:90].all()
+    assert np.array_equal(masks[0], mask)
+    for left in range(0, 100, 10):
+        predictor.predict(box=[left, 5, left + 20, 20])
+    assert len(predictor._image.close_ups) == 4
+    assert Predictor(folder).predict(box=box, image=Predictor(folder).encode(half_bright(200, 200)))[0].sum() > 400
+
+
+@pytest.mark.parametrize("margin", [-1, 0.5, float("nan"), float("inf"), True])
+def test_a_close_up_is_a_number_from_1_or_0(folder, margin):
+    with pytest.raises(ValueError, match="Expected `close_up` to be 0, or a number from 1 on, got"):
+        Predictor(folder, close_up=margin)
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 30), (128, 256), (64, 64), (300, 200)])
+def test_an_earlier_answer_is_seen_where_it_was_given(tmp_path, height, width):
+    predictor = Predictor(write_models(tmp_path / "models", GoingOn()), close_up=2)
+    predictor.set_image(half_bright(height, width))
+    y, x = np.mgrid[:height, :width]
+    wave = (4 * np.sin(y / height * 5) + 3 * np.cos(x / width * 4)).astype(np.float32)
+    found = predictor.predict(mask_input=wave)[2]
+    cell = int(4 * max(height, width) / SIZE)
+    np.testing.assert_allclose(found[cell:-cell, cell:-cell], wave[cell:-cell, cell:-cell], atol=0.3)
+    # In a close-up, of the part that is seen.
+    box = [2, 2, 17, 17]
+    np.testing.assert_allclose(predictor.predict(box=box, mask_input=wave)[2][2:18, 2:18], wave[2:18, 2:18], atol=0.1)
+    both = predictor.predict(points=[[[1, 1]], [[2, 2]]], mask_input=[wave, -wave])[2]
+    np.testing.assert_allclose(both, [found, -found], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((16, 16)), r"`mask_input` to be the logits .* of shape \(60, 30\), got float64 \(16, 16\)"),
+        (np.zeros((1, 60, 30)), r"of shape \(60, 30\), got float64 \(1, 60, 30\)"),
+        (np.full((60, 30), np.nan), "Expected finite numbers in `mask_input`, got NaN"),
+        ("text", "Expected `mask_input` to be the logits"),
+    ],
+)
+def test_an_earlier_answer_of_another_picture_is_refused(tmp_path, folder, mask, message):
+    predictor = Predictor(write_models(tmp_path / "models", GoingOn()))
+    predictor.set_image(half_bright(60, 30))
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(mask_input=mask)
+    without = Predictor(folder)
+    without.set_image(half_bright(60, 30))
+    with pytest.raises(ValueError, match=r"This export takes no `mask_input`: .*\(`prompt_map`\)"):
+        without.predict(mask_input=np.zeros((60, 30)))
+
+
 def test_without_an_image_it_says_so(folder, predictor):
     with pytest.raises(RuntimeError, match="An image must be set with `set_image` before `predict`"):
         Predictor(folder).predict()
@@ -146,7 +234,7 @@ def test_threads_with_an_image_each_get_the_masks_of_their_own(predictor):
     alone = [segment(picture) for picture in pictures]
     with ThreadPoolExecutor(4) as pool:
         for found, expected in zip(pool.map(segment, pictures), alone, strict=True):
-            for (mask, quality), (expected_mask, expected_quality) in zip(found, expected, strict=True):
+            for (mask, quality, _), (expected_mask, expected_quality, _) in zip(found, expected, strict=True):
                 np.testing.assert_array_equal(mask, expected_mask)
                 assert quality == expected_quality
     assert predictor.predict()[0].shape == (60, 30)  # the image that was set
@@ -168,7 +256,7 @@ def change(folder, **values):
 
 def test_files_of_another_version_are_refused(folder):
     change(folder, layout=7)
-    with pytest.raises(ValueError, match=r"Expected exported files of layout 3, got 7 .* written by monai_kdsam 9.9"):
+    with pytest.raises(ValueError, match=r"Expected exported files of layout 4, got 7 .* written by monai_kdsam 9.9"):
         Predictor(folder)
 
 
@@ -182,8 +270,8 @@ def test_files_that_do_not_belong_together_are_refused(folder):
     (folder / "encoder.ts").unlink()
     with pytest.raises(FileNotFoundError, match=r"Expected encoder.ts beside kdsam.json"):
         Predictor(folder)
-    (folder / "kdsam.json").write_text('{"layout": 3}')
-    with pytest.raises(ValueError, match=r"is damaged: it has no files, format"):
+    (folder / "kdsam.json").write_text('{"layout": 4}')
+    with pytest.raises(ValueError, match=r"is damaged: it has no close_up, files, format"):
         Predictor(folder)
     (folder / "kdsam.json").write_text("{")
     with pytest.raises(ValueError, match="damaged or no manifest"):
