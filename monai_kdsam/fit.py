@@ -132,6 +132,8 @@ class _Plan:
         self._check_settings(self.bundle if exists else bundle_path())
         if not exists:
             shared = self._shared(bundle_path())
+            if not self.settings.get("crop_share", read_phase(bundle_path(), "train", *self.overlays)["crop_share"]):
+                shared["close_up"] = 0  # a student that never saw any
             copy_bundle(self.bundle.parent, settings=shared, new_name=self.bundle.name)
         self._check_served()
         self._read_record()

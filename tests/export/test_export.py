@@ -294,7 +294,7 @@ def test_masks_that_differ_fail_the_export_and_leave_nothing(bundle, tmp_path, m
     edited = tmp_path / "kdsam_deepgrow_2d"
     shutil.copytree(bundle, edited)
     config = json.loads((edited / "configs" / "inference.json").read_text())
-    config["preprocessing"]["transforms"][4]["subtrahend"] = [0.0, 0.0, 0.0]
+    config["preprocessing"]["transforms"][5]["subtrahend"] = [0.0, 0.0, 0.0]
     (edited / "configs" / "inference.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"The masks of torchscript fp32 differ too much.*preprocessing"):
         export_bundle(edited, "torchscript")

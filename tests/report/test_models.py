@@ -50,7 +50,7 @@ def test_an_export_answers_as_the_bundle_that_it_is_of(trained, picture, tmp_pat
 
 def test_an_image_is_encoded_once_for_all_its_prompts(trained, picture):
     path, reference = picture
-    model = BundleModel("student", trained.bundle)
+    model = BundleModel("student", trained.bundle, close_up=0)
     encoded = []
     model._predictor.network.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
     model.set_image(path)

@@ -73,12 +73,13 @@ def test_the_steps_tested_here_are_the_bundles() -> None:
         "LoadImaged",
         "EnsureChannelFirstd",
         "Orientationd",
+        "CloseUpd",
         "ResizeLongestSided",
         "NormalizeIntensityd",
         "SpatialPadd",
         "HostPromptsd",
     ]
-    orientation, padding = (config["preprocessing"]["transforms"][k] for k in (2, 5))
+    orientation, padding = (config["preprocessing"]["transforms"][k] for k in (2, 6))
     assert orientation["axcodes"] == "PL"
     assert padding["method"] == "end"
 
