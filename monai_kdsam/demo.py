@@ -183,7 +183,7 @@ def _draw(predictor: BundlePredictor, shown: Sequence[Pair], path: Path) -> Path
             ("click", click, [1], {"foreground": click}),
             ("no prompt", np.zeros((0, 2)), [], dict[str, Any]()),
         ):
-            mask, _, iou = predictor.predict(image, **prompt)
+            mask, _, iou, _ = predictor.predict(image, **prompt)
             row.append(draw_prompt(draw_contour(image, mask, YELLOW), points, np.array(labels)))
             dice = 2 * (mask & reference).sum() / (mask.sum() + reference.sum())
             caption.append(f"{name}: Dice {dice:.2f}, estimated IoU {iou:.2f}")
