@@ -75,7 +75,7 @@ def run_demo(
     shipped, own = shipped_bundle(), {"device": device} if device else {}
     bundle = copy_bundle(folder, settings={"image_size": image_size})
     datalist = _write_pictures(folder, counts)
-    polyps = datalist["test"][counts["test"] :][:4]
+    polyps = datalist["test"][: 2 * counts["test"]][-4:]
     # One picture of each kind, and a mosaic of four that is asked for one tile, then for another.
     shown = [datalist["test"][0], polyps[0], *(_mosaic(folder / "shown" / str(n), polyps, n) for n in (0, 2))]
     settings = {"dataset_dir": folder / "datalist.json", "logging_file": False, "num_workers": 0} | own
