@@ -76,6 +76,16 @@ def test_one_picture_is_not_segmented_over_an_earlier_mask_unless_that_is_said(p
     assert Image.open("photo_mask.png").size == Image.open("photo.png").size
 
 
+def test_a_picture_that_viewers_turn_is_segmented_as_it_is_stored_and_the_line_says_so(place, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(make_phantom("polyp", size=64, seed=4)[0]).crop((0, 0, 48, 40))
+    picture.save(place / "phone.jpg", exif=exif)
+    assert main(["segment", "phone.jpg"]) == 0
+    assert "viewers turn the picture, by EXIF, and not the mask" in capsys.readouterr().out
+    assert Image.open("kdsam_segmented/phone_mask.png").size == (48, 40)
+
+
 def test_of_a_folder_all_that_can_be_is_segmented_and_the_rest_is_named(place, capsys):
     save_phantom(place / "set" / "a.png")
     gray = save_phantom(place / "set" / "b" / "c.png", seed=1)[..., 0]
