@@ -10,6 +10,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 DATA_FOLDERS = ("bundles", "configs")
+# The student that ships; other weights are what somebody trained here.
+SHIPPED = [f"bundles/kdsam_deepgrow_2d/models/{name}" for name in ("model.pt", "model.json")]
 LEFT_OUT = shutil.ignore_patterns("models", "output", "eval", "mlruns", "__pycache__", ".*")
 
 
@@ -154,6 +156,12 @@ class BuildWithData(build_py):
             target = Path(self.build_lib) / "monai_kdsam" / f"_{name}"
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(ROOT / name, target, ignore=LEFT_OUT)
+        for name in SHIPPED:
+            if not (ROOT / name).is_file():  # a clone from before there was one
+                continue
+            copied = Path(self.build_lib) / "monai_kdsam" / f"_{name}"
+            copied.parent.mkdir(exist_ok=True)
+            shutil.copyfile(ROOT / name, copied)
 
 
 setup(

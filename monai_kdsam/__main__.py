@@ -53,11 +53,14 @@ def _download(arguments: argparse.Namespace) -> str:
 
 
 def _bundle(arguments: argparse.Namespace) -> str:
-    from monai_kdsam.bundles import BUNDLES, copy_bundles
+    from monai_kdsam.bundle_weights import describe_bundle
+    from monai_kdsam.bundles import BUNDLES, bundle_path, copy_bundles
 
     names = [arguments.name] if arguments.name else BUNDLES
     paths = copy_bundles(arguments.dir, names, settings=_settings(arguments.set))
-    return f"Wrote {', '.join(map(str, paths))} and the overlays in {paths[0].parent / 'configs'}."
+    told = [f"Wrote {', '.join(map(str, paths))} and the overlays in {paths[0].parent / 'configs'}."]
+    told += [describe_bundle(path, bundle_path(path.name)) for path in paths]
+    return "\n".join(filter(None, told))
 
 
 def _bom(arguments: argparse.Namespace) -> str:
@@ -68,6 +71,7 @@ def _bom(arguments: argparse.Namespace) -> str:
 
 def _export(arguments: argparse.Namespace) -> str:
     from monai_kdsam.export import export_bundle
+    from monai_kdsam.runtime.manifest import Manifest
 
     _exit_when_told()
     folder, parity = export_bundle(
@@ -78,7 +82,8 @@ def _export(arguments: argparse.Namespace) -> str:
         images=arguments.images,
         output=arguments.output,
     )
-    return f"{arguments.format} {arguments.precision}: {parity}.\nWrote {folder}."
+    weights = Manifest.read(folder).weights
+    return f"{arguments.format} {arguments.precision}: {parity}.\nWrote {folder}.\n{weights}"
 
 
 def _report(arguments: argparse.Namespace) -> str:
@@ -98,7 +103,9 @@ def _report(arguments: argparse.Namespace) -> str:
         device=arguments.device,
     )
     counts = ", ".join(f"{name} {row['images']}" for name, row in summary["sets"].items())
-    return f"Images of the {arguments.split} split: {counts}.\nWrote {page}, summary.json and cases.csv beside it."
+    told = [f"{model}: {about}" for model, about in summary["weights"].items()]
+    told += [f"Images of the {arguments.split} split: {counts}."]
+    return "\n".join([*told, f"Wrote {page}, summary.json and cases.csv beside it."])
 
 
 def _label(arguments: argparse.Namespace) -> str:

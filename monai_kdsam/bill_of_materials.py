@@ -14,7 +14,7 @@ from typing import Any
 import monai_kdsam
 from monai_kdsam.errors import MissingFileError
 from monai_kdsam.files import file_sha256, write_text
-from monai_kdsam.weights.sidecar import read_sidecar
+from monai_kdsam.weights.sidecar import describe_weights, read_sidecar
 
 __all__ = ["write_bill_of_materials"]
 
@@ -63,7 +63,7 @@ def _model(bundle: Path, weights: Path) -> dict[str, Any]:
     parameters = {
         "task": about["task"],
         "architectureFamily": "Segment Anything Model, distilled",
-        "modelArchitecture": str(settings.get("backbone", "unknown")),
+        "modelArchitecture": str(settings.get("network", {}).get("backbone", "unknown")),
         "datasets": [{"ref": data["bom-ref"]} for data in _data(bundle)],
         "inputs": [{"format": name} for name in about["network_data_format"]["inputs"]],
         "outputs": [{"format": name} for name in about["network_data_format"]["outputs"]],
@@ -73,7 +73,7 @@ def _model(bundle: Path, weights: Path) -> dict[str, Any]:
     return {
         **_named("machine-learning-model", about["name"], about["version"]),
         "bom-ref": "model",
-        "description": about["description"],
+        "description": f"{about['description']} {describe_weights(weights)}",
         "hashes": [{"alg": "SHA-256", "content": file_sha256(weights)}],
         "pedigree": {"ancestors": [_ancestor(file) for file in _earlier(weights)]},
         "modelCard": {

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_kdsam.bundle_weights import copy_weights, weights_path
 from monai_kdsam.config_files import edit_config, list_configs, own_values, parse_config
 from monai_kdsam.errors import (
     ExistingFileError,
@@ -28,9 +29,11 @@ __all__ = [
     "copy_bundle",
     "copy_bundles",
     "default_bundle",
+    "find_student",
     "make_importable",
     "own_modules",
     "shipped_bundle",
+    "weights_path",
 ]
 
 BUNDLES = ("kdsam_deepgrow_2d", "kdsam_deepgrow_3d")
@@ -82,6 +85,15 @@ def default_bundle() -> Path:
     return own if own.is_dir() else shipped_bundle()
 
 
+def find_student(weights: str | None) -> str | None:
+    """The file that `student_weights` names: a path, or "shipped" for the student that came with the package.
+
+    Raises:
+        FileNotFoundError: when none came with it.
+    """
+    return str(weights_path(shipped_bundle())) if weights == "shipped" else weights
+
+
 def config_path(name: str = "") -> Path:
     """A config overlay that came with the package, for example "datasets/kvasir.yaml"."""
     path = _data_folder("configs") / name
@@ -108,7 +120,8 @@ def copy_bundle(
         new_name: of the copy's folder, by default the bundle's.
 
     Returns:
-        The copy's folder; the overlays are in `folder`/configs, where files that are there already stay as they are.
+        The copy's folder, with the weights that the bundle serves if the settings leave its network as it is; the
+        overlays are in `folder`/configs, where files that are there already stay as they are.
 
     Raises:
         FileExistsError: when there is a bundle already.
@@ -139,6 +152,7 @@ def copy_bundle(
     (target / "models").mkdir(exist_ok=True)
     for file_name, text in edited.items():
         write_text(target / "configs" / file_name, text)
+    copy_weights(source, target)
     return target
 
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from monai.bundle import ConfigParser
 
-from monai_kdsam.bundles import bundle_path, copy_bundle
+from monai_kdsam.bundle_weights import network_settings
+from monai_kdsam.bundles import bundle_path, copy_bundle, find_student
 from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, did_you_mean
 from monai_kdsam.files import write_text
 from monai_kdsam.handlers.case_report import read_mean_dice
@@ -20,6 +21,7 @@ from monai_kdsam.phases import phase_command, read_phase, run_phase
 from monai_kdsam.report.sheets import save_predicted_sheet
 from monai_kdsam.settings import used_keys
 from monai_kdsam.weights.download import WEIGHTS
+from monai_kdsam.weights.sidecar import is_shipped
 from monai_kdsam.weights.state_dict import load_tensors
 
 __all__ = ["RECIPES", "TEACHERS", "fit"]
@@ -45,7 +47,8 @@ TEACHERS = {
     "scratch": Recipe(("adapt",), ("offline",)),
 }
 # Settings that name files of weights which no phase writes.
-OUTSIDE = ("sam_checkpoint", "teacher_checkpoint", "vgg_weights", "imagenet_weights")
+OUTSIDE = ("sam_checkpoint", "teacher_checkpoint", "vgg_weights", "imagenet_weights", "student_weights")
+STARTS = ("imagenet_weights", "student_weights")  # of the first phase of a student alone
 RECORD = "fit.json"
 
 
@@ -141,11 +144,10 @@ class _Plan:
 
     def _shared(self, bundle: Path) -> dict[str, Any]:
         """What training makes of the settings that the served network has, where it is not the bundle's own."""
-        served = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
-        keys = [*re.findall(r"@(\w+)", json.dumps(served["network_def"])), "pixel_mean", "pixel_std"]
-        given = {key: value for key, value in self.settings.items() if key in keys}
+        served = network_settings(bundle)
+        given = {key: value for key, value in self.settings.items() if key in served}
         trained = read_phase(bundle, "train", *self.overlays, **given)
-        return {key: trained[key] for key in keys if trained[key] != served[key]}
+        return {key: trained[key] for key in served if trained[key] != served[key]}
 
     def _check_served(self) -> None:
         differing = self._shared(self.bundle)
@@ -181,7 +183,7 @@ class _Plan:
             return
         for phase in self.trained:
             weights = Path(self.parser(phase).get_parsed_content("best_checkpoint"))
-            if phase not in self.states and weights.exists():
+            if phase not in self.states and weights.exists() and not is_shipped(weights):
                 raise ExistingFileError(
                     f"{weights} has the weights of an earlier run. Name another `bundle`, or replace them with the "
                     "setting overwrite=True."
@@ -208,7 +210,8 @@ class _Plan:
         written = {self.parser(other).get_parsed_content("best_checkpoint") for other in self.trained}
         used = _used(parser)
         unused = {"vgg_weights"} if parser.get_parsed_content("perceptual_weight", default=0) == 0 else set()
-        found = [parser.get_parsed_content(key) for key in OUTSIDE if key in used - unused]
+        unused |= {"imagenet_weights"} if parser.get("student_weights") else set()
+        found = [find_student(parser.get_parsed_content(key)) for key in OUTSIDE if key in used - unused]
         return [Path(path) for path in found if path is not None and path not in written]
 
     def parser(self, phase: str) -> ConfigParser:
@@ -223,13 +226,14 @@ class _Plan:
         used = _used(parser)
         found: dict[str, Any] = {"dataset_dir": self.data}
         backbone = self.settings.get("backbone", parser.get("backbone"))
-        if phase == self.first and parser.get("imagenet_weights") is None and backbone in WEIGHTS:
+        begins = any(self.settings.get(key, parser.get(key)) for key in STARTS)
+        if phase == self.first and not begins and backbone in WEIGHTS:
             file = self.bundle / "models" / WEIGHTS[backbone].filename
             found |= {} if self.begins_at_random else {"imagenet_weights": file}
         # What is for this phase alone comes last.
         for name, value in sorted(self.settings.items(), key=lambda item: "." in item[0]):
             chosen, _, key = name.rpartition(".")
-            if _root(key) in used and chosen in ("", phase) and (key != "imagenet_weights" or phase == self.first):
+            if _root(key) in used and chosen in ("", phase) and (key not in STARTS or phase == self.first):
                 found[key] = value
         return found
 

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from monai_kdsam.errors import ExistingFileError, UserFileError
 from monai_kdsam.files import check_writable
+from monai_kdsam.weights.sidecar import is_shipped
 
 __all__ = ["check_checkpoint", "lock_phase", "run_folder"]
 
@@ -56,13 +57,15 @@ def lock_phase(output_dir: Path, phase: str) -> None:
 def check_checkpoint(path: str | Path, *, resume: bool, overwrite: bool) -> None:
     """Before the first epoch: the best weights can be written, and replace none of an earlier run unasked.
 
+    Those that came with the package are no run's.
+
     Raises:
         FileExistsError: when there are weights already.
         OSError: when the folder cannot be written.
     """
     if idist.get_rank() > 0:
         return
-    if Path(path).exists() and not (resume or overwrite):
+    if Path(path).exists() and not (resume or overwrite or is_shipped(path)):
         raise ExistingFileError(
             f"{path} has the weights of an earlier run. Go on with that run by `--resume True`, replace its weights by "
             "`--overwrite True`, or name another `best_checkpoint`."

@@ -19,7 +19,7 @@ def bundle(tmp_path):
     folder = copy_bundle(tmp_path)
     torch.save({"weight": torch.zeros(1)}, folder / "models" / "model.pt")
     torch.save({"weight": torch.ones(1)}, folder / "models" / "distilled.pt")
-    write_sidecar(folder / "models" / "model.pt", {"backbone": "resnet18", "image_size": 64}, remedy="")
+    write_sidecar(folder / "models" / "model.pt", {"network": {"backbone": "resnet18"}}, remedy="")
     (folder / "output").mkdir()
     images = [{"image": "patient_name.png"}] * 3
     (folder / "output" / "split.json").write_text(json.dumps({"training": images, "test": images[:1]}))
@@ -34,6 +34,8 @@ def test_the_bill_names_the_model_by_its_hash_and_what_it_came_from_without_name
     sums = [hashlib.sha256((bundle / "models" / n).read_bytes()).hexdigest() for n in ("model.pt", "distilled.pt")]
     assert [model["hashes"][0]["content"], model["pedigree"]["ancestors"][0]["hashes"][0]["content"]] == sums
     assert "3 training, 1 test" in text
+    assert model["modelCard"]["modelParameters"]["modelArchitecture"] == "resnet18"
+    assert "model.pt has no card: what it was trained on is not known." in model["description"]
     assert "patient_name" not in text
     torch_here = "pkg:pypi/torch@" + torch.__version__.partition("+")[0]
     assert any(part.get("purl", "").startswith(torch_here) for part in bill["components"])
@@ -49,5 +51,5 @@ def test_the_bill_follows_the_schema(bundle):
 
 
 def test_a_bundle_without_weights_has_no_bill(tmp_path, capsys):
-    assert main(["bom", str(copy_bundle(tmp_path))]) == 1
+    assert main(["bom", str(copy_bundle(tmp_path, settings={"image_size": 64}))]) == 1
     assert "trained bundle" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from monai_kdsam.bundles import bundle_path, config_path
 
 ROOT = Path(__file__).parents[1]
 NOT_SHIPPED = {"models", "output", "eval", "mlruns", "__pycache__"}
+STUDENT = {f"bundles/kdsam_deepgrow_2d/models/{name}" for name in ("model.pt", "model.json")}
 needs_build = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("build", "setuptools")),
     reason="building without a download needs the packages build and setuptools",
@@ -53,7 +54,11 @@ def copy(tmp_path_factory):
         *NOT_SHIPPED,
     )
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out))
-    for leftover in ("models/model.pt", "output/split.json", "configs/__pycache__/x.pyc"):
+    for shipped in STUDENT:
+        path = folder / shipped
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a student")
+    for leftover in ("models/teacher.pt", "models/previous.pt", "output/split.json", "configs/__pycache__/x.pyc"):
         path = folder / "bundles" / "kdsam_deepgrow_2d" / leftover
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -92,7 +97,7 @@ def wheel(dist):
 @needs_build
 def test_the_wheel_holds_the_package_every_bundle_and_every_overlay_and_nothing_else(wheel):
     expected = {name for name in tree("monai_kdsam") if name.endswith((".py", ".j2"))} | {"monai_kdsam/py.typed"}
-    expected |= {f"monai_kdsam/_{name}" for name in tree("bundles") | tree("configs")}
+    expected |= {f"monai_kdsam/_{name}" for name in tree("bundles") | tree("configs") | STUDENT}
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
 
 
@@ -151,7 +156,7 @@ def test_the_sdist_holds_sources_tests_docs_bundles_and_overlays(dist):
         name for folder in ("monai_kdsam", "tests", "docs", "bundles", "configs", "deploy") for name in tree(folder)
     }
     assert not wanted - files
-    assert not [name for name in files if re.search(r"\.pt$|/(models|output|__pycache__)/", name)]
+    assert {name for name in files if re.search(r"\.pt$|/(models|output|__pycache__)/", name)} == STUDENT
 
 
 def test_bundles_and_overlays_are_found_in_a_checkout():

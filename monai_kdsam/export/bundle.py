@@ -23,6 +23,7 @@ from monai_kdsam.export.parity import LEAST_IOU, Parity, check_parity, draw_prom
 from monai_kdsam.files import ROOM, file_sha256, scratch_folder
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.runtime.manifest import FORMATS, MANIFEST, Manifest
+from monai_kdsam.weights.sidecar import describe_weights
 
 __all__ = ["export_bundle"]
 
@@ -216,5 +217,6 @@ def _describe(
         files=files,
         sha256={file.name: file_sha256(file) for file in sorted(folder.iterdir())},
         weights_sha256=file_sha256(bundle / "models" / "model.pt"),
+        weights=describe_weights(bundle / "models" / "model.pt"),
         versions=versions,
     )

@@ -73,6 +73,7 @@ class ReplaceIfBetter:
         evaluator: on the held-out images, with the key metric Dice by image and prompt.
         prompts: names of the prompts.
         settings: beside the network's own that travel with the weights.
+        about: see `save_weights`.
 
     Raises:
         ValueError: in a run of several processes.
@@ -88,9 +89,10 @@ class ReplaceIfBetter:
         evaluator: Engine,
         prompts: Sequence[str],
         settings: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network
-        self.settings = settings
+        self.settings, self.about = settings, about
         self.path, self.backup, self.report = Path(path), Path(backup), Path(report)
         self.evaluator = evaluator
         self.prompts = list(prompts)
@@ -125,7 +127,7 @@ class ReplaceIfBetter:
             replaced, reason = False, "other weights are served than at the start of the training"
         if replaced:
             copy_with_sidecar(self.path, self.backup, remedy=REMEDY)
-            save_weights(self.network, self.path, self.settings, remedy=REMEDY)
+            save_weights(self.network, self.path, self.settings, remedy=REMEDY, about=self.about)
         before, after = self._summary(self._before), self._summary(measured)
         best = (after if replaced else before)["mean"]
         ended = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -71,15 +71,23 @@ class BestWeightsSaver:
         network: whose weights are saved.
         path: of the file, replaced atomically.
         settings: beside the network's own that travel with the weights.
+        about: see `save_weights`.
 
     Raises:
         ValueError: when the key metric is NaN, or is so for each image.
     """
 
-    def __init__(self, network: nn.Module, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        path: str | Path,
+        settings: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         self.network = network
         self.path = Path(path)
         self.settings = settings
+        self.about = about
 
     def attach(self, engine: Engine) -> None:
         """Run after each validation."""
@@ -97,7 +105,7 @@ class BestWeightsSaver:
                 "Dice, for one, is not where a mask is empty. Add images with foreground to the list 'validation'."
             )
         if state.best_metric_epoch == state.epoch and idist.get_rank() == 0:
-            save_weights(self.network, self.path, self.settings, remedy=KEPT)
+            save_weights(self.network, self.path, self.settings, remedy=KEPT, about=self.about)
             logger.info("Saved %s: %s %.4f.", self.path, state.key_metric_name, state.best_metric)
 
 

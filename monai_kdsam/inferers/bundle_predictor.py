@@ -105,6 +105,7 @@ class BundlePredictor:
     def _build(self, parser: ConfigParser) -> None:
         self.device = parser.get_parsed_content("device")
         self.network = parser.get_parsed_content("network").eval()
+        self.checkpoint: str | None = parser.get_parsed_content("checkpoint", default=None)
         self.inferer = parser.get_parsed_content("inferer")
         self.preprocessing = parser.get_parsed_content("preprocessing")
         loading = parser.get_parsed_content("pre_transforms", default=self.preprocessing).transforms

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from monai_kdsam.bundles import bundle_path, default_bundle, own_modules
+from monai_kdsam.bundles import bundle_path, default_bundle, own_modules, weights_path
 from monai_kdsam.errors import ExistingFileError, UserFileError
 from monai_kdsam.files import write_text
 from monai_kdsam.weights.sidecar import sidecar_path
@@ -88,11 +88,11 @@ def prepare_app(folder: str | Path, model: str | Path) -> tuple[Path, str]:
     _empty(served)
     # Of the weights only model.pt: the server would offer its clients each .pt file, a teacher's too, for this network.
     (served / "models").mkdir()
-    weights = model / "models" / "model.pt"
-    parts = [model / "configs", weights, *own_modules(model)]
-    parts += [file for file in [sidecar_path(weights)] if file.is_file()]
-    for part in parts:
+    weights = weights_path(model)
+    for part in [model / "configs", *own_modules(model)]:
         _link(part, served / part.relative_to(model))
+    for file in filter(Path.is_file, [weights, sidecar_path(weights)]):
+        _link(file, served / "models" / file.name)
     return app, name
 
 

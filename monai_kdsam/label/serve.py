@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from monai_kdsam.bundles import weights_path
 from monai_kdsam.data.paths import stem_of, suffix_of
 from monai_kdsam.errors import MissingFileError, UserError, UserFileError, find_mistake
 from monai_kdsam.files import is_unicode
@@ -25,6 +26,7 @@ from monai_kdsam.label.app_folder import (
     use_own_temporary_folder,
 )
 from monai_kdsam.label.dicomweb import check_dicomweb
+from monai_kdsam.weights.sidecar import describe_weights
 
 __all__ = ["serve"]
 
@@ -104,6 +106,8 @@ def serve(
         if not _is_address(studies):
             sys.stdout.write(copy_labels(Path(studies), label_folder(Path(studies), Path(folder))))
             sys.stdout.write(_remarks(Path(studies)))
+        for bundle, name in zip(bundles, names, strict=True):
+            sys.stdout.write(f"{name}: {describe_weights(weights_path(bundle))}\n")
         sys.stdout.write(WELCOME.format(models=", ".join(names), model=names[0], address=f"http://{host}:{port}"))
         sys.stdout.flush()
         settings = {"models": ",".join(names), "zoo_source": "local", "sam2": "false", "preload": "true"}
@@ -164,11 +168,11 @@ def _check_bundle(model: Path) -> None:
             f"Expected a bundle with configs/inference.json at `--model`, got {model}. "
             "`python -m monai_kdsam bundle DIR` copies one out, to be trained."
         )
-    if not (model / "models" / "model.pt").is_file():
+    if not weights_path(model).is_file():
         raise MissingFileError(
             f"Expected weights at {model / 'models' / 'model.pt'}. The phase `train` writes them (train.yaml), "
             "best after `distill` (train.yaml with distill.yaml); README.md has both commands. "
-            "kdsam_deepgrow_3d takes those of kdsam_deepgrow_2d."
+            "kdsam_deepgrow_3d takes those of the kdsam_deepgrow_2d beside it."
         )
     _check_prediction(model)
 

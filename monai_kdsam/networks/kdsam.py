@@ -49,6 +49,7 @@ class KDSAM(nn.Module):
     """
 
     has_imagenet_weights = False  # in its trunk, which a builder has put there
+    began_from = ""  # weights that were loaded, see `describe_weights`
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ from monai_kdsam.picture import to_rgb
 from monai_kdsam.report.fill_box import FillBox
 from monai_kdsam.report.prompts import Prompt
 from monai_kdsam.runtime import Predictor
+from monai_kdsam.weights.sidecar import describe_weights
 
 __all__ = ["BundleModel", "CommandModel", "EllipseModel", "ExportModel", "Model", "Prediction"]
 
@@ -65,6 +66,7 @@ class BundleModel:
     def __init__(self, name: str, bundle: str | Path, **overrides: Any) -> None:
         self.name = name
         self._predictor = BundlePredictor(bundle, **overrides)
+        self.about = describe_weights(self._predictor.checkpoint) if self._predictor.checkpoint else ""
         self._image = ""
 
     def set_image(self, path: str) -> None:
@@ -98,6 +100,7 @@ class ExportModel:
     def __init__(self, name: str, folder: str | Path) -> None:
         self.name = name
         self._predictor = Predictor(folder)
+        self.about = self._predictor.manifest.weights
 
     def set_image(self, path: str) -> None:
         """Encode the picture."""

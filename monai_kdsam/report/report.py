@@ -91,6 +91,7 @@ def write_report(
         summary: dict[str, Any] = {
             "version": monai_kdsam.__version__,
             "models": names,
+            "weights": {model.name: about for model in models if (about := getattr(model, "about", ""))},
             "split": split,
             "seed": seed,
             "tolerance_mm": tolerance,

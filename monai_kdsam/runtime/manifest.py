@@ -37,6 +37,7 @@ class Manifest:
         weights_sha256: of the checkpoint that was exported.
         versions: of the packages that took part.
         parity: what the comparison with PyTorch gave.
+        weights: what people should know of the checkpoint, in a line.
         layout: of the files; another number cannot be read.
     """
 
@@ -52,6 +53,7 @@ class Manifest:
     weights_sha256: str
     versions: dict[str, str]
     parity: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
     layout: int = LAYOUT
 
     @classmethod
@@ -76,6 +78,7 @@ class Manifest:
                 f"Expected exported files of layout {LAYOUT}, got {layout!r} in {path}: they were written by "
                 f"monai_kdsam {writer}. Export again, or install that version."
             )
+        content.setdefault("weights", "")  # of an earlier version
         missing = sorted({each.name for each in fields(cls)} - content.keys())
         if missing:
             raise UserError(f"{path} is damaged: it has no {', '.join(missing)}. Export again.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import replacing
 from monai_kdsam.weights.sam_layout import fit_positions, to_sam_layout
-from monai_kdsam.weights.sidecar import read_sidecar, sidecar_path, write_sidecar
+from monai_kdsam.weights.sidecar import describe_weights, origin_of, read_sidecar, sidecar_path, write_sidecar
 from monai_kdsam.weights.state_dict import read_state_dict
 
 __all__ = ["load_weights", "mismatches", "save_weights"]
@@ -28,7 +28,12 @@ GIVEN_UP = {"multimask": False}
 
 
 def save_weights(
-    network: nn.Module, path: str | Path, settings: Mapping[str, Any] | None = None, *, remedy: str = ""
+    network: nn.Module,
+    path: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    remedy: str = "",
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a network's raw state_dict, and beside it the sidecar with the settings that it was built and trained with.
 
@@ -40,6 +45,7 @@ def save_weights(
         path: of the weights.
         settings: further ones, such as the normalization of the images; `load_weights` compares them.
         remedy: see `replacing`.
+        about: the training, for people, see `describe_weights`; nothing compares it.
 
     Raises:
         OSError: when the disk is full or the folder is not writable.
@@ -48,7 +54,8 @@ def save_weights(
     with replacing(path, remedy) as unfinished:
         torch.save(network.state_dict(), unfinished)
         sidecar_path(path).unlink(missing_ok=True)
-    write_sidecar(path, _settings(network, settings), remedy=remedy)
+    start = {"began_from": began_from} if (began_from := getattr(network, "began_from", None)) else {}
+    write_sidecar(path, _settings(network, settings), remedy=remedy, about=start | dict(about or {}))
 
 
 def load_weights(
@@ -83,12 +90,13 @@ def load_weights(
     if path is None:
         if not getattr(network, "has_imagenet_weights", False):
             logger.warning(
-                "%s starts from RANDOM weights: neither a checkpoint nor `imagenet_weights` were given. ImageNet's are "
-                "worth many epochs: `python -m monai_kdsam download --help` names them.",
+                "%s starts from RANDOM weights: neither a checkpoint, `student_weights` nor `imagenet_weights` were "
+                "given. ImageNet's are worth many epochs: `python -m monai_kdsam download --help` names them.",
                 type(network).__name__,
             )
         else:
             logger.info("%s starts from ImageNet's weights in its trunk.", type(network).__name__)
+            _note_start(network, "ImageNet's weights")
         return network
     _check_settings(Path(path), _settings(network, settings), may_differ)
     own = network.state_dict()
@@ -103,8 +111,15 @@ def load_weights(
             "beyond that network can be left out (`leave_out`)."
         )
     network.load_state_dict(state)
-    logger.info("Loaded %s.", path)
+    logger.info("Loaded %s: %s", path, describe_weights(path))
+    _note_start(network, origin_of(path))
     return network
+
+
+def _note_start(network: nn.Module, start: str) -> None:
+    """What the network begins from, which its sidecar will say; modules that are not ours do without."""
+    if hasattr(network, "began_from"):
+        network.began_from = start  # type: ignore[assignment]
 
 
 def _without(state: dict[str, Tensor], patterns: Sequence[str], path: str | Path) -> dict[str, Tensor]:

@@ -128,6 +128,7 @@ def test_the_manifest_tells_what_was_measured(choice, exported):
     assert (content["format"], content["precision"], content["image_size"]) == (*choice, 128)
     assert content["parity"]["prompted_mean"] == pytest.approx(np.mean(parity.prompted), abs=1e-5)
     assert content["parity"]["prompted_masks"] >= 6
+    assert content["weights"].startswith("model.pt has no card")
     assert {file.name for file in folder.iterdir()} == {*content["sha256"], "kdsam.json"}
 
 

@@ -138,7 +138,9 @@ def test_several_bundles_are_served_together(server, bundle, studies, tmp_path, 
     given = ["--studies", str(studies), "--dir", str(tmp_path / "label"), "--port", "0", "--model", str(bundle)]
     assert main(["label", *given, str(other)]) == 0
     assert "--conf models trained_deepgrow,volumes_deepgrow_3d" in " ".join(server[1])
-    assert "Serving trained_deepgrow, volumes_deepgrow_3d on" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Serving trained_deepgrow, volumes_deepgrow_3d on" in told
+    assert "trained_deepgrow: model.pt has no card: what it was trained on is not known." in told
     twin = shutil.copytree(bundle, tmp_path / "elsewhere" / "trained")
     assert main(["label", *given, str(twin)]) == 1
     assert "bundles of different names" in capsys.readouterr().err

@@ -73,6 +73,14 @@ def test_every_model_has_every_image_under_every_prompt(report):
             assert sum(row["prompt"] == prompt for row in found) == 2
 
 
+def test_what_the_weights_were_trained_with_stands_in_summary_and_page(report):
+    told = json.loads((report / "summary.json").read_text())["weights"]
+    assert [*told] == MODELS[:3]
+    assert told["student"].startswith("model.pt of your phase train, trained with the prompts box, clicks, none")
+    assert told["earlier"].startswith("distilled.pt of the phase distill, NEVER TRAINED WITH PROMPTS")
+    assert all(text in (report / "report.html").read_text() for text in told.values())
+
+
 def test_the_summary_is_the_mean_of_the_cases_within_its_interval(report):
     rows = cases(report)
     for entry in json.loads((report / "summary.json").read_text())["scores"]:
