@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the file of weights that ships, with its card, of a trained student.
 
-    python benchmarks/ship.py WEIGHTS --trained "python -m monai.bundle run ..." --figures "ISIC 2017, box=0.945" ...
-        [--pictures FOLDER]
+    python benchmarks/ship.py WEIGHTS --trained "python -m monai.bundle run ..." --commit HASH
+        --figures "ISIC 2017, box=0.945" ... [--pictures FOLDER]
 
-WEIGHTS is what a training of the bundle's own network wrote (its settings are compared), the command is the one that
-trained it, and figures are those of its validation. The kernels and matrices are stored in half precision, all else,
-norms and SAM's position code among it, as it is. With --pictures masks of both are compared.
+WEIGHTS is what a training of the bundle's own network wrote (its settings are compared), the command and the commit are
+those that trained it, and figures are those of its validation. Kernels and matrices are stored in half precision, all
+else, norms and SAM's position code among it, as it is. With --pictures masks of both are compared.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("weights", type=Path)
     parser.add_argument("--trained", required=True, metavar="COMMAND", help="that trained them")
+    parser.add_argument("--commit", help="of the code that did (default: the present one)")
     parser.add_argument("--figures", nargs="+", default=[], metavar="NAME=VALUE", help="of the validation images")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="to compare masks of both precisions on")
     parser.add_argument("--bundle", type=Path, default=bundle_path(), help="default: the project's own")
@@ -98,7 +99,7 @@ def main() -> None:
     figures = dict(figure.rsplit("=", 1) for figure in given.figures)
     card |= {
         "trained": given.trained,
-        "commit": commit.stdout.strip(),
+        "commit": given.commit or commit.stdout.strip(),
         "date": date.today().isoformat(),
         "of_sha256": file_sha256(given.weights),
         "validation": {name: parse_value(value) for name, value in figures.items()},
