@@ -14,12 +14,7 @@ from typing import Any
 
 from monai_kdsam.bundle_weights import copy_weights, weights_path
 from monai_kdsam.config_files import edit_config, list_configs, own_values, parse_config
-from monai_kdsam.errors import (
-    ExistingFileError,
-    MissingFileError,
-    UserError,
-    did_you_mean,
-)
+from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError, did_you_mean
 from monai_kdsam.files import write_text
 from monai_kdsam.settings import check_value
 
@@ -66,13 +61,14 @@ def shipped_bundle() -> Path:
     Raises:
         FileNotFoundError: when its weights are missing.
     """
-    weights = bundle_path() / "models" / "model.pt"
+    bundle = bundle_path()
+    weights = weights_path(bundle)
     if not weights.is_file():
         raise MissingFileError(
             f"Expected the student that comes with monai_kdsam at {weights}; the installation is incomplete. "
             "Install it again, or name a trained bundle."
         )
-    return bundle_path()
+    return bundle
 
 
 def default_bundle() -> Path:

@@ -216,7 +216,25 @@ class MaskCollectorOperator(Operator):
         return within(self.output_folder, f"{uid}_{before + 1}" if before else uid)
 
 
-class SegWriterOperator(Operator):
+class _MaskWriterOperator(Operator):
+    """Takes what MaskCollectorOperator hands on, one source after the other."""
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Declare the ports."""
+        for name in ("seg_image", "source", "output_folder"):
+            spec.input(name)
+
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
+        """Write what is made of one source."""
+        masks = op_input.receive("seg_image").asnumpy()
+        self.write(op_input.receive("source"), masks, op_input.receive("output_folder"))
+
+    def write(self, source: Source, masks: np.ndarray, folder: Path) -> None:
+        """Write what is made of a source and its masks (frames, H, W) of 0 and 1 into its folder."""
+        raise NotImplementedError
+
+
+class SegWriterOperator(_MaskWriterOperator):
     """Writes a DICOM segmentation.
 
     The App SDK's DICOMSegmentationWriterOperator knows no images without a geometry: ultrasound, secondary capture, a
@@ -239,34 +257,20 @@ class SegWriterOperator(Operator):
         self.equipment.DeviceUID = generate_uid(entropy_srcs=[model.sha256])
         super().__init__(fragment, *args, **kwargs)
 
-    def setup(self, spec: OperatorSpec) -> None:
-        """Declare the ports."""
-        for name in ("seg_image", "source", "output_folder"):
-            spec.input(name)
-
-    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
+    def write(self, source: Source, masks: np.ndarray, folder: Path) -> None:
         """Write that of one source."""
-        masks = op_input.receive("seg_image").asnumpy()
-        source, folder = op_input.receive("source"), op_input.receive("output_folder")
         segmentation = make_segmentation(source.instances, masks, [self.segment], f"KD SAM: {self.segment.label}")
         segmentation.ContributingEquipmentSequence = [self.equipment]
         folder.mkdir(parents=True, exist_ok=True)
         segmentation.save_as(folder / f"{segmentation.SOPInstanceUID}.dcm")
 
 
-class OverlayOperator(Operator):
+class OverlayOperator(_MaskWriterOperator):
     """Draws outlines and prompts into a picture, `overlay.png`.
 
     Named inputs: `seg_image`, `source` and `output_folder`, of MaskCollectorOperator.
     """
 
-    def setup(self, spec: OperatorSpec) -> None:
-        """Declare the ports."""
-        for name in ("seg_image", "source", "output_folder"):
-            spec.input(name)
-
-    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
+    def write(self, source: Source, masks: np.ndarray, folder: Path) -> None:
         """Draw one source."""
-        masks = op_input.receive("seg_image").asnumpy()
-        source, folder = op_input.receive("source"), op_input.receive("output_folder")
         save_overlay(folder / "overlay.png", source, masks)
