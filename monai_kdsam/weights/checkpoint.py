@@ -6,6 +6,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
 # Settings of networks of earlier versions, with the value by which these are networks of this one.
 GIVEN_UP = {"multimask": False}
+ADAPTER = re.compile("adapter|lora_", re.IGNORECASE)
 
 
 def save_weights(
@@ -108,7 +110,7 @@ def load_weights(
         raise UserError(
             f"The weights in {path} are of another architecture{_describe(state)}: {problems}. "
             "Choose the network that the checkpoint was made for (`teacher`, `backbone`, `neck`); entries that it has "
-            "beyond that network can be left out (`leave_out`)."
+            f"beyond that network can be left out (`leave_out`).{_of_adapters(state, own)}"
         )
     network.load_state_dict(state)
     logger.info("Loaded %s: %s", path, describe_weights(path))
@@ -188,8 +190,19 @@ def _as_typed(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _of_adapters(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """A sentence that names the entries of adapters, which only their authors' network has a place for."""
+    found = [name for name in state if name not in own and ADAPTER.search(name)]
+    if not found:
+        return ""
+    patterns = sorted({f"*{part}*" for name in found for part in name.split(".") if ADAPTER.search(part)})
+    return f" {len(found)} are of adapters, {patterns}: without these it is not its authors' model."
+
+
 def _describe(state: dict[str, Tensor]) -> str:
     """Name a SAM's size, for the error message."""
+    if any(name.startswith("image_encoder.trunk.") for name in state):
+        return " (it holds a SAM 2, which no network here is)"
     patches = state.get("image_encoder.patch_embed.proj.weight")
     if patches is None:
         return ""

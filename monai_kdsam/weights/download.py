@@ -265,6 +265,8 @@ def require_weights(path: str | Path) -> Path:
         advice = f"Correct the path, or run: {command}, with one of {', '.join(WEIGHTS)}."
         if name:
             advice = f"Run: {command}"
+        elif path.is_dir():
+            advice = "It is a folder: name the file in it, such as transformers' model.safetensors."
         elif path.name in WRITTEN_BY:
             advice = f"The phase `{WRITTEN_BY[path.name]}` writes this file: run it first, or correct the path."
         raise MissingFileError(f"No weights at {path}. {advice}")

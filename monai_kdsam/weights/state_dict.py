@@ -33,6 +33,19 @@ def _numpy_scalar() -> list[Any]:
 _NUMPY_SCALAR = _numpy_scalar()
 
 
+class _LeftBehind:
+    """What a training put beside its weights, such as an optimizer: read over, with nothing of its class executed."""
+
+
+def _empty(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+# SAM-Med2D's files hold an optimizer, others the command line.
+_BESIDE = ("torch.optim.adam.Adam", "torch.optim.adamw.AdamW", "torch.optim.sgd.SGD", "argparse.Namespace")
+_READ_OVER: list[Any] = [*((_LeftBehind, name) for name in _BESIDE), (_empty, "collections.defaultdict"), dict]
+
+
 def load_tensors(path: str | Path) -> Any:
     """`torch.load` of tensors and plain containers; never executes what a pickle holds. Reads .safetensors as well.
 
@@ -43,7 +56,7 @@ def load_tensors(path: str | Path) -> Any:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
         check_crc(path)  # torch does not
-        with torch.serialization.safe_globals(_NUMPY_SCALAR):
+        with torch.serialization.safe_globals([*_NUMPY_SCALAR, *_READ_OVER]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged pickle raises depends on the damage
         # torch's own text spans many lines and suggests to execute the file.

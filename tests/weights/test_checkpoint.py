@@ -4,12 +4,14 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import save_file
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor
 
 from monai_kdsam.networks import build_teacher, load_weights
 from monai_kdsam.networks.kdsam import KDSAM
 from monai_kdsam.networks.teacher import build_vit
-from monai_kdsam.weights.sam_layout import fit_positions
+from monai_kdsam.weights.sam_layout import fit_positions, to_sam_layout
+from monai_kdsam.weights.state_dict import read_state_dict
 
 
 def teacher(kind: str = "vit_micro", image_size: int = 64, seed: int = 0) -> KDSAM:
@@ -86,6 +88,38 @@ def test_entries_beyond_the_network_are_left_out_on_request(tmp_path) -> None:
         load_weights(source, tmp_path / "hq.pt", leave_out=["none.*"])
 
 
+ADAPTER = {  # of SAM-Med2D's class Adapter_Layer, one in each block
+    "norm.weight": (64,),
+    "norm.bias": (64,),
+    "channel.0.weight": (16, 64),
+    "channel.2.weight": (64, 16),
+    "spatial.0.weight": (64, 64, 3, 3),
+    "spatial.2.weight": (64, 64, 4, 4),
+}
+
+
+def test_a_file_like_sam_med2ds_is_read_with_its_optimizer_and_its_adapters_are_named(tmp_path) -> None:
+    source, image = teacher(image_size=64), torch.rand(1, 3, 64, 64)
+    names = [f"image_encoder.blocks.{block}.Adapter.{entry}" for block in (0, 1) for entry in ADAPTER]
+    adapters = {name: torch.ones(ADAPTER[name.partition(".Adapter.")[2]]) for name in names}
+    optimizer = torch.optim.Adam(source.mask_decoder.parameters())
+    source(image).sum().backward()
+    optimizer.step()
+    # As its train.py writes it: the optimizer as an object.
+    torch.save({"model": source.state_dict() | adapters, "optimizer": optimizer}, tmp_path / "sam-med2d.pth")
+    text = r"12 unexpected \(image_encoder\.blocks\.0\.Adapter\.norm.*12 are of adapters, \['\*Adapter\*'\]: without"
+    with pytest.raises(ValueError, match=text):
+        build_teacher("vit_micro", image_size=64, checkpoint=tmp_path / "sam-med2d.pth")
+    given = {"image_size": 64, "checkpoint": tmp_path / "sam-med2d.pth", "leave_out": ["*Adapter*"]}
+    assert equal(build_teacher("vit_micro", **given).state_dict(), source.state_dict())
+
+
+def test_a_sam_2_is_named(tmp_path) -> None:
+    torch.save({"model": {"image_encoder.trunk.pos_embed": torch.zeros(1)}}, tmp_path / "sam2.pt")
+    with pytest.raises(ValueError, match=r"another architecture \(it holds a SAM 2"):
+        load_weights(teacher(), tmp_path / "sam2.pt")
+
+
 # --- transformers' layout
 
 
@@ -132,15 +166,21 @@ def test_the_layout_of_transformers_is_loaded_as_a_teacher(tmp_path, tied) -> No
     assert equal(built.state_dict(), source.state_dict())
 
 
-def test_the_layout_of_transformers_gives_the_masks_of_transformers(tmp_path) -> None:
+def saved_by_transformers(folder, **vision):
+    """A small `transformers.SamModel` with weights at random, saved by itself."""
     transformers = pytest.importorskip("transformers", reason="needs transformers, which no extra installs")
-    vision = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 256, "image_size": 64}
-    vision |= {"window_size": 0, "global_attn_indexes": []}
-    config = transformers.SamConfig(vision_config=vision, prompt_encoder_config={"image_size": 64})
-    other = transformers.SamModel(config).eval()
-    for parameter in other.parameters():
+    vision |= {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 256, "image_size": 64}
+    model = transformers.SamModel(
+        transformers.SamConfig(vision_config=vision, prompt_encoder_config={"image_size": 64})
+    ).eval()
+    for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    other.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_the_layout_of_transformers_gives_the_masks_of_transformers(tmp_path) -> None:
+    other = saved_by_transformers(tmp_path, window_size=0, global_attn_indexes=[])
     built = build_teacher("vit_micro", image_size=64, checkpoint=tmp_path / "model.safetensors").eval()
     image, points = torch.randn(1, 3, 64, 64), torch.tensor([[[20.0, 30.0], [50.0, 8.0]]])
     with torch.no_grad():
@@ -149,6 +189,25 @@ def test_the_layout_of_transformers_gives_the_masks_of_transformers(tmp_path) ->
     torch.testing.assert_close(built.encode(image), other.get_image_embeddings(image), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(masks, expected.pred_masks[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(iou, expected.iou_scores[0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_layout_of_transformers_gives_segment_anything_the_masks_of_transformers(tmp_path) -> None:
+    """With windows that do not divide the picture, and a mask prompt; segment_anything's own network loads it all."""
+    other = saved_by_transformers(tmp_path, window_size=3, global_attn_indexes=[1])
+    encoder = build_vit(embed_dim=64, depth=2, num_heads=2, global_attention=(1,), window=3, image_size=64)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
+    prompts = PromptEncoder(256, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=16)
+    sam = Sam(encoder, prompts, MaskDecoder(transformer_dim=256, transformer=transformer)).eval()
+    sam.load_state_dict(to_sam_layout(read_state_dict(tmp_path / "model.safetensors")))
+    image, mask, box = torch.randn(1, 3, 64, 64), torch.randn(1, 1, 16, 16), torch.tensor([[9.0, 7.0, 50.0, 44.0]])
+    with torch.no_grad():
+        embedding = sam.image_encoder(image)
+        sparse, dense = prompts(points=None, boxes=box, masks=mask)
+        masks, iou = sam.mask_decoder(embedding, prompts.get_dense_pe(), sparse, dense, multimask_output=True)
+        expected = other(pixel_values=image, input_boxes=box[None], input_masks=mask)
+    torch.testing.assert_close(embedding, other.get_image_embeddings(image), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(masks, expected.pred_masks[0, 0][None], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(iou, expected.iou_scores[0, 0][None], atol=1e-4, rtol=1e-4)
 
 
 # --- position tables

@@ -86,6 +86,8 @@ def test_a_prefix_that_not_all_names_have_belongs_to_them(tmp_path) -> None:
 def test_a_missing_file_names_the_command_that_fetches_it(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"Run: python -m monai_kdsam download sam_vit_b --dir"):
         read_state_dict(tmp_path / "sam_vit_b_01ec64.pth")
+    with pytest.raises(FileNotFoundError, match=r"It is a folder: name the file in it"):
+        read_state_dict(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
