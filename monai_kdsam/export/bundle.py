@@ -213,6 +213,7 @@ def _describe(
         pixel_mean=config["pixel_mean"],
         pixel_std=config["pixel_std"],
         close_up=config.get("close_up", 0),
+        fill_holes=config.get("fill_holes", False),
         mask_input=predictor.network.prompt_map,
         files=files,
         sha256={file.name: file_sha256(file) for file in sorted(folder.iterdir())},

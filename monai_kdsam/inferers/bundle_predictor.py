@@ -39,7 +39,8 @@ class Segmentation(NamedTuple):
 
     Attributes:
         mask: (H, W) of 0 and 1.
-        probability: (H, W) of foreground, within 0 and 1; the mask is where it is above a half.
+        probability: (H, W) of foreground, within 0 and 1; the mask is where it is above a half, and in the
+            holes of that (`fill_holes`).
         iou: the IoU that the network expects of the mask. Only a training of the IoU head makes it worth something.
         logits: (H, W), what the probability is of; the next prompt's `mask_input`.
     """

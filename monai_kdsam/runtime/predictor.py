@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_kdsam.close_up import check_close_up, close_up, part_of
 from monai_kdsam.errors import UserError
+from monai_kdsam.holes import fill_holes
 from monai_kdsam.mask_input import CELL, NOWHERE, check_mask_input
 from monai_kdsam.rgb import fit_longest, read_picture, resize_pixels, rgb_from_array
 from monai_kdsam.runtime.encoded_image import EncodedImage, View, seen_by
@@ -37,6 +38,7 @@ class Predictor:
         device: of the image encoder: cpu or gpu, NVIDIA's for ONNX Runtime and TorchScript, Intel's for OpenVINO. What
             a click costs runs on the CPU.
         close_up: how much of a picture is seen with a box, in sides of the box; 0: all of it; None: as in the bundle.
+        fill_holes: whether holes of a mask are filled, but for those with a background click; None: as in the bundle.
 
     Raises:
         FileNotFoundError: when the folder is no export, or files are missing.
@@ -51,11 +53,15 @@ class Predictor:
         threads: int | None = None,
         device: str = "cpu",
         close_up: float | None = None,
+        fill_holes: bool | None = None,
     ) -> None:
         folder = Path(folder).absolute()
-        self._source = partial(type(self), folder, threads=threads, device=device, close_up=close_up)
+        self._source = partial(
+            type(self), folder, threads=threads, device=device, close_up=close_up, fill_holes=fill_holes
+        )
         self.manifest = Manifest.read(folder)
         self.close_up = check_close_up(self.manifest.close_up if close_up is None else close_up)
+        self.fill_holes = self.manifest.fill_holes if fill_holes is None else fill_holes
         files, form, half = self.manifest.files, self.manifest.format, self.manifest.precision == "fp16"
         self._encoder = open_part(folder / files["encoder"], form, threads=threads, device=device, half=half)
         self._decoder = open_part(folder / files["decoder"], form, threads=threads)
@@ -155,7 +161,8 @@ class Predictor:
         Returns:
             mask: (H, W) of 0 and 1, or (K, H, W).
             iou: the IoU that the network expects, a float, or (K,).
-            logits: (H, W) or (K, H, W), above 0 in the mask; the next prompt's `mask_input`.
+            logits: (H, W) or (K, H, W), above 0 in the mask, but for holes that were filled; the next prompt's
+                `mask_input`.
 
         Raises:
             RuntimeError: when no image is set.
@@ -183,6 +190,9 @@ class Predictor:
                 )
             logits, iou = (np.concatenate(part) for part in zip(*answers, strict=True))
         masks = (logits > 0).astype(np.uint8)
+        if self.fill_holes:
+            prompted = zip(masks, xy, kinds, strict=True)
+            masks = np.stack([fill_holes(mask, clicks[kind == 0]) for mask, clicks, kind in prompted])
         return (masks[0], float(iou[0]), logits[0]) if single else (masks, iou, logits)
 
     def _earlier(self, logits: ArrayLike | None, image: EncodedImage, count: int | None) -> NDArray[np.float32] | None:

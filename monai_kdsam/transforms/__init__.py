@@ -2,6 +2,7 @@
 """Masks and prompts, as pure functions and as MONAI dictionary transforms."""
 
 from monai_kdsam.transforms.close_up import CloseUpd
+from monai_kdsam.transforms.holes import FillHolesd
 from monai_kdsam.transforms.host_prompts import HostPromptsd, VolumePromptsd, close_up_of, points_from_request
 from monai_kdsam.transforms.longest_side import ResizeLongestSide, ResizeLongestSided
 from monai_kdsam.transforms.masks import CleanMaskd
@@ -20,6 +21,7 @@ from monai_kdsam.transforms.variants import RandVariantd
 __all__ = [
     "CleanMaskd",
     "CloseUpd",
+    "FillHolesd",
     "FixedPromptd",
     "GrayValuesd",
     "HostPromptsd",

@@ -203,8 +203,11 @@ def test_an_export_sees_boxes_and_earlier_answers_as_the_bundle_does(tmp_path):
     masks = (None, (20 * np.sin(x / 9) * np.cos(y / 7)).astype(np.float32))
     for box, clicks in (([20, 30, 69, 49], []), ([120, 3, 199, 55], [[150, 20]]), (None, [[30, 40]])):
         prompt = ({"box": box} if box else {}) | ({"points": clicks} if clicks else {})
-        ours = [light.predict(**prompt, mask_input=mask)[2] for mask in masks]
-        theirs = [served.predict(picture, roi=box, foreground=clicks, mask_input=mask).logits for mask in masks]
+        ours = [light.predict(**prompt, mask_input=mask) for mask in masks]
+        theirs = [served.predict(picture, roi=box, foreground=clicks, mask_input=mask) for mask in masks]
+        assert max(np.mean(one[0] != other.mask) for one, other in zip(ours, theirs, strict=True)) < 0.001
+        assert (theirs[0].mask != (theirs[0].logits > 0)).any() == (not clicks), "no holes, which both fill"
+        ours, theirs = [one[2] for one in ours], [other.logits for other in theirs]
         for one, other in zip(ours, theirs, strict=True):
             # Random weights hardly care for a mask, but far more than the two differ.
             assert np.abs(ours[0] - ours[1]).max() > 20 * np.abs(one - other).max()

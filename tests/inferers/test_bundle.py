@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.data import Image2DReader, VolumeReader
@@ -61,9 +62,8 @@ def test_gray_of_16_bits_is_read_as_a_file_of_it_is(folder, predictor, tmp_path)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["automatic", "clicks", "box"])
-def test_probability_and_expected_iou_are_those_of_the_network_and_the_mask_is_where_it_is_above_a_half(
-    folder, predictor, prompt
-):
+def test_probability_and_expected_iou_are_those_of_the_network_and_the_mask_is_where_it_is_above_a_half(folder, prompt):
+    predictor = BundlePredictor(folder / "kdsam_deepgrow_2d", fill_holes=False)
     found = predictor.predict(folder / "picture.png", **prompt)
     assert np.array_equal(found.mask, predictor(folder / "picture.png", **prompt))
     assert found.probability.shape == (56, 70)
@@ -78,6 +78,24 @@ def test_probability_and_expected_iou_are_those_of_the_network_and_the_mask_is_w
         full = torch.nn.functional.interpolate(full, size=(56, 70), mode="bilinear").sigmoid()
     assert found.iou == pytest.approx(iou.item(), abs=1e-5)
     np.testing.assert_allclose(found.probability, full[0, 0].numpy(), atol=1e-4)
+
+
+def test_holes_are_filled_but_for_those_with_a_background_click(folder, monkeypatch):
+    ring = torch.full((1, 1, 64, 64), -9.0)
+    ring[..., 10:40, 5:50] = 9
+    ring[..., 20:30, 10:16] = ring[..., 14:18, 30:44] = -9
+    masks = {}
+    for fill in (True, False):
+        segment = BundlePredictor(folder / "kdsam_deepgrow_2d", fill_holes=fill)
+        monkeypatch.setattr(segment.network, "predict_all", lambda *_: (ring, torch.ones(1, 1), ring))
+        for clicks in ((), [[14, 27]]):  # the picture is a little larger than what the network sees
+            found = segment.predict(folder / "picture.png", background=clicks)
+            assert np.array_equal(found.mask, segment(folder / "picture.png", background=clicks))
+            masks[fill, bool(clicks)] = found.mask
+    whole, plain = ndimage.binary_fill_holes(masks[False, False]), masks[False, True]
+    assert (whole != plain).any(axis=0).sum() > 18
+    assert np.array_equal(masks[True, False], whole)
+    assert np.array_equal(masks[True, True], np.where(np.arange(70) < 25, plain, whole))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
 from monai_kdsam.files import file_sha256
@@ -64,6 +65,7 @@ def write_models(folder, decoder, **settings):
         pixel_mean=[0.0] * 3,
         pixel_std=[255.0] * 3,
         close_up=settings.get("close_up", 0),
+        fill_holes=settings.get("fill_holes", True),
         mask_input=isinstance(decoder, GoingOn),
         files={part: f"{part}.ts" for part in PARTS},
         sha256={f"{part}.ts": file_sha256(folder / f"{part}.ts") for part in PARTS},
@@ -193,6 +195,24 @@ def test_an_earlier_answer_is_seen_where_it_was_given(tmp_path, height, width):
     np.testing.assert_allclose(predictor.predict(box=box, mask_input=wave)[2][2:18, 2:18], wave[2:18, 2:18], atol=0.1)
     both = predictor.predict(points=[[[1, 1]], [[2, 2]]], mask_input=[wave, -wave])[2]
     np.testing.assert_allclose(both, [found, -found], atol=1e-4)
+
+
+def test_holes_are_filled_but_for_those_with_a_background_click(tmp_path):
+    folder = write_models(tmp_path, GoingOn())
+    y, x = np.mgrid[:64, :64]
+    disk, *holes = (np.hypot(y - 30, x - left) < radius for left, radius in ((30, 26), (20, 5), (40, 5)))
+    given = {"mask_input": np.where(disk & ~holes[0] & ~holes[1], 9.0, -9.0)}
+    ask = {"points": [[20, 30], [30, 12]], "labels": [0, 1]}
+    plain, filled = Predictor(folder, fill_holes=False), Predictor(folder)
+    for predictor in (plain, filled):
+        predictor.set_image(half_bright(64, 64))
+    mask, _, logits = plain.predict(**ask, **given)
+    assert np.array_equal(mask, logits > 0)
+    assert ndimage.label(mask == 0)[1] == 3
+    assert np.array_equal(filled.predict(**given)[0], ndimage.binary_fill_holes(mask))
+    found, _, kept = filled.predict(**ask, **given)
+    assert np.array_equal(found, np.where(x < 30, mask, ndimage.binary_fill_holes(mask)))
+    assert np.array_equal(kept, logits)
 
 
 @pytest.mark.parametrize(
