@@ -78,18 +78,35 @@ class RandRegiond(RandomizableTransform, MapTransform):
 
     A network that only ever learned its labels has no use for a prompt: it knows what is asked. Regions teach that a
     box means what is in it, also where that is nothing the network has a name for (ScribblePrompt, arXiv 2312.07381,
-    trains with superpixels). Without a prompt the label is meant still.
+    trains with superpixels). Some of them are objects pasted into the picture (`paste_object`): a region of the picture
+    fills its box up to ragged edges, an object has an outline. Without a prompt the label is meant still, as far as it
+    is seen.
 
     Args:
         keys: of the image, (C, H, W).
         region_key: where `RandPromptd` looks for the region (1, H, W); without a region there is no such key.
+        label_key: of the mask (1, H, W), which ends where an object lies over it; need not be there.
         prob: how often.
+        pasted: share of the regions that are pasted objects.
+
+    Raises:
+        ValueError: on a share beyond 0 to 1.
     """
 
-    def __init__(self, keys: KeysCollection = "image", region_key: str = "region", *, prob: float = 0.4) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        region_key: str = "region",
+        label_key: str = "label",
+        *,
+        prob: float = 0.4,
+        pasted: float = 0.0,
+    ) -> None:
         RandomizableTransform.__init__(self, prob)
         MapTransform.__init__(self, keys)
-        self.region_key = region_key
+        if not 0 <= pasted <= 1:
+            raise UserError(f"Expected `pasted` (config: `pasted_share`) to be between 0 and 1, got {pasted}.")
+        self.region_key, self.label_key, self.pasted = region_key, label_key, pasted
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add a region to `data`, or none."""
@@ -97,7 +114,13 @@ class RandRegiond(RandomizableTransform, MapTransform):
         self.randomize(None)
         if self._do_transform:
             for key in self.key_iterator(item):
-                region = region_of(torch.as_tensor(item[key]).as_subclass(torch.Tensor), self.R)
+                image = torch.as_tensor(item[key]).as_subclass(torch.Tensor)
+                if self.R.random_sample() < self.pasted:
+                    item[key], region = paste_object(image, self.R)
+                    if self.label_key in item:
+                        item[self.label_key] = item[self.label_key] * (1 - region)
+                else:
+                    region = region_of(image, self.R)
                 if region is not None:
                     item[self.region_key] = region
         return item
@@ -126,6 +149,42 @@ def region_of(image: torch.Tensor, rng: RandomState) -> torch.Tensor | None:
     region = ndimage.binary_fill_holes(areas == rng.choice(fitting))
     full = F.interpolate(torch.from_numpy(region)[None, None].float(), size=size, mode="bilinear", align_corners=False)
     return (full[0] > 0.5).float()
+
+
+def paste_object(image: torch.Tensor, rng: RandomState) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture with something in it that has an outline: a blob of its own texture, taken from elsewhere in it.
+
+    The outline is a closed curve of a few waves around an ellipse; the texture is the picture's own, moved, mirrored
+    and of another brightness and colour, brighter or darker towards the middle; the edge is from sharp to soft.
+
+    Args:
+        image: (C, H, W), of a standard deviation near 1.
+        rng: where every random number comes from.
+
+    Returns:
+        The picture (C, H, W), and the object (1, H, W) of 0 and 1; its area is never 0.
+    """
+    channels, height, width = image.shape
+    radius = min(height, width) * rng.uniform(0.05, 0.4)
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    down, right = rows - rng.randint(height), columns - rng.randint(width)
+    turn, flat = rng.uniform(0, 2 * np.pi), rng.uniform(0.45, 1.0)
+    along, across = down * np.sin(turn) + right * np.cos(turn), (down * np.cos(turn) - right * np.sin(turn)) / flat
+    angle, distance = np.arctan2(across, along), np.hypot(along, across) / radius
+    waves = sum(rng.normal(0, 0.12 / n) * np.cos(n * angle + rng.uniform(0, 2 * np.pi)) for n in range(2, 7))
+    inside = 1 + np.clip(waves, -0.5, 0.5) - distance  # of the outline, in radii
+    cover = ndimage.gaussian_filter((inside > 0).astype(np.float32), rng.uniform(0.3, 0.06 * radius + 0.5))
+
+    moved = (int(rng.randint(height)), int(rng.randint(width)))
+    mirrored = torch.cat([image, image.flip(dims=(1,))], dim=1)  # goes on beyond the picture's border without a seam
+    mirrored = torch.cat([mirrored, mirrored.flip(dims=(2,))], dim=2)
+    texture = torch.roll(mirrored, moved, dims=(1, 2))[:, :height, :width]
+    colour = rng.choice((-1, 1)) * rng.uniform(0.1, 0.8) + rng.normal(0, rng.choice((0.0, 0.15)), channels)
+    relief = rng.normal(0, 0.4) * np.clip(inside, 0, 1)
+    gain = rng.uniform(0.6, 1.2)
+    texture = texture * gain + torch.from_numpy(colour[:, None, None] + relief).to(image)
+    weight = torch.from_numpy(cover).to(image)
+    return image + (texture - image) * weight, torch.from_numpy(inside > 0)[None].to(image)
 
 
 def _segment(pixels: NDArray[np.float32], scale: float) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_kdsam.transforms import RandCropAroundMaskd, RandPromptd, RandRegiond
-from monai_kdsam.transforms.regions import region_of
+from monai_kdsam.transforms.regions import paste_object, region_of
 
 
 def item(rows=slice(40, 60), columns=slice(70, 110)):
@@ -78,3 +78,30 @@ def test_prompts_ask_for_the_region_and_no_prompt_for_the_label():
     rows, columns = np.nonzero(region[0].numpy())
     assert result["points"][0, :2].tolist() == [[columns.min(), rows.min()], [columns.max(), rows.max()]]
     assert "region" not in RandRegiond(prob=0.0)({"image": picture})
+
+
+def test_a_pasted_object_changes_the_picture_where_it_is_and_has_an_outline_of_its_own():
+    picture = torch.from_numpy(np.random.RandomState(0).normal(0, 0.1, (3, 96, 128))).float()
+    areas, shares = set(), []
+    for seed in range(12):
+        pasted, region = paste_object(picture, np.random.RandomState(seed))
+        changed = (pasted - picture).abs().amax(dim=0) > 0.02
+        assert pasted.dtype == picture.dtype
+        assert set(region.unique().tolist()) == {0.0, 1.0}
+        assert changed[region[0] > 0].float().mean() > 0.8
+        assert changed[region[0] == 0].float().mean() < 0.3, "a soft edge reaches beyond the outline a little"
+        rows, columns = np.nonzero(region[0].numpy())
+        shares.append(region.sum().item() / (np.ptp(rows) + 1) / (np.ptp(columns) + 1))
+        areas.add(region.sum().item())
+    assert len(areas) == 12
+    assert np.mean(shares) < 0.85, "an object does not fill its box"
+
+
+def test_prompts_ask_for_a_pasted_object_and_the_label_ends_below_it():
+    label = torch.ones(1, 96, 96)
+    item = {"image": torch.rand(3, 96, 96), "label": label}
+    result = RandRegiond(prob=1.0, pasted=1.0).set_random_state(seed=2)(item)
+    assert not torch.equal(result["image"], item["image"])
+    assert torch.equal(result["label"], 1 - result["region"])
+    with pytest.raises(ValueError, match=r"Expected `pasted` \(config: `pasted_share`\) to be between 0 and 1, got 2"):
+        RandRegiond(pasted=2)
