@@ -70,20 +70,24 @@ def _bom(arguments: argparse.Namespace) -> str:
 
 
 def _export(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.bundles import weights_path
     from monai_kdsam.export import export_bundle
-    from monai_kdsam.runtime.manifest import Manifest
+    from monai_kdsam.weights.sidecar import describe_weights
 
+    if arguments.layout and arguments.format != "onnx":
+        raise UserError(f"Expected `--format` onnx with `--layout` {arguments.layout}, got {arguments.format!r}.")
     _exit_when_told()
+    form = arguments.layout or arguments.format
     folder, parity = export_bundle(
         arguments.bundle,
-        arguments.format,
+        form,
         precision=arguments.precision,
         calibration=arguments.calibration,
         images=arguments.images,
         output=arguments.output,
     )
-    weights = Manifest.read(folder).weights
-    return f"{arguments.format} {arguments.precision}: {parity}.\nWrote {folder}.\n{weights}"
+    weights = describe_weights(weights_path(arguments.bundle))
+    return f"{form} {arguments.precision}: {parity}.\nWrote {folder}.\n{weights}"
 
 
 def _report(arguments: argparse.Namespace) -> str:

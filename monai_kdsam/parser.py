@@ -155,7 +155,10 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     export = commands.add_parser("export", help="to ONNX, OpenVINO or TorchScript, with a check of the masks")
     export.add_argument("--bundle", required=True, help="folder of the bundle, with models/model.pt")
-    export.add_argument("--format", required=True, choices=["onnx", "openvino", "torchscript"])
+    formats = ["onnx", "openvino", "torchscript"]
+    export.add_argument("--format", default="onnx", choices=formats, help="default: %(default)s")
+    layout = "sam: for programs that run segment_anything's ONNX files (default: for monai_kdsam.runtime and MONAI)"
+    export.add_argument("--layout", choices=["sam"], help=layout)
     export.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "int8"], help="default: %(default)s")
     export.add_argument("--calibration", metavar="FOLDER", help="pictures to calibrate int8 with")
     export.add_argument("--images", metavar="FOLDER", help="pictures to compare masks on (default: generated ones)")

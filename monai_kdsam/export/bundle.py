@@ -20,15 +20,16 @@ from monai_kdsam.data.image_reader import list_images
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.errors import ExistingFileError, UserError, UserFileError
 from monai_kdsam.export.parity import LEAST_IOU, Parity, check_parity, draw_prompts
+from monai_kdsam.export.sam_parity import check_sam_parity
 from monai_kdsam.files import ROOM, file_sha256, scratch_folder
 from monai_kdsam.inferers import BundlePredictor
-from monai_kdsam.runtime.manifest import FORMATS, MANIFEST, Manifest
+from monai_kdsam.runtime.manifest import LAYOUT, MANIFEST, SAM_LAYOUT, Manifest
 from monai_kdsam.weights.sidecar import describe_weights
 
 __all__ = ["export_bundle"]
 
 logger = logging.getLogger(__name__)
-Format = Literal["onnx", "openvino", "torchscript"]
+Format = Literal["onnx", "openvino", "torchscript", "sam"]
 Precision = Literal["fp32", "fp16", "int8"]
 
 _MOST_CALIBRATION = 100  # each costs a second or two at full size
@@ -38,6 +39,7 @@ _PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
     "torchscript": (),
+    "sam": ("onnx", "onnxscript", "onnxruntime"),
 }
 
 
@@ -54,8 +56,9 @@ def export_bundle(
 
     Args:
         bundle: folder of the bundle, with `models/model.pt`.
-        form: onnx, openvino or torchscript.
-        precision: of the image encoder; the decoder is always float32. int8 is for onnx and openvino.
+        form: onnx, openvino or torchscript, for the light runtime; sam for programs that run segment_anything's own
+            ONNX files, see `monai_kdsam.export.sam`. There is no image-only model then.
+        precision: of the image encoder; the decoder is always float32. int8 is not for torchscript.
         calibration: folder of pictures like those that the model will see; needed for int8.
         images: folder of pictures to compare masks on; None takes pictures of `calibration` that are not calibrated
             with, or else generated ones.
@@ -75,18 +78,22 @@ def export_bundle(
     target = bundle / "models" / f"{form}_{precision}" if output is None else Path(output)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
         raise ExistingFileError(f"Expected `output` to be new, empty or an earlier export, got {target}.")
-    predictor = BundlePredictor(bundle, device="cpu", progress=False)
+    config = _read_config(bundle)
+    # Hosts that know SAM encode a picture once, whatever is prompted, and take masks as they come.
+    hosted = {"close_up": 0, "fill_holes": False} if form == "sam" else {}
+    settings = {name: value for name, value in hosted.items() if name in config}
+    predictor = BundlePredictor(bundle, device="cpu", progress=False, **settings)
     with scratch_folder(target.parent, "export") as scratch:
         _check_room(scratch, bundle / "models" / "model.pt")
         built = scratch / "built"
         built.mkdir()
         calibrated, checked = _pictures(calibration, images, scratch)
-        files = _write(predictor, bundle, built, form, precision, calibrated if precision == "int8" else [])
-        manifest = _describe(bundle, predictor, built, form, precision, files)
+        files = _write(predictor, bundle, built, form, precision, calibrated if precision == "int8" else [], config)
+        manifest = _describe(bundle, predictor, built, form, precision, files, config | settings)
         manifest.write(built)
         if form == "torchscript" and precision == "fp16":  # its encoder was converted in place
             predictor = BundlePredictor(bundle, device="cpu", progress=False)
-        parity = check_parity(built, predictor, checked)
+        parity = (check_sam_parity if form == "sam" else check_parity)(built, predictor, checked)
         if not parity.holds:
             raise UserError(f"The masks of {form} {precision} differ too much. {parity}. {_ADVICE[precision]}")
         manifest.parity.update(parity.summary())
@@ -105,8 +112,8 @@ _ADVICE = {
 
 
 def _check_choice(form: str, precision: str, calibration: str | Path | None) -> None:
-    if form not in FORMATS:
-        raise UserError(f"Expected `format` to be one of {', '.join(FORMATS)}, got {form!r}.")
+    if form not in _PACKAGES:
+        raise UserError(f"Expected `format` to be one of {', '.join(_PACKAGES)}, got {form!r}.")
     if precision not in LEAST_IOU:
         raise UserError(f"Expected `precision` to be one of {', '.join(LEAST_IOU)}, got {precision!r}.")
     if precision == "int8" and form == "torchscript":
@@ -153,22 +160,45 @@ def _spread(paths: list[str], most: int) -> list[str]:
     return [paths[index * len(paths) // most] for index in range(most)] if len(paths) > most else paths
 
 
+def _read_config(bundle: Path) -> dict[str, Any]:
+    file = bundle / "configs" / "inference.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # `BundlePredictor` says what is wrong with it
+    missing = [key for key in ("pixel_mean", "pixel_std") if key not in config]
+    if missing:
+        raise UserError(f"Expected `{missing[0]}` at the top of {file}, found none.")
+    return config
+
+
 def _write(
-    predictor: BundlePredictor, bundle: Path, folder: Path, form: str, precision: str, calibrated: Sequence[str]
+    predictor: BundlePredictor,
+    bundle: Path,
+    folder: Path,
+    form: str,
+    precision: str,
+    calibrated: Sequence[str],
+    config: dict[str, Any],
 ) -> dict[str, str]:
     if form == "torchscript":
         from monai_kdsam.export.torchscript import write_torchscript
 
         return write_torchscript(predictor.network, bundle, folder, half=precision == "fp16")
-    from monai_kdsam.export.onnx import to_graphs, to_half, write_onnx
+    from monai_kdsam.export.onnx import encoder_graph, to_graphs, to_half, write_onnx
 
-    graphs = to_graphs(predictor.network)
-    if form == "onnx":
+    network = predictor.network
+    graphs = {"encoder": encoder_graph(network)} if form == "sam" else to_graphs(network)
+    if form != "openvino":
         if precision == "fp16":
             graphs["encoder"] = to_half(graphs["encoder"])
         elif precision == "int8":
             graphs["encoder"] = _quantize(graphs["encoder"], predictor, calibrated)
-        return write_onnx(graphs, folder)
+        if form == "onnx":
+            return write_onnx(graphs, folder)
+        from monai_kdsam.export.sam import write_sam
+
+        return write_sam(network, graphs["encoder"], config["pixel_mean"], config["pixel_std"], folder)
     from monai_kdsam.export.openvino import to_models, write_openvino
 
     models = to_models(graphs, folder)
@@ -197,12 +227,14 @@ def _quantize(encoder: Any, predictor: BundlePredictor, paths: Sequence[str]) ->
 
 
 def _describe(
-    bundle: Path, predictor: BundlePredictor, folder: Path, form: str, precision: str, files: dict[str, str]
+    bundle: Path,
+    predictor: BundlePredictor,
+    folder: Path,
+    form: str,
+    precision: str,
+    files: dict[str, str],
+    config: dict[str, Any],
 ) -> Manifest:
-    config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
-    missing = [key for key in ("pixel_mean", "pixel_std") if key not in config]
-    if missing:
-        raise UserError(f"Expected `{missing[0]}` at the top of {bundle / 'configs' / 'inference.json'}, found none.")
     packages = ("torch", "monai", *_PACKAGES[form], *(("nncf",) if precision == "int8" else ()))
     versions = {"monai_kdsam": monai_kdsam.__version__, "python": platform.python_version()}
     versions |= {package: importlib.metadata.version(package) for package in packages}
@@ -214,10 +246,11 @@ def _describe(
         pixel_std=config["pixel_std"],
         close_up=config.get("close_up", 0),
         fill_holes=config.get("fill_holes", False),
-        mask_input=predictor.network.prompt_map,
+        mask_input=predictor.network.prompt_map or form == "sam",
         files=files,
         sha256={file.name: file_sha256(file) for file in sorted(folder.iterdir())},
         weights_sha256=file_sha256(bundle / "models" / "model.pt"),
         weights=describe_weights(bundle / "models" / "model.pt"),
         versions=versions,
+        layout=SAM_LAYOUT if form == "sam" else LAYOUT,
     )

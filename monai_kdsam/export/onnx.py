@@ -16,11 +16,17 @@ from monai_kdsam.networks import KDSAM
 from monai_kdsam.networks.scriptable import example_inputs
 from monai_kdsam.networks.timm_encoder import fused
 
-__all__ = ["join", "to_graphs", "to_half", "trace", "write_onnx"]
+__all__ = ["encoder_graph", "join", "to_graphs", "to_half", "trace", "write_onnx"]
 
 Graph = Any  # onnx.ModelProto; onnx is an extra
 # In half precision the squares that a layer norm sums overflow, and its division loses what is left.
 _KEPT_IN_FLOAT32 = ["ReduceMean", "Pow", "Sqrt", "Div", "Reciprocal", "Sub"]
+
+
+def encoder_graph(network: KDSAM) -> Graph:
+    """The float32 graph image -> embedding, of any number of images."""
+    image = example_inputs(network)[0]
+    return trace(fused(network.image_encoder).eval(), {"image": (image, {0: torch.export.Dim("batch")})}, ["embedding"])
 
 
 def to_graphs(network: KDSAM) -> dict[str, Graph]:
@@ -28,11 +34,10 @@ def to_graphs(network: KDSAM) -> dict[str, Graph]:
 
     The decoder takes any number of prompts and points on one image, the others any number of images.
     """
-    image, embedding, points, labels = example_inputs(network)
+    _, embedding, points, labels = example_inputs(network)
     batch, prompts, count = (torch.export.Dim(name) for name in ("batch", "prompts", "points"))
     masks = zip(("mask_input", "has_mask_input"), example_masks(network), strict=False)
     parts: dict[str, tuple[nn.Module, dict[str, tuple[Tensor, dict[int, Any]]], list[str]]] = {
-        "encoder": (fused(network.image_encoder), {"image": (image, {0: batch})}, ["embedding"]),
         "decoder": (
             Decoder(network),
             {
@@ -45,7 +50,8 @@ def to_graphs(network: KDSAM) -> dict[str, Graph]:
         ),
         "head": (AutomaticHead(network), {"embedding": (embedding, {0: batch})}, ["pred"]),
     }
-    return {name: trace(module.eval(), inputs, outputs) for name, (module, inputs, outputs) in parts.items()}
+    graphs = {name: trace(module.eval(), inputs, outputs) for name, (module, inputs, outputs) in parts.items()}
+    return {"encoder": encoder_graph(network), **graphs}
 
 
 def trace(module: nn.Module, inputs: dict[str, tuple[Tensor, dict[int, Any]]], outputs: list[str]) -> Graph:
@@ -92,14 +98,14 @@ def to_half(graph: Graph) -> Graph:
     return sorted_by_use.model
 
 
-def join(encoder: Graph, head: Graph) -> Graph:
-    """One graph, image -> pred, of an encoder of any precision and the automatic head."""
+def join(first: Graph, second: Graph, through: str) -> Graph:
+    """One graph of two, the second of which reads what the first gives by the name `through`."""
     import onnx.compose
 
     # Both graphs call their nodes by the same names.
-    head = onnx.compose.add_prefix(head, "head/", rename_inputs=False, rename_outputs=False)
-    encoder.ir_version = head.ir_version = max(encoder.ir_version, head.ir_version)
-    return onnx.compose.merge_models(encoder, head, io_map=[("embedding", "embedding")])
+    second = onnx.compose.add_prefix(second, f"{through}/", rename_inputs=False, rename_outputs=False)
+    first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
+    return onnx.compose.merge_models(first, second, io_map=[(through, through)])
 
 
 def write_onnx(graphs: dict[str, Graph], folder: Path) -> dict[str, str]:
@@ -107,7 +113,7 @@ def write_onnx(graphs: dict[str, Graph], folder: Path) -> dict[str, str]:
     import onnx
 
     parts = {name: graphs[name] for name in ("encoder", "decoder")}
-    parts["model"] = join(graphs["encoder"], graphs["head"])
+    parts["model"] = join(graphs["encoder"], graphs["head"], "embedding")
     for name, graph in parts.items():
         onnx.save(graph, str(folder / f"{name}.onnx"))
     return {name: f"{name}.onnx" for name in parts}

@@ -11,12 +11,11 @@ from typing import Any
 from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.files import file_sha256, write_text
 
-__all__ = ["FORMATS", "MANIFEST", "PARTS", "Manifest"]
+__all__ = ["LAYOUT", "MANIFEST", "SAM_LAYOUT", "Manifest"]
 
 MANIFEST = "kdsam.json"
-FORMATS = ("onnx", "openvino", "torchscript")
-PARTS = ("encoder", "decoder", "model")
 LAYOUT = 4  # of the files, their inputs and their outputs; raised when an older runtime could not use them
+SAM_LAYOUT = "sam"  # of files for other programs, which this runtime does not read
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Manifest:
     """A folder of exported models.
 
     Args:
-        format: onnx, openvino or torchscript.
+        format: onnx, openvino or torchscript; sam for other programs.
         precision: of the image encoder: fp32, fp16 or int8.
         image_size: side S of the models' square input in pixels.
         pixel_mean: of each channel, subtracted from values in [0, 255].
@@ -39,7 +38,7 @@ class Manifest:
         versions: of the packages that took part.
         parity: what the comparison with PyTorch gave.
         weights: what people should know of the checkpoint, in a line.
-        layout: of the files; another number cannot be read.
+        layout: of the files; another one cannot be read.
     """
 
     format: str
@@ -56,7 +55,7 @@ class Manifest:
     versions: dict[str, str]
     parity: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
-    layout: int = LAYOUT
+    layout: int | str = LAYOUT
 
     @classmethod
     def read(cls, folder: str | Path) -> Manifest:
@@ -74,6 +73,11 @@ class Manifest:
             layout = content["layout"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged or no manifest of exported models. Export again.") from error
+        if layout == SAM_LAYOUT:
+            raise UserError(
+                f"{path} is of files for programs that know SAM (`export --layout sam`), which this runtime does not "
+                "read: it wants an export without `--layout`."
+            )
         if layout != LAYOUT:
             writer = content.get("versions", {}).get("monai_kdsam", "of another version")
             raise UserError(

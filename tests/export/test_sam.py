@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of segment_anything's layout: its names and shapes around a student of 64 pixels, and its numbers at 1024."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from monai_kdsam.bundles import copy_bundle
+from monai_kdsam.export import export_bundle
+from monai_kdsam.export.sam import SAM_MEAN, SAM_STD
+from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.networks import build_student
+from monai_kdsam.runtime import Predictor
+
+for package in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(package, reason=f"needs the extra `export`: {package} is not installed; `nox -s export` has it")
+
+SIZE = 64
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A bundle whose prompts are drawn and whose masks see finer features, and its files for hosts."""
+    torch.manual_seed(0)
+    settings = {"backbone": "resnet18", "image_size": SIZE, "prompt_map": True, "fine_features": True}
+    bundle = copy_bundle(tmp_path_factory.mktemp("sam"), settings=settings)
+    torch.save(build_student(**settings).state_dict(), bundle / "models" / "model.pt")
+    folder, parity = export_bundle(bundle, "sam")
+    assert parity.holds
+    assert folder == bundle / "models" / "sam_fp32"
+    return bundle, folder
+
+
+@pytest.fixture(scope="session")
+def sessions(small):
+    """Part to session."""
+    import onnxruntime
+
+    return {file.stem: onnxruntime.InferenceSession(str(file)) for file in small[1].glob("*.onnx")}
+
+
+def prompt(points, labels, size=(300, 400), mask=None):
+    return {
+        "point_coords": np.array([points], np.float32),
+        "point_labels": np.array([labels], np.float32),
+        "mask_input": np.full((1, 1, 256, 256), np.nan, np.float32) if mask is None else mask,
+        "has_mask_input": np.array([mask is not None], np.float32),
+        "orig_im_size": np.array(size, np.float32),
+    }
+
+
+def picture(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.float32)
+
+
+def test_names_and_shapes_are_those_of_segment_anything(sessions):
+    def told(values):
+        return {value.name: value.shape for value in values}
+
+    assert told(sessions["encoder"].get_inputs()) == {"input_image": ["image_height", "image_width", 3]}
+    assert told(sessions["encoder_normalized"].get_inputs()) == {"x": [1, 3, 1024, 1024]}
+    assert told(sessions["encoder_browser"].get_inputs()) == {"input_image": [1, 3, 1024, 1024]}
+    for part in ("encoder", "encoder_normalized", "encoder_browser"):
+        assert told(sessions[part].get_outputs()) == {"image_embeddings": [1, 256, 64, 64]}
+    assert told(sessions["decoder"].get_inputs()) == {
+        "image_embeddings": [1, 256, 64, 64],
+        "point_coords": [1, "num_points", 2],
+        "point_labels": [1, "num_points"],
+        "mask_input": [1, 1, 256, 256],
+        "has_mask_input": [1],
+        "orig_im_size": [2],
+    }
+    outputs = told(sessions["decoder"].get_outputs())
+    assert list(outputs) == ["masks", "iou_predictions", "low_res_masks"]
+    assert outputs["masks"][:2] == [1, 1]
+    assert outputs["low_res_masks"] == [1, 1, 256, 256]
+
+
+def test_a_picture_is_seen_as_the_network_sees_it(small, sessions):
+    """Of 1024 pixels a side, so that nobody else has resized it: the bundle takes it by Pillow's resizing."""
+    bundle = BundlePredictor(small[0], close_up=0)
+    yellow = np.array([200, 150, 40])
+    y, x = np.mgrid[:768, :1024] / 60
+    pixels = (yellow * (0.6 + 0.4 * np.sin(x + y)[..., None])).round().astype(np.uint8)
+    image = bundle.preprocessing({"image": pixels_to_file(pixels, small[0].parent)})["image"].as_tensor()[None]
+    with torch.no_grad():
+        expected = bundle.network.encode(image).numpy().ravel()
+    frame = np.zeros((1, 3, 1024, 1024), np.float32)
+    frame[0, :, :768] = ((pixels - np.array(SAM_MEAN)) / np.array(SAM_STD)).transpose(2, 0, 1)
+    for part, given in (("encoder", {"input_image": pixels.astype(np.float32)}), ("encoder_normalized", {"x": frame})):
+        (embedding,) = sessions[part].run(None, given)
+        found = embedding.ravel()
+        assert not found[expected.size :].any()
+        assert np.abs(found[: expected.size] - expected).mean() < 0.02 * np.abs(expected).mean()
+
+
+def pixels_to_file(pixels, folder):
+    file = folder / "picture.png"
+    Image.fromarray(pixels).save(file)
+    return str(file)
+
+
+def test_the_runtime_says_whose_files_they_are(small):
+    with pytest.raises(ValueError, match=r"files for programs that know SAM .* wants an export without `--layout`"):
+        Predictor(small[1])
+    manifest = json.loads((small[1] / "kdsam.json").read_text())
+    assert (manifest["format"], manifest["layout"], manifest["close_up"]) == ("sam", "sam", 0)
+
+
+@pytest.mark.parametrize("size", [(300, 400), (1024, 1024), (40, 7)])
+def test_the_decoder_is_the_networks_in_a_frame_of_1024_pixels(small, sessions, size):
+    network = BundlePredictor(small[0]).network
+    embedding = np.random.default_rng(0).standard_normal((1, 1024, SIZE // 16, SIZE // 16)).astype(np.float32)
+    packed = np.zeros((1, 256, 64, 64), np.float32)
+    packed.ravel()[: embedding.size] = embedding.ravel()
+    mask = 9 * torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    given = F.interpolate(mask, (256, 256), mode="nearest").numpy()
+    for points, labels, earlier in (
+        ([[9, 9], [0, 0]], [1, -1], None),
+        ([[100, 200], [700, 500]], [2, 3], None),
+        ([[300, 400], [1, 2], [100, 200], [700, 500]], [1, 0, 2, 3], given),
+    ):
+        seen = (torch.tensor([points]) + 0.5) * SIZE / 1024 - 0.5
+        with torch.no_grad():
+            logits, iou = network.decode(
+                torch.from_numpy(embedding), seen, torch.tensor([labels]), None if earlier is None else mask
+            )
+        found = sessions["decoder"].run(None, {"image_embeddings": packed, **prompt(points, labels, size, earlier)})
+        height, width = (round(side * SIZE / max(size)) for side in size)
+        inner = F.interpolate(logits, (SIZE, SIZE), mode="bilinear")[..., :height, :width]
+        expected = F.interpolate(inner, size, mode="bilinear"), iou, F.interpolate(logits, (256, 256), mode="bilinear")
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.shape == theirs.shape
+            assert np.allclose(ours, theirs, atol=1e-4 * theirs.abs().max().item())
+
+
+def test_padding_and_a_mask_that_is_not_meant_change_nothing(sessions):
+    (embedding,) = sessions["encoder"].run(None, {"input_image": picture(684, 1024)})
+
+    def masks(points, labels, **changed):
+        given = prompt(points, labels) | changed
+        return sessions["decoder"].run(None, {"image_embeddings": embedding, **given})[0]
+
+    click = masks([[500, 400]], [1])
+    assert np.isfinite(click).all()
+    padded = masks([[500, 400], [0, 0], [np.nan, 3], [7, 7]], [1, -1, -1, -1])
+    np.testing.assert_allclose(padded, click, atol=1e-5)
+    zeros = np.zeros((1, 1, 256, 256), np.float32)
+    for has_mask_input in (0, -1):  # osam's way to say no is -1
+        found = masks([[500, 400]], [1], mask_input=zeros, has_mask_input=np.array([has_mask_input], np.float32))
+        np.testing.assert_array_equal(found, click)
