@@ -91,8 +91,8 @@ def upscale(layers: nn.Sequential, image: Tensor, fine: Tensor | None = None) ->
     Args:
         layers: transposed convolution, `LayerNorm2d`, activation, transposed convolution, activation.
         image: (B, H * W, 256).
-        fine: (B, H * W, 768), what `FineFeatures` adds to the pixels at an eighth and at a quarter of the image's size,
-            in the order of `pack`; None for nothing.
+        fine: (B / K, 768, H, W), what `FineFeatures` adds to the pixels at an eighth and at a quarter of the image's
+            size, in the order of `pack`, the same for the K prompts of an image; None for nothing.
 
     Returns:
         (B, H * W * 16, 32): the 16 pixels of each token one after the other; see `arrange`.
@@ -100,11 +100,9 @@ def upscale(layers: nn.Sequential, image: Tensor, fine: Tensor | None = None) ->
     parts: tuple[Any, ...] = tuple(layers)
     first, norm, activate, second, activate_again = parts
     split = 4 * first.out_channels
-    x = _to_blocks(first, image)
-    x = x if fine is None else x + fine[..., :split].reshape(x.shape)
+    x = _to_blocks(first, image, None if fine is None else fine[:, :split])
     x = activate(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
-    x = _to_blocks(second, x)
-    return activate_again(x if fine is None else x + fine[..., split:].reshape(x.shape))
+    return activate_again(_to_blocks(second, x, None if fine is None else fine[:, split:]))
 
 
 def pack(features: Tensor, steps: int) -> Tensor:
@@ -129,9 +127,14 @@ def arrange(masks: Tensor, height: int, width: int) -> Tensor:
     return blocks.permute(0, 2, 4, 1, 3, 5).reshape(*masks.shape[:2], 4 * height, 4 * width)
 
 
-def _to_blocks(convolution: nn.ConvTranspose2d, tokens: Tensor) -> Tensor:
-    """(B, N, C) -> (B, N * 4, D): the pixels of each 2 x 2 block, row by row."""
+def _to_blocks(convolution: nn.ConvTranspose2d, tokens: Tensor, fine: Tensor | None) -> Tensor:
+    """(B, N, C) -> (B, N * 4, D): the pixels of each 2 x 2 block, row by row, and what `fine` adds to them."""
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * D, C)
     assert convolution.bias is not None
-    pixels = F.linear(tokens, weight, convolution.bias.repeat(4))
+    bias = convolution.bias.repeat(4)
+    if fine is None:
+        pixels = F.linear(tokens, weight, bias)
+    else:  # once an image, not once a prompt: order and bias
+        shared = (fine.flatten(2).mT.reshape(len(fine), -1, len(bias)) + bias)[:, None]  # (B / K, 1, N, 4 * D)
+        pixels = (F.linear(tokens, weight).unflatten(0, (len(fine), -1)) + shared).flatten(0, 1)
     return pixels.unflatten(2, (4, -1)).flatten(1, 2)

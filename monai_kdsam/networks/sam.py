@@ -124,7 +124,8 @@ class TwoWayAttentionBlock(SamTwoWayAttentionBlock):
         queries = self.norm2(queries + attend_to_image(self.cross_attn_token_to_image, queries + query_pe, k, keys))
         queries = self.norm3(queries + self.mlp(queries))
         keys = image_attends(self.cross_attn_image_to_token, keys, k, queries + query_pe, queries, ignored)
-        return queries, self.norm4(keys)
+        # Flat, because ONNX Runtime makes one step of a sum and the norm that follows it, eight times as slow.
+        return queries, self.norm4(keys.flatten(0, 1)).view_as(keys)
 
 
 class TwoWayTransformer(SamTwoWayTransformer):
@@ -140,14 +141,17 @@ class TwoWayTransformer(SamTwoWayTransformer):
             elif type(module) is SamAttention:
                 module.__class__ = Attention
 
-    def forward(self, image: Tensor, key_pe: Tensor, tokens: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, key_pe: Tensor, tokens: Tensor, ignored: Tensor, count: int
+    ) -> tuple[Tensor, Tensor]:
         """Attend images (B, HW, C) and tokens (B, N, C) to each other.
 
-        Returns both, in the order tokens, image. `key_pe` is a single row (1, HW, C).
+        Returns the first `count` tokens, those that are read, and the image. `key_pe` is a single row (1, HW, C).
         """
         queries, keys = tokens, image
         for layer in self.layers:
             queries, keys = layer(queries, keys, tokens, key_pe, ignored)
+        queries, tokens = queries[:, :count], tokens[:, :count]
         attended = attend_to_image(self.final_attn_token_to_image, queries + tokens, keys + key_pe, keys)
         return self.norm_final_attn(queries + attended), keys
 
@@ -181,16 +185,16 @@ class MaskDecoder(SamMaskDecoder):
             iou: (B * K, 1 or 3), the predicted IoU of each mask.
         """
         prompts = tokens.shape[0] // embedding.shape[0]
-        embedding = embedding[:, None].expand(-1, prompts, -1, -1, -1).flatten(0, 1)
-        image = embedding[:, : self.transformer_dim]
-        fine = embedding[:, self.transformer_dim :].flatten(2).mT if self.fine_features else None
+        image = embedding[:, None, : self.transformer_dim].expand(-1, prompts, -1, -1, -1).flatten(0, 1)
+        fine = embedding[:, self.transformer_dim :] if self.fine_features else None
         output = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(tokens.shape[0], -1, -1)
         tokens = torch.cat([output, tokens], dim=1)
         ignored = F.pad(ignored, (output.shape[1], 0), value=False)
-        # `positions` stay one row for all: a constant that exporters transform in advance.
-        tokens, image = self.transformer((image + dense).flatten(2).mT, positions.flatten(2).mT, tokens, ignored)
-
         chosen = range(1, self.num_mask_tokens) if multimask else range(1)
+        # `positions` stay one row for all: a constant that exporters transform in advance.
+        image = (image + dense).flatten(2).mT
+        tokens, image = self.transformer(image, positions.flatten(2).mT, tokens, ignored, 1 + chosen.stop)
+
         weights = torch.stack([self.output_hypernetworks_mlps[index](tokens[:, 1 + index]) for index in chosen], 1)
         upscaled = upscale(self.output_upscaling, image, fine)
         masks = arrange(weights @ upscaled.mT, *positions.shape[2:])

@@ -25,18 +25,22 @@ def test_they_begin_as_nothing_also_in_a_student_that_was_trained_without(backbo
 
 @torch.no_grad()
 def test_they_are_added_within_the_upscaling_as_plain_convolutions_would():
-    """The oracle: SAM's layers one after the other on maps, the features added between them."""
+    """The oracle: SAM's layers one after the other on maps, the features added between them.
+
+    Two images with two prompts each: what is an image's own goes to its prompts.
+    """
     torch.manual_seed(0)
     network = build_student("resnet18", image_size=64, fine_features=True).eval()
     for parameter in network.image_encoder.fine.parameters():
         torch.nn.init.normal_(parameter)
     encoder, decoder = network.image_encoder, network.mask_decoder
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(2, 3, 64, 64)
     quarter = encoder.layer1(encoder.stem(image))
     fine = encoder.fine.quarter(quarter), encoder.fine.eighth(encoder.layer2(quarter))
     seen = {}
     decoder.transformer.register_forward_hook(lambda _, __, output: seen.update(tokens=output[0], image=output[1]))
-    masks, _ = network.decode(network.encode(image))
+    fine = [features.repeat_interleave(2, dim=0) for features in fine]
+    masks, _ = network.decode(network.encode(image), torch.rand(4, 1, 2) * 64, torch.ones(4, 1))
     first, norm, activate, second, activate_again = decoder.output_upscaling
     x = first(seen["image"].mT.unflatten(2, (4, 4))) + fine[1]
     x = activate_again(second(activate(norm(x))) + fine[0])
