@@ -4,6 +4,7 @@
 from monai_kdsam.networks.build import build_kdsam, build_student, build_volume_student
 from monai_kdsam.networks.encoders import DeconvNeck, FineFeatures, FPNNeck, ResNetEncoder, SamNeck
 from monai_kdsam.networks.kdsam import KDSAM, VolumeKDSAM
+from monai_kdsam.networks.lora import add_lora
 from monai_kdsam.networks.memory import EmbeddingCache, weights_checksum
 from monai_kdsam.networks.parameters import frozen_parts, parameter_groups
 from monai_kdsam.networks.prompt_map import draw_prompts
@@ -24,6 +25,7 @@ __all__ = [
     "SamNeck",
     "TeacherEncoder",
     "VolumeKDSAM",
+    "add_lora",
     "build_kdsam",
     "build_student",
     "build_teacher",

@@ -18,7 +18,7 @@ from monai_kdsam.errors import UserError
 from monai_kdsam.files import replacing
 from monai_kdsam.weights.sam_layout import fit_positions, to_sam_layout
 from monai_kdsam.weights.sidecar import describe_weights, origin_of, read_sidecar, sidecar_path, write_sidecar
-from monai_kdsam.weights.state_dict import read_state_dict
+from monai_kdsam.weights.state_dict import merged_state_dict, read_state_dict
 
 __all__ = ["load_weights", "mismatches", "save_weights"]
 
@@ -37,7 +37,7 @@ def save_weights(
     remedy: str = "",
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a network's raw state_dict, and beside it the sidecar with the settings that it was built and trained with.
+    """Write a network's raw state_dict, LoRA merged, and beside it the sidecar with what it was built and trained with.
 
     Both are replaced atomically, the weights first: at no time there is a sidecar beside weights that it does not
     describe.
@@ -54,7 +54,7 @@ def save_weights(
     """
     path = Path(path)
     with replacing(path, remedy) as unfinished:
-        torch.save(network.state_dict(), unfinished)
+        torch.save(merged_state_dict(network), unfinished)
         sidecar_path(path).unlink(missing_ok=True)
     start = {"began_from": began_from} if (began_from := getattr(network, "began_from", None)) else {}
     write_sidecar(path, _settings(network, settings), remedy=remedy, about=start | dict(about or {}))

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_kdsam.errors import UserError
 from monai_kdsam.weights.download import require_weights
 
-__all__ = ["check_crc", "load_tensors", "read_state_dict"]
+__all__ = ["check_crc", "load_tensors", "merged_state_dict", "read_state_dict"]
 
 WRAPPERS = ("model", "state_dict", "network", "model_state_dict")
 PREFIXES = ("_orig_mod.", "module.", "model.", "sam.")
@@ -66,6 +66,19 @@ def load_tensors(path: str | Path) -> Any:
         text = str(error).partition("\n")[0]
         is_vague = not text or text.startswith("Weights only load failed")
         raise UserError("it is no complete PyTorch file" if is_vague else text.rstrip(".?")) from error
+
+
+def merged_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """The state_dict of the network without its parametrizations, such as LoRA's: what they compute is the weight."""
+    state: dict[str, Tensor] = {}
+    for name, value in network.state_dict().items():
+        layer, is_parametrized, parts = name.rpartition(".parametrizations.")
+        if not is_parametrized:
+            state[name] = value
+        elif parts.endswith(".original"):
+            weight = parts.removesuffix(".original")
+            state[f"{layer}.{weight}"] = getattr(network.get_submodule(layer), weight).detach()
+    return state
 
 
 def check_crc(path: str | Path) -> None:
