@@ -48,7 +48,7 @@ def reduce_images(data: Path, out: Path) -> None:
         lists = prepare_datalist({name: data / place}, out / f"{name}_split.json", empty_masks="skip")
         for split, count in (("training", max(LABELS) if name == "busi" else KNOWN), ("test", SCORED)):
             found[f"{name}_{split}"] = [_reduce(item, out, split) for item in lists[split][:count]]
-    scored = {split: found["busi_test"] for split in ("validation", "test")}
+    scored = dict.fromkeys(("validation", "test"), found["busi_test"])
     lists = {"known": [item for name in SETS if name != "busi" for item in found[f"{name}_training"]]}
     lists |= {str(count): found["busi_training"][:count] for count in LABELS}
     for name, training in lists.items():
