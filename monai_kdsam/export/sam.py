@@ -29,12 +29,14 @@ __all__ = [
     "Packed",
     "SamDecoder",
     "SamInput",
+    "decoder_graph",
     "write_sam",
 ]
 
 FRAME = 1024  # pixels of the longest side, in which hosts give pictures and points
 CELLS = 256  # along a side of `mask_input` and `low_res_masks`
 EMBEDDING = (1, 256, 64, 64)
+IR_VERSION = 9  # of the file; OHIF's ONNX Runtime of 2024 reads no later one, and opset 20 needs none
 # How hosts give a picture: as samexporter's encoders take it, as segment_anything's own do, and as a browser's canvas.
 INPUTS = {"encoder": "pixels", "encoder_normalized": "normalized", "encoder_browser": "canvas"}
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -135,7 +137,7 @@ class SamDecoder(nn.Module):
         Args:
             image_embeddings: of an encoder's file.
             point_coords: (1, N, 2), XY pixels of the picture when its longest side is 1024.
-            point_labels: (1, N) float: 1 foreground, 0 background, 2 and 3 box corners, -1 padding.
+            point_labels: (1, N) float: 1 foreground, 0 background, 2 and 3 two corners of a box, -1 padding.
             mask_input: (1, 1, 256, 256) `low_res_masks` of an earlier answer.
             has_mask_input: (1,) 1 where that is meant; otherwise nothing in it matters.
             orig_im_size: (2,) float, height and width of `masks`.
@@ -146,10 +148,11 @@ class SamDecoder(nn.Module):
             low_res_masks: (1, 1, 256, 256) logits.
         """
         size = self.network.image_size
+        labels = point_labels.long()
         embedding = image_embeddings.flatten()[: math.prod(self.shape)].reshape(self.shape)
-        points = (point_coords + 0.5) * (size / FRAME) - 0.5  # pixel centers lie at halves
+        points = (_sort_corners(point_coords, labels) + 0.5) * (size / FRAME) - 0.5  # pixel centers lie at halves
         mask = _resize(mask_input, size // CELL, size // CELL)
-        small, iou = self.network.decode(embedding, points, point_labels.long(), mask, has_mask_input > 0.5)
+        small, iou = self.network.decode(embedding, points, labels, mask, has_mask_input > 0.5)
         return self._to_picture(small, orig_im_size), iou, _resize(small, CELLS, CELLS)
 
     def _to_picture(self, small: Tensor, orig_im_size: Tensor) -> Tensor:
@@ -164,6 +167,15 @@ class SamDecoder(nn.Module):
         torch._check(height <= size)
         torch._check(width <= size)
         return _resize(_resize(small, size, size)[:, :, :height, :width], full_height, full_width)
+
+
+def _sort_corners(points: Tensor, labels: Tensor) -> Tensor:
+    """The upper left corner of the box for a 2, the lower right one for a 3: hosts give them as they are drawn."""
+    other = (labels < 2)[..., None]
+    first = points.masked_fill(other, torch.inf).amin(dim=1, keepdim=True)
+    last = points.masked_fill(other, -torch.inf).amax(dim=1, keepdim=True)
+    points = torch.where((labels == 2)[..., None], first, points)
+    return torch.where((labels == 3)[..., None], last, points)
 
 
 def _resize(masks: Tensor, height: Any, width: Any) -> Tensor:
@@ -188,16 +200,17 @@ def write_sam(
     with torch.no_grad():
         embedding = network.image_encoder(torch.zeros(1, 3, size, size))
     packed = trace(Packed().eval(), {"embedding": (embedding, {})}, ["image_embeddings"])
-    graphs = {"decoder": _trace_decoder(network, embedding.shape[1])}
+    graphs = {"decoder": decoder_graph(network, embedding.shape[1])}
     for part, form in INPUTS.items():
-        front = _trace_input(SamInput(size, pixel_mean, pixel_std, form))
+        front = _input_graph(SamInput(size, pixel_mean, pixel_std, form))
         graphs[part] = join(join(front, encoder, "image"), packed, "embedding")
     for part, graph in graphs.items():
+        graph.ir_version = min(graph.ir_version, IR_VERSION)
         onnx.save(graph, str(folder / f"{part}.onnx"))
     return {part: f"{part}.onnx" for part in graphs}
 
 
-def _trace_input(module: SamInput) -> Any:
+def _input_graph(module: SamInput) -> Any:
     name = "x" if module.form == "normalized" else "input_image"  # osam knows no other name than x
     if module.form != "pixels":
         return trace(module.eval(), {name: (torch.zeros(1, 3, FRAME, FRAME), {})}, ["image"])
@@ -205,7 +218,8 @@ def _trace_input(module: SamInput) -> Any:
     return trace(module.eval(), {name: (torch.zeros(684, 1000, 3), free)}, ["image"])
 
 
-def _trace_decoder(network: KDSAM, channels: int) -> Any:
+def decoder_graph(network: KDSAM, channels: int) -> Any:
+    """The ONNX graph of a `SamDecoder`, for any number of points and any size of picture."""
     decoder = SamDecoder(network, channels).eval()
     shape = EMBEDDING if math.prod(decoder.shape) <= math.prod(EMBEDDING) else decoder.shape
     count = torch.export.Dim("num_points")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of segment_anything's layout: its names and shapes around a student of 64 pixels, and its numbers at 1024."""
+"""Files of segment_anything's layout: its numbers with its weights, its names and shapes with a small student."""
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.utils.onnx import SamOnnxModel
 
 from monai_kdsam.bundles import copy_bundle
 from monai_kdsam.export import export_bundle
-from monai_kdsam.export.sam import SAM_MEAN, SAM_STD
+from monai_kdsam.export.sam import SAM_MEAN, SAM_STD, decoder_graph
 from monai_kdsam.inferers import BundlePredictor
-from monai_kdsam.networks import build_student
+from monai_kdsam.networks import build_kdsam, build_student
 from monai_kdsam.runtime import Predictor
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -155,3 +158,60 @@ def test_padding_and_a_mask_that_is_not_meant_change_nothing(sessions):
     for has_mask_input in (0, -1):  # osam's way to say no is -1
         found = masks([[500, 400]], [1], mask_input=zeros, has_mask_input=np.array([has_mask_input], np.float32))
         np.testing.assert_array_equal(found, click)
+
+
+def test_the_corners_of_a_box_come_in_any_order(sessions):
+    (embedding,) = sessions["encoder_browser"].run(None, {"input_image": np.full((1, 3, 1024, 1024), 0.5, np.float32)})
+    found = [
+        sessions["decoder"].run(None, {"image_embeddings": embedding, **prompt(points, labels)})[0]
+        for points, labels in (
+            ([[100, 200], [700, 500], [300, 300]], [2, 3, 1]),
+            ([[700, 500], [100, 200], [300, 300]], [2, 3, 1]),
+            ([[300, 300], [100, 500], [700, 200]], [1, 2, 3]),
+        )
+    ]
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=1e-5)
+
+
+@pytest.fixture(scope="session")
+def official():
+    """segment_anything's model for ONNX, and our decoder's session with the same weights."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    encoder = ImageEncoderViT(img_size=1024, embed_dim=16, depth=1, num_heads=1)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
+    sam = Sam(
+        encoder,
+        PromptEncoder(256, (64, 64), (1024, 1024), mask_in_chans=16),
+        MaskDecoder(transformer_dim=256, transformer=transformer),
+    ).eval()
+    network = build_kdsam(encoder, image_size=1024).eval()
+    network.prompt_encoder.load_state_dict(sam.prompt_encoder.state_dict())
+    network.mask_decoder.load_state_dict(sam.mask_decoder.state_dict())
+    session = onnxruntime.InferenceSession(decoder_graph(network, 256).SerializeToString())
+    return SamOnnxModel(sam, return_single_mask=False), session
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "size", "has_mask"),
+    [
+        ([[500, 375], [0, 0]], [1, -1], (684, 1024), False),  # a click, and the padding that hosts put behind it
+        ([[425, 600], [700, 875]], [2, 3], (1500, 2250), False),
+        ([[575, 750], [425, 600], [700, 875]], [0, 2, 3], (300, 200), True),
+        ([[500, 375], [30, 40], [1000, 2], [0, 0]], [1, 0, 1, -1], (1024, 1024), True),
+    ],
+)
+def test_with_sams_weights_the_numbers_are_segment_anythings(official, points, labels, size, has_mask):
+    sam, session = official
+    assert [value.name for value in session.get_inputs()] == list(inspect.signature(sam.forward).parameters)
+    rng = np.random.default_rng(0)
+    mask = 5 * rng.standard_normal((1, 1, 256, 256)).astype(np.float32)
+    given = prompt(points, labels, size, mask) | {"has_mask_input": np.array([has_mask], np.float32)}
+    given["image_embeddings"] = rng.standard_normal((1, 256, 64, 64)).astype(np.float32)
+    expected = sam(**{name: torch.from_numpy(value) for name, value in given.items()})
+    for ours, theirs in zip(session.run(None, given), expected, strict=True):
+        first = theirs[:, :1].numpy()  # SAM's mask of several prompts, which ours is
+        assert ours.shape == first.shape
+        assert np.abs(ours - first).max() < 1e-4 * max(np.abs(first).max(), 1)
