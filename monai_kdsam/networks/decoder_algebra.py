@@ -135,6 +135,7 @@ def _to_blocks(convolution: nn.ConvTranspose2d, tokens: Tensor, fine: Tensor | N
     if fine is None:
         pixels = F.linear(tokens, weight, bias)
     else:  # once an image, not once a prompt: order and bias
-        shared = (fine.flatten(2).mT.reshape(len(fine), -1, len(bias)) + bias)[:, None]  # (B / K, 1, N, 4 * D)
-        pixels = (F.linear(tokens, weight).unflatten(0, (len(fine), -1)) + shared).flatten(0, 1)
+        images = fine.shape[0]  # not `len`, which would be a constant in what is traced
+        shared = (fine.flatten(2).mT.reshape(images, -1, len(bias)) + bias)[:, None]  # (B / K, 1, N, 4 * D)
+        pixels = (F.linear(tokens, weight).unflatten(0, (images, -1)) + shared).flatten(0, 1)
     return pixels.unflatten(2, (4, -1)).flatten(1, 2)

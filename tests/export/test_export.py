@@ -190,6 +190,16 @@ def test_the_exported_decoder_is_the_networks_of_drawn_prompts_and_earlier_answe
         assert np.allclose(ours, theirs, atol=1e-3 * theirs.abs().max().item())
 
 
+@pytest.mark.parametrize(("form", "file"), [("onnx", "model.onnx"), ("openvino", "model.xml")])
+def test_the_image_only_model_of_it_takes_any_number_of_images(drawn_and_fine, form, file):
+    network, folder = drawn_and_fine
+    for count in (1, 3):
+        images = torch.randn(count, 3, 64, 64)
+        with torch.no_grad():
+            expected = network(images)
+        assert np.allclose(open_part(folder / file, form)(images.numpy())[0], expected, atol=1e-3)
+
+
 def test_an_export_sees_boxes_and_earlier_answers_as_the_bundle_does(tmp_path):
     torch.manual_seed(0)
     network = {"backbone": "resnet18", "image_size": 64, "prompt_map": True, "fine_features": True}

@@ -273,8 +273,10 @@ def test_a_frozen_encoder_keeps_its_batch_norm_and_gets_no_gradient():
     assert network.mask_decoder.training
 
 
-def test_scripted_network_equals_eager_saved_and_loaded(tmp_path):
-    network = build_student("resnet18", image_size=64).eval()
+@pytest.mark.parametrize("drawn_and_fine", [False, True])
+def test_scripted_network_equals_eager_saved_and_loaded(tmp_path, drawn_and_fine):
+    settings = {"prompt_map": drawn_and_fine, "fine_features": drawn_and_fine}
+    network = build_student("resnet18", image_size=64, **settings).eval()
     torch.jit.save(torch.jit.script(network), tmp_path / "model.ts")
     scripted = torch.jit.load(tmp_path / "model.ts")
     image = torch.rand(3, 3, 64, 64)
