@@ -12,7 +12,7 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 # `interruptions` is run on demand.
-nox.options.sessions = ["wheel", "export", "label", "deploy", "docs"]
+nox.options.sessions = ["wheel", "export", "weights", "label", "deploy", "docs"]
 
 # Site-packages of an environment that has the dependencies already; without it each session installs its own torch.
 DEPENDENCIES = os.environ.get("KDSAM_DEPENDENCIES")
@@ -84,6 +84,19 @@ def export(session: nox.Session) -> None:
     extras = "export" if borrow_dependencies(session) else "export,test"
     session.install("-e", f".[{extras}]")
     session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "tests/export", "tests/runtime")
+
+
+@nox.session
+def weights(session: nox.Session) -> None:
+    """The weights of transformers' own SAM, saved by itself, give its embeddings and masks."""
+    if borrow_dependencies(session):
+        install_own(session, "-e", ".")
+        session.install("transformers>=5")
+    else:
+        session.install("-e", ".[test]", "transformers>=5")
+    session.run(
+        "python", "-m", "pytest", "-p", "no:cacheprovider", "tests/weights/test_checkpoint.py", "-k", "transformers"
+    )
 
 
 def unpack_debian(session: nox.Session, *packages: str) -> dict[str, str]:

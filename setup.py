@@ -45,6 +45,8 @@ REQUIREMENTS = [
     "pytorch-msssim>=1.0",
     # one run of a phase in a folder at a time
     "filelock>=3.8",
+    # bundles from a hub and to it; timm brings it along
+    "huggingface_hub>=0.25",
     # the files of the embedding cache
     "safetensors>=0.4.3",
     # distance transforms and connected components of masks
@@ -183,7 +185,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["monai_kdsam", "monai_kdsam.*"]),
-    package_data={"monai_kdsam": ["py.typed", "report/page.html.j2"]},
+    package_data={"monai_kdsam": ["py.typed", "report/page.html.j2", "model_card.md.j2"]},
     entry_points={"console_scripts": ["monai-kdsam = monai_kdsam.__main__:main"]},
     cmdclass={"build_py": BuildWithData},
     python_requires=">=3.10,<3.14",

@@ -69,6 +69,12 @@ def _bom(arguments: argparse.Namespace) -> str:
     return f"Wrote {write_bill_of_materials(arguments.bundle, arguments.output)}."
 
 
+def _publish(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.publish import publish
+
+    return publish(arguments.bundle, arguments.dir, push=arguments.push)
+
+
 def _export(arguments: argparse.Namespace) -> str:
     from monai_kdsam.bundles import weights_path
     from monai_kdsam.export import export_bundle
@@ -168,6 +174,7 @@ COMMANDS = {
     "download": _download,
     "bundle": _bundle,
     "bom": _bom,
+    "publish": _publish,
     "export": _export,
     "report": _report,
     "label": _label,

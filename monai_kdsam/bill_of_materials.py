@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import monai_kdsam
+from monai_kdsam.bundle_weights import weights_path
 from monai_kdsam.errors import MissingFileError
 from monai_kdsam.files import file_sha256, write_text
 from monai_kdsam.weights.sidecar import describe_weights, read_sidecar
 
-__all__ = ["write_bill_of_materials"]
+__all__ = ["limitations", "write_bill_of_materials"]
 
 
 def write_bill_of_materials(bundle: str | Path, output: str | Path | None = None) -> Path:
     """Write the bill of materials of a bundle. Of the training images it has the numbers, no names.
 
     Args:
-        bundle: its folder, with `models/model.pt`.
+        bundle: its folder, with weights.
         output: the file; by default `models/model.cdx.json` in the bundle.
 
     Returns:
@@ -34,7 +35,7 @@ def write_bill_of_materials(bundle: str | Path, output: str | Path | None = None
         UserError: when its weights are not those that their sidecar describes.
     """
     bundle = Path(bundle)
-    weights = bundle / "models" / "model.pt"
+    weights = weights_path(bundle)
     if not weights.is_file():
         raise MissingFileError(f"Expected a trained bundle with {weights}, which does not exist.")
     libraries = _libraries()
@@ -52,7 +53,7 @@ def write_bill_of_materials(bundle: str | Path, output: str | Path | None = None
         "components": [*_data(bundle), *libraries],
         "dependencies": [{"ref": "model", "dependsOn": [library["bom-ref"] for library in libraries]}],
     }
-    path = Path(output) if output else weights.with_suffix(".cdx.json")
+    path = Path(output) if output else bundle / "models" / "model.cdx.json"
     write_text(path, json.dumps(content, indent=2) + "\n")
     return path
 
@@ -68,8 +69,6 @@ def _model(bundle: Path, weights: Path) -> dict[str, Any]:
         "inputs": [{"format": name} for name in about["network_data_format"]["inputs"]],
         "outputs": [{"format": name} for name in about["network_data_format"]["outputs"]],
     }
-    card = (bundle / "docs" / "README.md").read_text(encoding="utf-8").partition("# Limitations\n")[2]
-    limits = re.findall(r"^- (.+)$", card.partition("\n# ")[0], re.MULTILINE)
     return {
         **_named("machine-learning-model", about["name"], about["version"]),
         "bom-ref": "model",
@@ -78,12 +77,18 @@ def _model(bundle: Path, weights: Path) -> dict[str, Any]:
         "pedigree": {"ancestors": [_ancestor(file) for file in _earlier(weights)]},
         "modelCard": {
             "modelParameters": parameters,
-            "considerations": {"useCases": [about["intended_use"]], "technicalLimitations": limits},
+            "considerations": {"useCases": [about["intended_use"]], "technicalLimitations": limitations(bundle)},
         },
         "properties": [
             {"name": f"monai_kdsam:{key}", "value": json.dumps(value)} for key, value in sorted(settings.items())
         ],
     }
+
+
+def limitations(bundle: Path) -> list[str]:
+    """What a bundle's own page says of its limits."""
+    page = (bundle / "docs" / "README.md").read_text(encoding="utf-8").partition("# Limitations\n")[2]
+    return re.findall(r"^- (.+)$", page.partition("\n# ")[0], re.MULTILINE)
 
 
 def _earlier(weights: Path) -> list[Path]:

@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     bom.add_argument("bundle", help="folder of the bundle, with models/model.pt")
     bom.add_argument("--output", metavar="FILE", help="default: models/model.cdx.json in the bundle")
 
+    _add_publish(commands)
     _add_label(commands)
     _add_deploy(commands)
     return parser
@@ -163,6 +164,13 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     export.add_argument("--calibration", metavar="FOLDER", help="pictures to calibrate int8 with")
     export.add_argument("--images", metavar="FOLDER", help="pictures to compare masks on (default: generated ones)")
     export.add_argument("--output", metavar="DIR", help="folder to write (default: in the bundle's models)")
+
+
+def _add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    publish = commands.add_parser("publish", help="write a bundle as it lies on Hugging Face's hub; --push uploads it")
+    publish.add_argument("--bundle", metavar="DIR", help="a bundle of your own (default: the one that ships)")
+    publish.add_argument("--dir", required=True, metavar="DIR", help="folder to write; if it is there, to push")
+    publish.add_argument("--push", metavar="ORG/NAME", help="upload the folder; a new repository is private")
 
 
 def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -59,6 +59,10 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
     if typed is not None:
         sys.excepthook, threading.excepthook = report_error, report_thread_error
     check_launch()
+    if _up_the_stack("net_override", dict) is not None:
+        # `monai.bundle.load` builds the network and runs nothing, in whatever folder; `bundle_root` is not the bundle.
+        make_importable(Path(_up_the_stack("config_file", str)).parent.parent)
+        return
     if not Path(bundle_root).is_dir():
         raise MissingFileError(f"Expected `bundle_root` to be a bundle's folder, but there is none at {bundle_root}.")
     make_importable(bundle_root)

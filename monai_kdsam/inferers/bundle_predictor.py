@@ -103,6 +103,32 @@ class BundlePredictor:
         parser.update({"bundle_root": str(bundle), **overrides})
         _unwrapped(partial(self._build, parser))
 
+    @classmethod
+    def from_pretrained(
+        cls, bundle: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, **overrides: Any
+    ) -> BundlePredictor:
+        """A bundle from a hub, which is fetched once, or from a folder.
+
+        Args:
+            bundle: ORG/NAME on Hugging Face's hub, or on the one that HF_ENDPOINT names; or a folder.
+            revision: branch, tag or commit on the hub; by default the newest commit. The log says which.
+            trust_remote_code: a bundle's configuration and modules are code. Without this only those from a hub are
+                taken that have no modules, and whose configuration differs from this package's in values alone.
+            **overrides: see the class.
+
+        Raises:
+            FileNotFoundError: see the class; also when the repository holds no bundle.
+            ValueError: see the class; also when the hub, the repository or the revision cannot be had, or the bundle
+                has code of its own.
+        """
+        if not Path(bundle).is_dir():
+            from monai_kdsam.hub import fetch_bundle
+
+            bundle = fetch_bundle(str(bundle), revision, trust_remote_code=trust_remote_code)
+        elif revision is not None:
+            raise UserError(f"Expected `revision` with a bundle on a hub alone, got it with the folder {bundle}.")
+        return cls(bundle, **overrides)
+
     def _build(self, parser: ConfigParser) -> None:
         self.device = parser.get_parsed_content("device")
         self.network = parser.get_parsed_content("network").eval()

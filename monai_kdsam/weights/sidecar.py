@@ -72,8 +72,11 @@ def read_sidecar(weights: str | Path) -> dict[str, Any] | None:
     if content is None:
         return None
     path = sidecar_path(weights)
-    if file_sha256(weights) != content["sha256"]:
-        remedy = SHIPPED_REMEDY if "card" in content else "Restore the weights, or copy both files anew."
+    # Published weights lie there as safetensors too.
+    expected = content.get("safetensors") if Path(weights).suffix == ".safetensors" else None
+    if file_sha256(weights) != (expected or content["sha256"]):
+        came_with_us = "card" in content and "safetensors" not in content
+        remedy = SHIPPED_REMEDY if came_with_us else "Restore the weights, or copy both files anew."
         raise UserError(
             f"{weights} is damaged or another file than {path.name} beside it was written for: their SHA-256 differ. "
             f"{remedy} If the weights were exchanged on purpose, delete {path}."
