@@ -94,16 +94,18 @@ def check_name(repo: str, argument: str, expected: str) -> None:
 
 def _check_code(folder: Path, repo: str) -> None:
     """Raise where a bundle has modules, or a configuration that differs in more than values from each of ours."""
-    content = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))
+    file = folder / "configs" / "inference.json"
+    try:
+        content = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"The configs/inference.json of {repo} is damaged: {error}. Tell who published it.") from error
     own = [json.loads((bundle_path(name) / "configs" / "inference.json").read_text("utf-8")) for name in BUNDLES]
     others = min(([key for key in content if not _is_known(key, content, ours)] for ours in own), key=len)
     code = [*others, *(f"the module {module.name}" for module in pkgutil.iter_modules([str(folder)]))]
     if code:
-        metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
-        made = metadata.get("required_packages_version", {}).get("monai_kdsam", "an unknown version")
         raise UserError(
-            f"{repo} brings code of its own ({', '.join(code[:5])}{', ...' if len(code) > 5 else ''}; made for "
-            f"monai_kdsam {made}, this is {monai_kdsam.__version__}). Read it in {folder}, then allow it with "
+            f"{repo} brings code of its own ({', '.join(code[:5])}{', ...' if len(code) > 5 else ''}), or was made by "
+            f"another monai_kdsam than this, {monai_kdsam.__version__}. Read it in {folder}, then allow it with "
             "`trust_remote_code=True`."
         )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -24,7 +25,7 @@ from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.networks import KDSAM, build_student, load_weights, save_weights
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-NETWORK = {"backbone": "resnet18", "image_size": 64, "prompt_map": False, "fine_features": False}
+NETWORK = {"backbone": "timm/lcnet_050", "image_size": 64, "prompt_map": False, "fine_features": False}
 IMAGES = {"pixel_mean": [123.675, 116.28, 103.53], "pixel_std": [58.395, 57.12, 57.375]}
 
 
@@ -132,10 +133,18 @@ def test_code_of_others_is_named_and_not_run_before_it_is_trusted(
     hub.add_folder("org/kdsam", bundle)
     content = json.loads((bundle / "configs" / "inference.json").read_text())
     hub.add("org/kdsam", {file: json.dumps(content | change).encode() if change else b"open('sprung', 'w')"})
-    text = rf"^org/kdsam brings code of its own \({named}; made for monai_kdsam 0.*allow it with `trust_remote_code=T"
+    text = rf"^org/kdsam brings code of its own \({named}\), or was made by.*allow it with `trust_remote_code=T"
     with pytest.raises(UserError, match=text):
         fetch_bundle("org/kdsam")
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_configuration_that_is_damaged_is_told(bundle, hub):
+    hub.add_folder("org/kdsam", bundle)
+    for content in (b"{", b"[1]"):
+        hub.add("org/kdsam", {"configs/inference.json": content})
+        with pytest.raises(UserError, match=r"^The configs/inference\.json of org/kdsam is damaged"):
+            fetch_bundle("org/kdsam")
 
 
 def test_an_own_module_that_is_trusted_is_used(bundle, hub, tmp_path):
@@ -146,7 +155,7 @@ def test_an_own_module_that_is_trusted_is_used(bundle, hub, tmp_path):
     config["network_def"]["_target_"] = "my_student.build"
     (own / "configs" / "inference.json").write_text(json.dumps(config))
     hub.add_folder("org/own", own)
-    with pytest.raises(UserError, match=r"code of its own \(network_def, the module my_student;"):
+    with pytest.raises(UserError, match=r"code of its own \(network_def, the module my_student\)"):
         fetch_bundle("org/own")
     found = BundlePredictor.from_pretrained("org/own", trust_remote_code=True).predict(PICTURE)
     assert np.array_equal(found.logits, BundlePredictor(bundle).predict(PICTURE).logits)
@@ -282,7 +291,8 @@ def test_what_cannot_be_published_is_told(bundle, published, hub, tmp_path, monk
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
     for source, name in ((published, "published"), (bundle, "bundle"), (bundle, "bare")):
-        shutil.copytree(source, tmp_path / name)
+        shutil.copytree(source, tmp_path / name, copy_function=os.link)
+    (tmp_path / "bundle" / "models" / "model.pt").unlink()
     (tmp_path / "bundle" / "models" / "model.pt").write_bytes(b"other weights")
     (tmp_path / "bare" / "models" / "model.json").unlink()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
