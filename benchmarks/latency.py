@@ -4,9 +4,10 @@
     pip install -e ".[export]" timm matplotlib
     python benchmarks/latency.py --work /tmp/latency [--rounds 7] [--vit-h] [--plot docs/images/latency.png]
     python benchmarks/latency.py --work /tmp/latency --clicks [--rounds 7]  # clicks and 8-bit encoders
+    python benchmarks/latency.py --work /tmp/latency --prompts [--rounds 3]  # several prompts in one call
     python benchmarks/latency.py --work /tmp/latency --trunks all [--rounds 3] [--variants 1024_sam 512_sam]
 
-The second form compares trunks that a student could have, by the processor time of one thread alone, since other work
+The last form compares trunks that a student could have, by the processor time of one thread alone, since other work
 hardly changes it; each run of it adds its rounds to those that `--work` has.
 
 All weights are random: time does not depend on them. Every case is loaded, warmed up and timed once a round, in turn,
@@ -43,6 +44,8 @@ DECODERS = {
 }
 
 DECODER_FORMS = {"decoder_1024": "", "decoder_512": ""}
+# In one call, at 256 pixels, which the student that ships has, and at SAM's.
+PROMPT_COUNTS, PROMPTED_SIZES, RUNTIMES = (1, 2, 4, 8, 16, 64), (256, 1024), ("ort", "ov")
 # A click is to take a tenth of these.
 CLICK_ENCODERS: Cases = {name: (*ENCODERS[name][:2], ("ov_int8",)) for name in ("resnet50_1024", "resnet50_512")}
 
@@ -64,10 +67,18 @@ def pictures(size: int, count: int = 4) -> list[np.ndarray]:
 
 
 def prompts(size: int, count: int) -> tuple[np.ndarray, ...]:
-    """An embedding, boxes and their labels."""
-    embedding = np.random.default_rng(0).standard_normal((1, 256, size // 16, size // 16)).astype(np.float32)
+    """An embedding, boxes, their labels, and that there is no earlier answer."""
+    embedding = np.random.default_rng(0).standard_normal((1, 1024, size // 16, size // 16)).astype(np.float32)
     box = np.array([[[0.2 * size, 0.2 * size], [0.7 * size, 0.6 * size]]], dtype=np.float32)
-    return embedding, np.repeat(box, count, axis=0), np.repeat(np.array([[2, 3]]), count, axis=0)
+    no_mask = np.zeros((count, 1, size // 4, size // 4), dtype=np.float32), np.zeros(count, dtype=np.float32)
+    return embedding, np.repeat(box, count, axis=0), np.repeat(np.array([[2, 3]]), count, axis=0), *no_mask
+
+
+def build_decoder(size: int):
+    """Of a student whose prompts are drawn, with fine features, as the bundle has it."""
+    from monai_kdsam.networks import build_student
+
+    return build_student("resnet18", image_size=size, prompt_map=True, fine_features=True).eval()
 
 
 def prepare(work: Path, forms_of: dict[str, str]) -> None:
@@ -87,11 +98,9 @@ def build(work: Path, name: str, forms: list[str]) -> None:
         import torch
 
         from monai_kdsam.export.onnx import to_graphs
-        from monai_kdsam.networks import build_student
 
         file = folder / "fp32.onnx"
-        size = int(name.rpartition("_")[2])
-        network = build_student("resnet18", image_size=size).eval()
+        network = build_decoder(int(name.rpartition("_")[2]))
         torch.save(network.state_dict(), folder / "torch.pt")
         onnx.save(to_graphs(network)["decoder"], str(file))
         openvino.save_model(openvino.convert_model(str(file)), folder / "fp32.xml", compress_to_fp16=False)
@@ -174,11 +183,9 @@ def load_torch(name: str, threads: int | None = None):
         torch.set_num_threads(threads)
 
     if name.startswith("decoder"):
-        from monai_kdsam.networks import build_student
+        from monai_kdsam.export.parts import Decoder
 
-        network = build_student("resnet18", image_size=int(name.rpartition("_")[2])).eval()
-        call = network.decode
-
+        call = Decoder(build_decoder(int(name.rpartition("_")[2])))
     else:
         call = build_encoder(name)[0].to(memory_format=torch.channels_last)
 
@@ -220,10 +227,10 @@ def interleaved(
     return measured
 
 
-def processor_time(work: Path, encoders: Cases) -> dict[str, float]:
+def processor_time(found: list[tuple[str, str, Path, tuple[np.ndarray, ...]]]) -> dict[str, float]:
     """Milliseconds of processor time on one thread, the least of three: what other processes do hardly changes it."""
     least: dict[str, float] = {}
-    for name, form, folder, inputs in cases(work, encoders):
+    for name, form, folder, inputs in found:
         if name.startswith("vit"):
             continue
         run = load(folder, form, threads=1)
@@ -298,13 +305,44 @@ def click_tables(work: Path, rounds: int) -> dict[str, Table]:
     wall = interleaved(cases(work, CLICK_ENCODERS), rounds)
     medians = {key: statistics.median(values) for key, values in wall.items()}
     tables = {}
-    for suffix, times in (("", medians), ("_of_one_thread", processor_time(work, CLICK_ENCODERS))):
+    for suffix, times in (("", medians), ("_of_one_thread", processor_time(cases(work, CLICK_ENCODERS)))):
         tables[f"clicks{suffix}"] = click_table(times)
         rows = []
         for name, (label, size, forms) in CLICK_ENCODERS.items():
             share = ratio(times, (f"decoder_{size}_1", ("ort", "ov")), (name, forms))
             rows.append([label, f"{times[f'{name}/ov_int8']:.0f}", share])
         tables[f"encoders{suffix}"] = table(["encoder in 8 bits, OpenVINO", "ms", "a click over it"], rows)
+    return tables
+
+
+def prompt_tables(work: Path, rounds: int) -> dict[str, Table]:
+    """Processor time of one thread and, with rounds, wall time of several prompts in one call, and over one's."""
+    found = [
+        (f"{size}_{count}", form, work / f"decoder_{size}", prompts(size, count))
+        for size in PROMPTED_SIZES
+        for count in PROMPT_COUNTS
+        for form in RUNTIMES
+    ]
+    measured = {"prompts_of_one_thread": processor_time(found)}
+    if rounds:
+        wall = interleaved(found, rounds)
+        measured["prompts"] = {key: statistics.median(values) for key, values in wall.items()}
+    columns = [f"{size} px, {FORMS[form].removesuffix(' fp32')}" for size in PROMPTED_SIZES for form in RUNTIMES]
+    tables = {}
+    for name, times in measured.items():
+        rows = []
+        for count in PROMPT_COUNTS:
+            keys = [(f"{size}_{count}/{form}", f"{size}_1/{form}") for size in PROMPTED_SIZES for form in RUNTIMES]
+            rows.append(
+                [
+                    count,
+                    *(
+                        f"{times[key]:.{0 if times[key] >= 100 else 1}f} ({times[key] / times[one]:.1f})"
+                        for key, one in keys
+                    ),
+                ]
+            )
+        tables[name] = table(["prompts in one call, ms (over one)", *columns], rows)
     return tables
 
 
@@ -398,6 +436,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the models and the raw numbers")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clicks", action="store_true", help="only the clicks and the encoders they are held against")
+    parser.add_argument("--prompts", action="store_true", help="only clicks, several in one call")
     parser.add_argument("--vit-h", action="store_true", help="one image through SAM's ViT-H in PyTorch as well")
     parser.add_argument("--plot", type=Path, help="picture of the encoders' wall time")
     parser.add_argument("--trunks", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(TRUNKS)}")
@@ -409,6 +448,9 @@ def main() -> None:
         build(arguments.work, arguments.build[0], arguments.build[1].split(","))
     elif arguments.alone:
         alone(arguments.work, *arguments.alone)
+    elif arguments.prompts:
+        prepare(arguments.work, {f"decoder_{size}": "" for size in PROMPTED_SIZES})
+        write_result("latency_prompts", **prompt_tables(arguments.work, arguments.rounds))
     elif arguments.trunks:
         names = list(TRUNKS) if arguments.trunks == ["all"] else arguments.trunks
         found = compare_trunks(arguments.work, trunk_cases(names, arguments.variants), arguments.rounds)
@@ -428,7 +470,7 @@ def run(arguments: argparse.Namespace) -> None:
     own += [("vit_b", "torch"), *([("vit_h", "torch")] if arguments.vit_h else [])]
     results = {
         "wall": once(work / "wall.json", lambda: interleaved(cases(work, encoders), arguments.rounds)),
-        "processor": once(work / "processor.json", lambda: processor_time(work, encoders)),
+        "processor": once(work / "processor.json", lambda: processor_time(cases(work, encoders))),
         "alone": once(work / "alone.json", lambda: {f"{n}/{f}": measure_alone(work, n, f) for n, f in own}),
     }
     results["wall"] = {key: statistics.median(values) for key, values in results["wall"].items()}

@@ -21,42 +21,46 @@ from machine import table, write_result
 from PIL import Image
 
 from monai_kdsam.bundles import bundle_path
-from monai_kdsam.data import prepare_datalist
+from monai_kdsam.data.layouts import read_dataset
 from monai_kdsam.handlers.case_report import read_mean_dice
 from monai_kdsam.phases import run_phase
 from monai_kdsam.report.items import load_reference
 
 SETS = {"kvasir": "Kvasir-SEG", "hc18": "HC18", "busi": "Dataset_BUSI_with_GT"}
 SIZE, BATCH = 96, 8
-KNOWN, FIRST_PASSES = 100, 3200  # images of each known set, and how many the first training sees
-LABELS, PASSES, SCORED = (10, 50), 800, 60
+KNOWN, FIRST_PASSES = 100, 2400  # images of each known set, and how many the first training sees
+LABELS, PASSES, SCORED = (10, 50), 480, 60
 ARMS: dict[str, dict[str, Any]] = {
     "all of it, rate 1e-5 (the default)": {"learning_rate": 1e-5},
     "all of it, rate 1e-4": {"learning_rate": 1e-4},
     "all of it, rate 5e-4": {"learning_rate": 5e-4},
     "`lora_rank` 4, rate 5e-4": {"lora_rank": 4, "learning_rate": 5e-4},
     "`lora_rank` 4, rate 2e-3": {"lora_rank": 4, "learning_rate": 2e-3},
-    "`lora_rank` 16, rate 5e-4": {"lora_rank": 16, "learning_rate": 5e-4},
+    "`lora_rank` 16, rate 2e-3": {"lora_rank": 16, "learning_rate": 2e-3},
 }
 
 
 def reduce_images(data: Path, out: Path) -> None:
     """Images of `SIZE` pixels, and the lists: `known`, and one for each number of labels."""
     (out / "images").mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[dict[str, str]]] = {}
+    lists: dict[str, list[dict[str, str]]] = {"known": []}
     for name, place in SETS.items():
-        lists = prepare_datalist({name: data / place}, out / f"{name}_split.json", empty_masks="skip")
-        for split, count in (("training", max(LABELS) if name == "busi" else KNOWN), ("test", SCORED)):
-            found[f"{name}_{split}"] = [_reduce(item, out, split) for item in lists[split][:count]]
-    scored = dict.fromkeys(("validation", "test"), found["busi_test"])
-    lists = {"known": [item for name in SETS if name != "busi" for item in found[f"{name}_training"]]}
-    lists |= {str(count): found["busi_training"][:count] for count in LABELS}
+        items = [
+            item for item in read_dataset(name, data / place) if item.get("label") and "normal" not in item["image"]
+        ]
+        np.random.RandomState(0).shuffle(items)
+        if name != "busi":
+            lists["known"] += [_reduce(item, out) for item in items[:KNOWN]]
+            continue
+        reduced = [_reduce(item, out) for item in items[: 2 + SCORED + max(LABELS)]]
+        others = {"validation": reduced[:2], "test": reduced[2 : 2 + SCORED]}  # nothing is chosen by the first two
+        lists |= {str(count): reduced[2 + SCORED :][:count] for count in LABELS}
     for name, training in lists.items():
-        (out / f"{name}.json").write_text(json.dumps({"training": training} | scored), encoding="utf-8")
+        (out / f"{name}.json").write_text(json.dumps({"training": training} | others), encoding="utf-8")
 
 
-def _reduce(item: dict[str, Any], out: Path, split: str) -> dict[str, str]:
-    stem = f"{item['source']}_{split}_{Path(item['image']).stem}"
+def _reduce(item: dict[str, Any], out: Path) -> dict[str, str]:
+    stem = f"{item['source']}_{Path(item['image']).stem}"
     picture, mask = Image.open(item["image"]).convert("RGB"), Image.fromarray(load_reference(item).astype(np.uint8))
     size = [max(1, round(side * SIZE / max(picture.size))) for side in picture.size]
     picture.resize(size, Image.Resampling.LANCZOS).save(out / "images" / f"{stem}.png")
@@ -82,7 +86,7 @@ def score(out: Path, folder: Path) -> float:
     """Mean Dice of box, click and no prompt on BUSI's test images."""
     report = folder / "evaluate_teacher"
     if not (report / "summary.csv").exists():
-        run("evaluate", out, folder, "10", "evaluate_teacher")
+        run("evaluate", out, folder, str(LABELS[0]), "evaluate_teacher")
     return statistics.mean(read_mean_dice(report).values())
 
 
@@ -95,7 +99,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     out = arguments.out.resolve()
-    if not (out / "50.json").exists():
+    if not (out / f"{max(LABELS)}.json").exists():
         reduce_images(arguments.data.resolve(), out)
     known = out / "known"
     if not (known / "teacher.pt").exists():
