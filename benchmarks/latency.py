@@ -333,15 +333,7 @@ def prompt_tables(work: Path, rounds: int) -> dict[str, Table]:
         rows = []
         for count in PROMPT_COUNTS:
             keys = [(f"{size}_{count}/{form}", f"{size}_1/{form}") for size in PROMPTED_SIZES for form in RUNTIMES]
-            rows.append(
-                [
-                    count,
-                    *(
-                        f"{times[key]:.{0 if times[key] >= 100 else 1}f} ({times[key] / times[one]:.1f})"
-                        for key, one in keys
-                    ),
-                ]
-            )
+            rows.append([count, *(f"{times[key]:.4g} ({times[key] / times[one]:.1f})" for key, one in keys)])
         tables[name] = table(["prompts in one call, ms (over one)", *columns], rows)
     return tables
 
