@@ -83,6 +83,9 @@ def export(session: nox.Session) -> None:
     """Exports of a small student in every format and precision, and the runtime without torch."""
     extras = "export" if borrow_dependencies(session) else "export,test"
     session.install("-e", f".[{extras}]")
+    # Programs that run SAM's files, without their own demands, which pin other versions of torch and onnx.
+    session.install("click", "gdown", "imgviz", "loguru", "opencv-python-headless", "pydantic")
+    install_own(session, "osam", "samexporter")
     session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "tests/export", "tests/runtime")
 
 
