@@ -113,7 +113,8 @@ def main() -> None:
                 if not (folder / "teacher.pt").exists():
                     adapt(out, folder, str(count), PASSES, seed=seed, sam_checkpoint=known / "teacher.pt", **settings)
             values = [score(out, folder) for folder in folders]
-            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+            spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3f}{spread}")
             print(name, count, cells[-1], flush=True)
         rows.append([name, *cells])
     write_result("lora", dice=table(["what learns of the image encoder", *(f"{n} labels" for n in LABELS)], rows))
