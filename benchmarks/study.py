@@ -172,7 +172,7 @@ class Study:
         network = {"_target_": "monai_kdsam.networks.build_teacher", "kind": "vit_tiny", "image_size": size}
         settings = {"network_def": network, "image_size": size, "checkpoint": str(folder / "models" / "teacher.pt")}
         name = "teacher" if size == SIZE else f"teacher, {size} px"
-        self.score(BundleModel(name, bundle_path(), close_up=0, **settings), name, 0)
+        self.score(BundleModel(name, bundle_path(), close_up=0, fill_holes=False, **settings), name, 0)
         (folder / "done").touch()
 
     def _reduce(self) -> None:
@@ -303,7 +303,7 @@ def run_arm(study: Study, name: str, seed: int) -> None:
     keys = {key: arm.settings[key] for key in ("backbone", "neck") if key in arm.settings}
     keys = STUDENT | {"image_size": arm.size} | keys
     trained = output / "models" / CHECKPOINTS[arm.phases[-1]]
-    model = BundleModel(name, bundle_path(), checkpoint=str(trained), close_up=0, **keys)
+    model = BundleModel(name, bundle_path(), checkpoint=str(trained), close_up=0, fill_holes=False, **keys)
     study.score(model, name, seed, seconds=seconds)
     weights = study.folder / "weights"
     weights.mkdir(exist_ok=True)

@@ -110,6 +110,7 @@ def _report(arguments: argparse.Namespace) -> str:
         commands=arguments.command_line,
         tolerance=arguments.tolerance,
         seed=arguments.seed,
+        go_on=not arguments.afresh,
         device=arguments.device,
     )
     counts = ", ".join(f"{name} {row['images']}" for name, row in summary["sets"].items())

@@ -135,8 +135,10 @@ class _Plan:
         self._check_settings(self.bundle if exists else bundle_path())
         if not exists:
             shared = self._shared(bundle_path())
-            if not self.settings.get("crop_share", read_phase(bundle_path(), "train", *self.overlays)["crop_share"]):
-                shared["close_up"] = 0  # a student that never saw any
+            recipe = read_phase(bundle_path(), "train", *self.overlays)
+            for share, name, none in (("crop_share", "close_up", 0), ("mask_share", "go_on", False)):
+                if not self.settings.get(share, recipe[share]):
+                    shared[name] = none  # a student that never saw any
             copy_bundle(self.bundle.parent, settings=shared, new_name=self.bundle.name)
         self._check_served()
         self._read_record()

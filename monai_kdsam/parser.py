@@ -149,6 +149,9 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--tolerance", type=float, default=1.0, metavar="MM", help="of the surface Dice (default: %(default)s)"
     )
     report.add_argument("--seed", type=int, default=0, help="of prompts and intervals (default: %(default)s)")
+    report.add_argument(
+        "--afresh", action="store_true", help="corrective clicks without the last answer, which `go_on` shows models"
+    )
     _add_device(report)
     report.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
 

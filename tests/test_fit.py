@@ -57,6 +57,7 @@ def test_a_fit_is_broken_off_in_refine_and_the_same_command_goes_on_to_the_repor
     assert "The same command goes on." in first.err
     served = json.loads(Path("mine/configs/inference.json").read_text())
     assert (served["image_size"], served["backbone"], served["close_up"]) == (64, "resnet18", 0)
+    assert served["go_on"] is False
 
     assert main(command) == 0
     second = capsys.readouterr().out

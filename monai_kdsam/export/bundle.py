@@ -246,6 +246,7 @@ def _describe(
         pixel_std=config["pixel_std"],
         close_up=config.get("close_up", 0),
         fill_holes=config.get("fill_holes", False),
+        go_on=config.get("go_on", False),
         mask_input=predictor.network.prompt_map or form == "sam",
         files=files,
         sha256={file.name: file_sha256(file) for file in sorted(folder.iterdir())},

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from monai_kdsam.errors import UserError
 from monai_kdsam.networks import KDSAM
 
-__all__ = ["PromptedInferer", "require_finite"]
+__all__ = ["PromptedInferer", "answer_on", "require_finite"]
 
 
 def require_finite(logits: Tensor) -> None:
@@ -31,6 +31,32 @@ def require_finite(logits: Tensor) -> None:
         )
 
 
+def answer_on(
+    embedding: Tensor, network: KDSAM, who: Hashable | None, points: Tensor | None = None, labels: Tensor | None = None
+) -> Tensor:
+    """The logits (B, K, S, S) of `KDSAM.predict`, going on from the last answer where somebody adds clicks.
+
+    Args:
+        embedding: of `KDSAM.embed`.
+        network: the network, which remembers the answers.
+        who: asks, about one image by one prompt; None for nobody whose answers would be remembered.
+        points: see `KDSAM.predict`.
+        labels: see `KDSAM.predict`.
+
+    Raises:
+        ValueError: when the network's output is not finite.
+    """
+    if who is None or points is None or labels is None:
+        logits = network.predict(embedding, points, labels).float()
+        require_finite(logits)
+        return logits
+    before = network.answers.before(who, embedding, points, labels)
+    logits, _, small = network.predict_all(embedding, points, labels, before)
+    require_finite(logits)
+    network.answers.keep(who, embedding, points, labels, before, small)
+    return logits.float()
+
+
 class PromptedInferer(Inferer):
     """MONAI's SimpleInferer for promptable networks.
 
@@ -40,12 +66,15 @@ class PromptedInferer(Inferer):
     Args:
         bfloat16: run the network under autocast to bfloat16 on any device; MONAI's engines do so on CUDA alone.
         remember: keep the embeddings of recent images in the network, for clicks on the same image.
+        go_on: with `remember`, add clicks to the last answer of whoever asks, see `AnswerMemory`: MONAI Label puts
+            the client into the image's metadata, under `asked_by`.
     """
 
-    def __init__(self, *, bfloat16: bool = False, remember: bool = False) -> None:
+    def __init__(self, *, bfloat16: bool = False, remember: bool = False, go_on: bool = False) -> None:
         super().__init__()
         self.bfloat16 = bfloat16
         self.remember = remember
+        self.go_on = go_on
 
     def __call__(  # type: ignore[override]
         self,
@@ -68,8 +97,9 @@ class PromptedInferer(Inferer):
             kwargs.update(points=points, labels=labels)
         with self._precision(inputs):
             if self.remember and hasattr(network, "embed") and not torch.is_grad_enabled():
-                logits = network.predict(network.embed(_plain(inputs)), **kwargs).float()  # type: ignore[operator]
-                require_finite(logits)
+                who = getattr(inputs, "meta", {}).get("asked_by") if self.go_on else None
+                embedding = network.embed(_plain(inputs))  # type: ignore[operator]
+                logits = answer_on(embedding, network, who, **kwargs)  # type: ignore[arg-type]
             else:
                 logits = network(_plain(inputs), **kwargs)
                 if isinstance(logits, Mapping):  # of a correction loop, in training

@@ -7,8 +7,9 @@ Masks and logits are (H, W); prompts are points (N, 2), XY pixels of the slice, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,13 @@ from monai_kdsam.transforms.simulated_prompts import box_from_mask, center_click
 __all__ = ["Prompt", "has_ended", "prompt_from_mask", "propagate"]
 
 Prompt = tuple[NDArray[np.float32], NDArray[np.int64]]
-Segment = Callable[[int, Prompt], NDArray[np.float32]]
+
+
+class Segment(Protocol):
+    """Segments a slice."""
+
+    def __call__(self, number: int, prompt: Prompt, *, carried: bool = False) -> NDArray[np.float32]:
+        """Logits (H, W) for a prompt, a user's or one that was carried there from another slice's mask."""
 
 
 def prompt_from_mask(mask: NDArray[np.bool_], margin: float) -> Prompt:
@@ -75,7 +82,7 @@ def propagate(
     Args:
         slices: those that may be reached, without gaps; a prompt on another one segments that slice alone.
         prompts: of at least one slice.
-        segment: from the number of a slice and its prompt to logits (H, W).
+        segment: of one slice.
         margin: see `prompt_from_mask`.
         min_overlap: see `has_ended`.
 
@@ -95,7 +102,7 @@ def propagate(
             if number in prompts:
                 points = np.concatenate([points, prompts[number][0]])
                 labels = np.concatenate([labels, prompts[number][1]])
-            found = segment(number, (points, labels))
+            found = segment(number, (points, labels), carried=True)
             if has_ended(mask, found > 0, min_overlap):
                 return
             mask = found > 0

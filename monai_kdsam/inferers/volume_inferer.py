@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_kdsam.errors import UserError
-from monai_kdsam.inferers.prompted_inferer import require_finite
+from monai_kdsam.inferers.prompted_inferer import answer_on
 from monai_kdsam.inferers.propagation import Prompt, propagate
 from monai_kdsam.networks import KDSAM
 from monai_kdsam.rgb import fit_longest
@@ -32,15 +32,25 @@ class SliceSegmenter:
         network: what segments.
         prepare: from a slice (3, H, W) uint8 to the network's input (3, S, S), its longer side scaled to S, padded at
             the end.
+        who: asks, see `answer_on`.
     """
 
-    def __init__(self, volume: Tensor, network: KDSAM, prepare: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, volume: Tensor, network: KDSAM, prepare: Callable[[Tensor], Tensor], who: Hashable | None = None
+    ) -> None:
         self.volume = volume
         self.network = network
         self.prepare = prepare
+        self.who = who
 
-    def __call__(self, number: int, prompt: Prompt | None) -> NDArray[np.float32]:
-        """Logits (H, W) of one slice for a prompt in its pixels, None for automatic."""
+    def __call__(self, number: int, prompt: Prompt | None, *, carried: bool = False) -> NDArray[np.float32]:
+        """Logits (H, W) of one slice for a prompt in its pixels, None for automatic.
+
+        Args:
+            number: of the slice.
+            prompt: points (N, 2) and labels (N,).
+            carried: it comes from another slice's mask; nobody's last answer is gone on from.
+        """
         picture = self.volume[..., number].contiguous()
         embedding = self.network.embed(picture, self._encodable)
         height, width = picture.shape[1:]
@@ -51,8 +61,8 @@ class SliceSegmenter:
             xy = (np.asarray(prompt[0], dtype=np.float64) + 0.5) * ratio - 0.5
             points = torch.as_tensor(xy, dtype=torch.float32, device=embedding.device)[None]
             labels = torch.as_tensor(prompt[1], device=embedding.device)[None]
-        logits = self.network.predict(embedding, points, labels)[..., : used[0], : used[1]]
-        require_finite(logits)
+        logits = answer_on(embedding, self.network, None if carried else self.who, points, labels)
+        logits = logits[..., : used[0], : used[1]]
         logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
         return logits[0, 0].float().cpu().numpy()
 
@@ -72,12 +82,15 @@ class VolumeInferer(Inferer):
         prepare: array transforms from a slice (3, H, W) uint8 to the network's input.
         margin: see `prompt_from_mask`.
         min_overlap: see `has_ended`.
+        go_on: add clicks on a slice to the last answer there of whoever asks, see `PromptedInferer`.
 
     Raises:
         ValueError: on a margin below 0 or an overlap outside 0 to 1.
     """
 
-    def __init__(self, *, prepare: Sequence[Callable[[Any], Any]], margin: float, min_overlap: float) -> None:
+    def __init__(
+        self, *, prepare: Sequence[Callable[[Any], Any]], margin: float, min_overlap: float, go_on: bool = False
+    ) -> None:
         super().__init__()
         if not margin >= 0:
             raise UserError(f"Expected `margin` to be 0 or more, got {margin}.")
@@ -86,6 +99,7 @@ class VolumeInferer(Inferer):
         self.prepare = Compose(list(prepare))
         self.margin = margin
         self.min_overlap = min_overlap
+        self.go_on = go_on
 
     def __call__(self, inputs: MetaTensor, network: KDSAM) -> MetaTensor:  # type: ignore[override]
         """Segment one volume.
@@ -103,7 +117,8 @@ class VolumeInferer(Inferer):
         if inputs.ndim != 5 or inputs.shape[0] != 1:
             raise UserError(f"Expected `inputs` of shape (1, C, H, W, D), got {tuple(inputs.shape)}.")
         volume = inputs.as_subclass(Tensor)[0]
-        segment = SliceSegmenter(volume, network, self.prepare)
+        who = inputs.meta.get("asked_by") if self.go_on else None
+        segment = SliceSegmenter(volume, network, self.prepare, who)
         prompts = prompts_by_slice(inputs.meta)
         depth = volume.shape[-1]
         if not prompts:

@@ -39,7 +39,7 @@ from monai_kdsam.label.active_learning import NAME, LeastSureFirst, UncertaintyS
 from monai_kdsam.label.app_folder import label_folder
 from monai_kdsam.label.archive import SeriesDatastore
 from monai_kdsam.label.dicom_seg import write_dicom_seg
-from monai_kdsam.label.gate import check_params
+from monai_kdsam.label.gate import asked_by, check_params
 from monai_kdsam.label.infer_task import CheckedInferTask, check_device
 from monai_kdsam.label.learn_task import LearnTask
 from monai_kdsam.label.result_geometry import default_extension
@@ -61,8 +61,8 @@ EXTENSIONS = (*PICTURE_SUFFIXES, ".nii", ".nii.gz", ".nrrd")
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 PICTURE_DTYPES = {".png": ("uint8", "uint16"), ".tif": ("uint8", "uint16"), ".tiff": ("uint8", "uint16")}
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-# Of the server's own programs, not of its clients: masks that are not written, another file of weights.
-INTERNAL = ("skip_writer", "result_write_to_file", "image_path", "latencies")
+# Of the server's own programs, not of its clients: masks that are not written, another file of weights, who asks.
+INTERNAL = ("skip_writer", "result_write_to_file", "image_path", "latencies", "asked_by")
 
 
 class CheckedApp(MONAILabelApp):
@@ -107,7 +107,9 @@ class CheckedApp(MONAILabelApp):
         path = self._find_image(image, store)
         _check_request(request, path)
         # MONAI Label would take the name of an image for a path, if there is such a file where the server was started.
-        checked = {**request, "image": path, "save_label": False}
+        # An upload has a path of its own, so that nothing that was asked of another one is gone on from.
+        who = f"{asked_by()} {path}" if asked_by() else None
+        checked = {**request, "image": path, "save_label": False, "asked_by": who}
         result: dict[str, Any] = super().infer(checked, store)
         _check_written(result["file"])
         if request.get("save_label") and path != image:
@@ -176,6 +178,10 @@ def _check_request(request: Mapping[str, Any], path: str) -> None:
         raise UserError(f"Expected `logging` among {', '.join(LEVELS)}, got {request['logging']!r}.")
     if request.get("model_filename") not in (None, "model.pt", ["model.pt"]):
         raise UserError(f"Expected `model_filename` to be model.pt, got {request['model_filename']!r}.")
+    if request.get("mask_input") is not None:
+        raise UserError(
+            "Expected a request without `mask_input`: where clicks are added, the last answer is known here."
+        )
     for name in INTERNAL:
         if name in request:
             raise UserError(f"Expected a request without `{name}`, which is the server's own.")

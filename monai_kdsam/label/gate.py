@@ -7,12 +7,14 @@ user has open; this is against those.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 import logging
 import math
 import socket
 from collections.abc import Collection, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -25,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import is_unicode
 
-__all__ = ["Gate", "check_params", "read_origin", "read_params"]
+__all__ = ["Gate", "asked_by", "check_params", "read_origin", "read_params"]
 
 logger = logging.getLogger(__name__)
 # What MONAI Label looks up by them, or makes a name of.
@@ -50,6 +52,14 @@ def _split(address: str) -> SplitResult:
         return urlsplit(address)
     except ValueError:  # half an IPv6 address, say
         return SplitResult("", "", "", "", "")
+
+
+_client: ContextVar[str] = ContextVar("client", default="")
+
+
+def asked_by() -> str:
+    """Whose request is being answered, so far as it tells: address and credentials, as a checksum; empty for nobody."""
+    return _client.get() and hashlib.sha256(_client.get().encode()).hexdigest()
 
 
 class Gate:
@@ -90,6 +100,7 @@ class Gate:
             logger.warning("Refused %s %s: %s", scope["method"], scope["path"], detail)
             await JSONResponse({"detail": detail}, status_code=status)(scope, receive, send)
             return
+        _client.set(f"{(scope.get('client') or ('',))[0]} {headers.get('authorization', '')}")
         await self.app(scope, self._limited(receive), self._closed(send))
 
     def _refuse_place(self, headers: Headers) -> tuple[int, str] | None:

@@ -37,6 +37,12 @@ class CheckedInferTask(BundleInferTask):
     This one loads all of the weights or refuses, and knows a file that was replaced from its predecessor.
     """
 
+    def run_inferer(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda") -> dict[str, Any]:
+        """As ever, with who asks in the image's metadata, for `PromptedInferer`, which gets nothing else."""
+        data[self.input_key].meta["asked_by"] = data.get("asked_by")
+        result: dict[str, Any] = super().run_inferer(data, convert_to_batch, device)
+        return result
+
     def _get_network(self, device: str, data: Mapping[str, Any] | None) -> torch.nn.Module:
         """The network on a device.
 

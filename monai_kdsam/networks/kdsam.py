@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_kdsam.errors import UserError
-from monai_kdsam.networks.memory import EmbeddingCache, Fingerprint
+from monai_kdsam.networks.memory import AnswerMemory, EmbeddingCache, Fingerprint
 from monai_kdsam.networks.sam import MaskDecoder, PromptEncoder
 from monai_kdsam.networks.scriptable import ScriptableKDSAM
 
@@ -64,6 +64,7 @@ class KDSAM(nn.Module):
         self.mask_decoder = mask_decoder
         mask_decoder.fine_features = getattr(image_encoder, "fine", None) is not None
         self.embeddings = EmbeddingCache()
+        self.answers = AnswerMemory()
         self._fingerprint = Fingerprint()
         self._frozen: set[str] = set()
         # SAM has a head for each of its masks. Those that no loss reaches keep their weights: an optimizer's decay
@@ -193,6 +194,9 @@ class KDSAM(nn.Module):
                 prompts = points.shape[1]
                 points, labels = points.flatten(0, 1), labels.flatten(0, 1)
         if mask is not None:
+            expected = (embedding.shape[0], prompts, self.image_size // 4, self.image_size // 4)
+            if mask.shape != expected:
+                raise UserError(f"Expected `mask` of shape {expected}, got {tuple(mask.shape)}.")
             mask = mask.flatten(0, 1)[:, None]
             has_mask = None if has_mask is None else has_mask.flatten()
         small, iou = self.decode(embedding, points, labels, mask, has_mask)  # (B * K, 1, ...)

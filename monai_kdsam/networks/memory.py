@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BoundedCache", "EmbeddingCache", "Fingerprint", "weights_checksum"]
+__all__ = ["AnswerMemory", "BoundedCache", "EmbeddingCache", "Fingerprint", "weights_checksum"]
 
 Value = TypeVar("Value", bound=Tensor)
 
@@ -106,6 +107,89 @@ class EmbeddingCache(BoundedCache[Tensor]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingCache:
         return self
+
+
+class _Answer(NamedTuple):
+    who: Hashable
+    embedding: weakref.ref[Tensor]
+    prompt: _Prompt
+    before: Tensor | None
+    logits: Tensor
+
+
+class AnswerMemory:
+    """The last answers, so that whoever adds clicks to a prompt goes on from the answer to it.
+
+    An answer is found by who asked, by the embedding itself, which `EmbeddingCache` keeps by content and weights, and
+    by a prompt that is extended: the same box, and all of its clicks again, in their order, with more behind them. So
+    a click that is taken back gives the answer again that was there before it. Nothing is found in a copy, which
+    a network becomes when its weights change, nor of an answer without a prompt.
+
+    Args:
+        most: answers that are kept, of everybody together; one of a student of 256 pixels has 16 KiB.
+
+    Example:
+        >>> memory, embedding, logits = AnswerMemory(), torch.zeros(1), torch.ones(1)
+        >>> click, more = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[3.0, 4.0], [9.0, 9.0]]])
+        >>> memory.keep("me", embedding, click, torch.tensor([[1]]), None, logits)
+        >>> memory.before("me", embedding, more, torch.tensor([[1, 0]])) is logits
+        True
+        >>> memory.before("you", embedding, more, torch.tensor([[1, 0]])) is None
+        True
+    """
+
+    def __init__(self, most: int = 256) -> None:
+        self._kept: deque[_Answer] = deque(maxlen=most)
+        self._lock = Lock()
+
+    def before(self, who: Hashable, embedding: Tensor, points: Tensor, labels: Tensor) -> Tensor | None:
+        """The logits that the answer to a prompt, points (1, N, 2) and labels (1, N), goes on from; None for none.
+
+        Asked again, a prompt goes on from what it went on from the first time.
+        """
+        with self._lock:
+            kept = list(self._kept)
+        prompt = _as_prompt(points, labels)
+        own = [answer for answer in kept if answer.who == who and answer.embedding() is embedding]
+        for answer in reversed(own):
+            if answer.prompt == prompt:
+                return answer.before
+        extended = [answer for answer in own if _extends(prompt, answer.prompt)]
+        return max(extended, key=lambda answer: sum(map(len, answer.prompt))).logits if extended else None
+
+    def keep(
+        self,
+        who: Hashable,
+        embedding: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        before: Tensor | None,
+        logits: Tensor,
+    ) -> None:
+        """Keep an answer, the logits, and what it went on from."""
+        answer = _Answer(who, weakref.ref(embedding), _as_prompt(points, labels), before, logits)
+        with self._lock:
+            self._kept.append(answer)
+
+    def __reduce__(self) -> tuple[type[AnswerMemory], tuple[int | None]]:
+        return type(self), (self._kept.maxlen,)
+
+
+_Prompt = tuple[tuple[tuple[float, float], ...], ...]
+
+
+def _as_prompt(points: Tensor, labels: Tensor) -> _Prompt:
+    """Foreground clicks, background clicks, and the corners of the box."""
+    xy, kinds = points[0].tolist(), labels[0].tolist()
+    placed = [(kind, (x, y)) for (x, y), kind in zip(xy, kinds, strict=True)]
+    return tuple(tuple(place for label, place in placed if label in kind) for kind in ((1,), (0,), (2, 3)))
+
+
+def _extends(prompt: _Prompt, before: _Prompt) -> bool:
+    *clicks, box = prompt
+    *earlier, earlier_box = before
+    again = all(more[: len(some)] == some for more, some in zip(clicks, earlier, strict=True))
+    return any(before) and box == earlier_box and again and prompt != before
 
 
 class Fingerprint:

@@ -47,9 +47,14 @@ class Model(Protocol):
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """A mask for each prompt."""
 
+    def correct(self, prompt: Prompt) -> Prediction:
+        """A mask for a prompt with more clicks than the last one had, whose answer a model may go on from."""
+
 
 class BundleModel:
     """A bundle, as it is served: its own preprocessing, inferer, network and postprocessing.
+
+    It goes on from its last answer where its inferer does (`go_on`).
 
     Args:
         name: in the report.
@@ -67,24 +72,35 @@ class BundleModel:
         self.name = name
         self._predictor = BundlePredictor(bundle, **overrides)
         self.about = describe_weights(self._predictor.checkpoint) if self._predictor.checkpoint else ""
+        self._goes_on = getattr(self._predictor.inferer, "go_on", False)
         self._image = ""
+        self._last: NDArray[np.float32] | None = None
 
     def set_image(self, path: str) -> None:
         """The predictions that follow are about this image file; the predictor remembers what it made of it."""
-        self._image = path
+        self._image, self._last = path, None
 
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """A mask for each prompt, one after the other."""
-        return [self._answer(prompt.points, prompt.labels) for prompt in prompts]
+        return [self._answer(prompt, None) for prompt in prompts]
 
-    def _answer(self, points: NDArray[Any], labels: NDArray[Any]) -> Prediction:
+    def correct(self, prompt: Prompt) -> Prediction:
+        """A mask that goes on from the last answer."""
+        return self._answer(prompt, self._last if self._goes_on else None)
+
+    def _answer(self, prompt: Prompt, last: NDArray[np.float32] | None) -> Prediction:
+        points, labels = prompt
         clicks = {"foreground": points[labels == 1].tolist(), "background": points[labels == 0].tolist()}
-        found = self._predictor.predict(self._image, **clicks, roi=points[labels >= 2].ravel().tolist() or None)
+        box = points[labels >= 2].ravel().tolist() or None
+        found = self._predictor.predict(self._image, **clicks, roi=box, mask_input=last)
+        self._last = found.logits
         return found.mask > 0, found.iou
 
 
 class ExportModel:
     """What `python -m monai_kdsam export` wrote.
+
+    It goes on from its last answer where its bundle does (`go_on`) and it takes one.
 
     Args:
         name: in the report.
@@ -101,19 +117,28 @@ class ExportModel:
         self.name = name
         self._predictor = Predictor(folder)
         self.about = self._predictor.manifest.weights
+        self._goes_on = self._predictor.manifest.go_on and self._predictor.manifest.mask_input
+        self._last: NDArray[np.float32] | None = None
 
     def set_image(self, path: str) -> None:
         """Encode the picture."""
         self._predictor.set_image(to_rgb(decode(path)))
+        self._last = None
 
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """A mask for each prompt, one after the other."""
-        return [self._answer(prompt.points, prompt.labels) for prompt in prompts]
+        return [self._answer(prompt, None) for prompt in prompts]
 
-    def _answer(self, points: NDArray[Any], labels: NDArray[Any]) -> Prediction:
+    def correct(self, prompt: Prompt) -> Prediction:
+        """A mask that goes on from the last answer."""
+        return self._answer(prompt, self._last if self._goes_on else None)
+
+    def _answer(self, prompt: Prompt, last: NDArray[np.float32] | None) -> Prediction:
+        points, labels = prompt
         clicked, boxed = (labels == 0) | (labels == 1), labels >= 2
         clicks = {"points": points[clicked], "labels": labels[clicked]} if clicked.any() else {}
-        mask, iou, _ = self._predictor.predict(**clicks, box=points[boxed].ravel() if boxed.any() else None)
+        box = points[boxed].ravel() if boxed.any() else None
+        mask, iou, self._last = self._predictor.predict(**clicks, box=box, mask_input=last)
         return mask > 0, iou
 
 
@@ -138,6 +163,10 @@ class EllipseModel:
             points, labels = torch.from_numpy(prompt.points)[None], torch.from_numpy(prompt.labels)[None]
             masks.append((self._fill(self._canvas, points, labels)[0, 0].numpy() > 0, math.nan))
         return masks
+
+    def correct(self, prompt: Prompt) -> Prediction:
+        """The same: it has no use for clicks."""
+        return self.predict([prompt])[0]
 
 
 class CommandModel:
@@ -193,6 +222,10 @@ class CommandModel:
             UserError: when the program ends, gives no answer, or writes no mask.
         """
         return [self._predict(prompt) for prompt in prompts]
+
+    def correct(self, prompt: Prompt) -> Prediction:
+        """A mask for the prompt; what the program keeps of its last answer is its own concern."""
+        return self._predict(prompt)
 
     def _predict(self, prompt: Prompt) -> Prediction:
         self._mask.unlink(missing_ok=True)

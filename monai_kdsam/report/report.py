@@ -43,6 +43,7 @@ def write_report(
     commands: Sequence[str] = (),
     tolerance: float = 1.0,
     seed: int = 0,
+    go_on: bool = True,
     device: str | None = None,
     progress: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
@@ -62,6 +63,7 @@ def write_report(
         commands: of other models, see `CommandModel`.
         tolerance: of the surface Dice, in mm, for sets whose spacing is known.
         seed: of prompts and intervals.
+        go_on: see `score_images`.
         device: of bundles, as in "cpu" or "cuda:1"; by default the first GPU, or the CPU. Exports run on the CPU.
         progress: show a bar.
 
@@ -83,7 +85,7 @@ def write_report(
     check_writable(folder, "output")
     with _models(bundle, others, teacher, commands, device) as models:
         names = [model.name for model in models]
-        scores = score_images(models, items, units, seed=seed, tolerances=tolerances, progress=progress)
+        scores = score_images(models, items, units, seed=seed, tolerances=tolerances, go_on=go_on, progress=progress)
         if all(score.empty_reference for score in scores):
             raise UserError(
                 f"Expected foreground in a mask of the list {split!r} of {data_list}, got empty masks only."
@@ -94,6 +96,7 @@ def write_report(
             "weights": {model.name: about for model in models if (about := getattr(model, "about", ""))},
             "split": split,
             "seed": seed,
+            "go_on": go_on,
             "tolerance_mm": tolerance,
             "tolerance_diagonal_share": tolerances.diagonal_share,
             **summarize(scores, names, seed=seed),

@@ -7,7 +7,7 @@ import csv
 import io
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -107,6 +107,7 @@ def score_images(
     *,
     seed: int = 0,
     tolerances: Tolerances | None = None,
+    go_on: bool = True,
     progress: bool = True,
 ) -> list[Score]:
     """Score all models on all images, image by image.
@@ -117,6 +118,7 @@ def score_images(
         units: by set, from `with_units`.
         seed: of the prompts.
         tolerances: of the surface Dice.
+        go_on: corrective clicks go on from the last answer, with models that do so; False: nothing but the clicks.
         progress: show a bar.
 
     Raises:
@@ -130,7 +132,7 @@ def score_images(
             mosaic = None if case.empty else make_mosaic(Path(folder, f"{number}.png"), items, number, case.reference)
             for model in models:
                 model.set_image(item["image"])
-                scores += case.scores_of(model)
+                scores += case.scores_of(model, go_on)
                 if mosaic:
                     model.set_image(str(mosaic.path))
                     scores += case.scores_of_mosaic(model, mosaic)
@@ -145,14 +147,17 @@ def predict_checked(model: Model, prompts: Sequence[Prompt], reference: Mask, it
     Raises:
         ValueError: naming the model, the image, and both sizes.
     """
-    predictions = model.predict(prompts)
-    for mask, _ in predictions:
-        if mask.shape != reference.shape:
-            raise UserError(
-                f"Expected {model.name} to give a mask of {item['image']} of (H, W) {reference.shape} as the reference "
-                f"{item['label']}, got {mask.shape}."
-            )
-    return predictions
+    return [_checked(prediction, model, reference, item) for prediction in model.predict(prompts)]
+
+
+def _checked(prediction: Prediction, model: Model, reference: Mask, item: Item) -> Prediction:
+    mask, _ = prediction
+    if mask.shape != reference.shape:
+        raise UserError(
+            f"Expected {model.name} to give a mask of {item['image']} of (H, W) {reference.shape} as the reference "
+            f"{item['label']}, got {mask.shape}."
+        )
+    return prediction
 
 
 class _Case:
@@ -180,7 +185,7 @@ class _Case:
             scores.append(self.row(FILLED_BOX, "box", filled, overlap_scores(filled, self.reference)))
         return scores
 
-    def scores_of(self, model: Model) -> list[Score]:
+    def scores_of(self, model: Model, go_on: bool) -> list[Score]:
         """On the image itself, which the model was given."""
         predictions = predict_checked(model, list(self.prompts.values()), self.reference, self.item)
         by_name = dict(zip(self.prompts, predictions, strict=True))
@@ -189,11 +194,15 @@ class _Case:
             return scores
 
         def predict(prompt: Prompt) -> Mask:
-            return predict_checked(model, [prompt], self.reference, self.item)[0][0]
+            answer = model.correct(prompt) if go_on else model.predict([prompt])[0]
+            return _checked(answer, model, self.reference, self.item)[0]
 
         first = self.prompts["center_click"]
         mask = by_name["center_click"][0]
-        masks = correct(self.reference, first, mask, predict) if model.takes_clicks else [mask] * MOST_CLICKS
+        masks: Iterable[Mask] = [mask] * MOST_CLICKS
+        if model.takes_clicks:
+            model.predict([first])  # the last answer is that of the first click
+            masks = correct(self.reference, first, mask, predict)
         for count, mask in enumerate(masks, start=1):
             scores.append(self.row(model.name, CLICKS, mask, overlap_scores(mask, self.reference), clicks=count))
             if count >= SHOWN_CLICKS and scores[-1].iou >= max(GOALS.values()):

@@ -30,6 +30,7 @@ class Manifest:
         pixel_std: of each channel; the difference is divided by it.
         close_up: how much of a picture is seen with a box, see `monai_kdsam.close_up.close_up`; 0: all of it.
         fill_holes: whether masks have none, but for those with a background click, see `monai_kdsam.holes.fill_holes`.
+        go_on: whether the network is worth going on from an earlier answer with, as it learned it.
         mask_input: whether the decoder takes an earlier answer, too.
         files: part to file name: encoder (image -> embedding), decoder (embedding, points, labels and, with
             `mask_input`, mask_input and has_mask_input -> masks, iou) and model (image -> pred).
@@ -48,6 +49,7 @@ class Manifest:
     pixel_std: list[float]
     close_up: float
     fill_holes: bool
+    go_on: bool
     mask_input: bool
     files: dict[str, str]
     sha256: dict[str, str]
@@ -84,7 +86,7 @@ class Manifest:
                 f"Expected exported files of layout {LAYOUT}, got {layout!r} in {path}: they were written by "
                 f"monai_kdsam {writer}. Export again, or install that version."
             )
-        content = {"weights": "", "fill_holes": False} | content  # of an earlier version
+        content = {"weights": "", "fill_holes": False, "go_on": False} | content  # of an earlier version
         missing = sorted({each.name for each in fields(cls)} - content.keys())
         if missing:
             raise UserError(f"{path} is damaged: it has no {', '.join(missing)}. Export again.")

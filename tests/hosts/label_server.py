@@ -59,9 +59,12 @@ class LabelServer:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def random_bundle(folder: Path, backbone: str, image_size: int, seed: int = 0, name: str = MODEL) -> Path:
+def random_bundle(
+    folder: Path, backbone: str, image_size: int, seed: int = 0, name: str = MODEL, *, go_on: bool = False
+) -> Path:
     """A copy of a bundle with random weights, which answer each prompt with a mask of its own."""
     settings = {"backbone": backbone, "image_size": image_size, "prompt_map": False, "fine_features": False}
+    settings |= {"go_on": go_on}
     bundle = copy_bundle(folder, name, settings=settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -116,6 +116,19 @@ def test_a_mistake_is_told_as_it_was_raised(folder, predictor, image, prompt, er
     assert "applying transform" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((70, 56), np.float32), r"^Expected `mask_input` .* of shape \(56, 70\), got float32 \(70, 56\)"),
+        (np.full((56, 70), np.nan), "^Expected finite numbers in `mask_input`, got NaN"),
+        ("text", "^Expected `mask_input` to be the logits of an answer on this picture"),
+    ],
+)
+def test_an_answer_that_cannot_be_gone_on_from_is_refused(folder, predictor, mask, message):
+    with pytest.raises(UserError, match=message):
+        predictor.predict(folder / "picture.png", foreground=[[20, 30]], mask_input=mask)
+
+
 @pytest.mark.parametrize(("name", "reader"), [("2d", Image2DReader), ("3d", VolumeReader)])
 def test_a_second_click_reads_no_file_and_a_file_that_was_replaced_is_read_anew(
     folder, tmp_path, monkeypatch, name, reader

@@ -143,6 +143,28 @@ def test_a_remembered_images_metadata_is_not_handed_to_another_of_equal_content(
         assert torch.equal(found.meta["points"], points)
 
 
+def test_somebody_who_adds_a_click_goes_on_from_the_last_answer(network):
+    infer, image = PromptedInferer(remember=True, go_on=True), images()[:1]
+    points, labels = POINTS[:1], torch.tensor([[1, 1, 0]])
+    embedding = network.encode(image)
+    small = network.predict_all(embedding, points[:, :2], labels[:, :2])[2]
+    afresh, goes_on = (network.predict_all(embedding, points, labels, last)[0] for last in (None, small))
+    assert (afresh - goes_on).abs().max() > 1e-4
+
+    def ask(count, who="me", infer=infer, image=image):
+        about = {} if who is None else {"asked_by": who}
+        return plain(infer(with_prompts(image, points[0, :count], labels[0, :count], **about), network))
+
+    first = ask(2)
+    torch.testing.assert_close(ask(3, "you"), afresh)
+    torch.testing.assert_close(ask(3, None), afresh)
+    torch.testing.assert_close(ask(3, image=images(1)[:1]), network(images(1)[:1], points, labels))
+    torch.testing.assert_close(ask(3, infer=PromptedInferer(remember=True)), afresh)
+    for _ in range(2):
+        torch.testing.assert_close(ask(3), goes_on)
+        torch.testing.assert_close(ask(2), first)
+
+
 @REMEMBER
 def test_bfloat16_is_near_and_the_output_is_float32(network, remember) -> None:
     exact = network(images(), POINTS, LABELS)

@@ -24,7 +24,7 @@ class Finder:
         self.truth = truth
         self.asked: list[int] = []
 
-    def __call__(self, number, prompt):
+    def __call__(self, number, prompt, *, carried=False):
         self.asked.append(number)
         points, labels = prompt
         found = self.truth[..., number].copy()
@@ -73,7 +73,7 @@ def test_a_sudden_change_of_area_ends_it():
     truth = ellipsoid(radii=(6, 6, 99))
     truth[..., 25:] = True
 
-    def leak(number, prompt):
+    def leak(number, prompt, *, carried=False):
         return np.where(truth[..., number], 1.0, -1.0)
 
     assert sorted(propagate(range(DEPTH), {CENTER: click(CENTER, CENTER)}, leak, **REACH)) == list(range(25))
@@ -91,7 +91,7 @@ def test_between_two_clicks_the_nearer_one_weighs_more():
     lower, upper = np.zeros((DEPTH, DEPTH), bool), np.zeros((DEPTH, DEPTH), bool)
     lower[10:20, 10:20], upper[10:20, 10:22] = True, True
 
-    def echo(number, prompt):
+    def echo(number, prompt, *, carried=False):
         """The lower mask for prompts that come from below, the upper for those from above."""
         points, labels = prompt
         from_above = number == 9 or points[labels == 3][:, :1].max(initial=0) > 21

@@ -63,7 +63,7 @@ def predict(folder):
     ],
 )
 def test_a_slice_gets_the_mask_that_the_2d_bundle_gives_it_as_a_picture(folder, predict, in_volume, in_slice):
-    expected = BundlePredictor(folder / "kdsam_deepgrow_2d")(folder / "slice.png", **in_slice)
+    expected = BundlePredictor(folder / "kdsam_deepgrow_2d", fill_holes=False)(folder / "slice.png", **in_slice)
     found = predict(folder / "data" / "v.nii.gz", **in_volume)
     assert found.shape == SHAPE
     np.testing.assert_array_equal(found[..., 3].T, expected)
@@ -105,6 +105,38 @@ def test_propagation_reaches_other_slices_and_leaves_the_prompted_one(folder, pr
     alone, carried = predict(volume, **CLICK), predict(volume, **CLICK, propagate=True)
     np.testing.assert_array_equal(alone[..., 3], carried[..., 3])
     assert np.delete(carried, 3, axis=2).any()
+
+
+def test_clicks_that_are_added_on_a_slice_go_on_from_the_last_answer_there(folder):
+    predict = BundlePredictor(folder / "kdsam_deepgrow_3d")
+    given_masks, answered, predict_all = [], [], predict.network.predict_all
+
+    def remember(*given):
+        given_masks.append(given[3] if len(given) > 3 else None)
+        answered.append(predict_all(*given))
+        return answered[-1]
+
+    predict.network.predict_all = remember
+
+    def ask(who="me", propagate=False, **prompt):
+        given_masks.clear()
+        volume = predict._load(str(folder / "data" / "v.nii.gz"), {**prompt, "propagate": propagate})["image"]
+        volume.meta["asked_by"] = who
+        with torch.no_grad():
+            predict.inferer(volume[None], predict.network)
+        return list(given_masks)
+
+    more = {**CLICK, "background": [[30, 8, 3]]}
+    assert ask(**CLICK) == [None]
+    last = answered[-1][2]
+    (found,) = ask(**more)
+    assert found is last
+    assert ask("you", **more) == [None]
+    found, *carried = ask(**more, propagate=True)
+    assert found is last
+    assert carried
+    assert not any(mask is not None for mask in carried)
+    assert ask(foreground=[[12, 30, 2]], background=[[30, 8, 2]]) == [None]
 
 
 def turned(axes, flips):

@@ -33,6 +33,7 @@ from monailabel.interfaces.utils.app import app_instance
 from pydicom.data import get_testdata_file
 
 from monai_kdsam.data.phantoms import write_phantoms
+from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.label import app_folder, serve
 
 CLICK = {"foreground": [[40, 45]]}
@@ -44,7 +45,7 @@ class Place:
 
     def __init__(self, root: Path, monkeypatch) -> None:
         self.root, self.dir, self.tmp = root, root / "label", root / "label" / "tmp"
-        self.bundle = random_bundle(root, "resnet18", 64)
+        self.bundle = random_bundle(root, "resnet18", 64, go_on=True)
         self.weights = self.bundle / "models" / "model.pt"
         self.masks = write_phantoms(root / "data", per_kind=4, size=90) / "masks"
         self.studies = self.masks.parent / "images"
@@ -121,6 +122,31 @@ def test_what_clients_do_goes_on(place):
     )
     for name in ("Upper_Case", "IM0001"):
         assert place.infer(name).status_code == 200
+
+
+def test_clicks_that_are_added_go_on_from_the_last_answer_to_the_same_client(place):
+    predict = BundlePredictor(place.bundle)
+    picture, more = place.studies / "polyp_001.png", {"background": [[70, 20]]}
+
+    def ask(params=None, user="one", image="polyp_001"):
+        place.client.headers["Authorization"] = user
+        answer = place.infer(image, params)
+        with Image.open(io.BytesIO(answer.content)) as mask:
+            return np.asarray(mask)
+
+    first = predict.predict(picture, **CLICK)
+    afresh, goes_on = (predict.predict(picture, **CLICK, **more, mask_input=x).mask for x in (None, first.logits))
+    assert (afresh != goes_on).mean() > 0.01
+    np.testing.assert_array_equal(ask(), first.mask)
+    np.testing.assert_array_equal(ask(more, user="another"), afresh)
+    # Its own logits, where `mask_input` is read from the picture's.
+    assert (ask(more) != goes_on).mean() < (afresh != goes_on).mean() / 4
+    np.testing.assert_array_equal(ask(), first.mask)
+    np.testing.assert_array_equal(ask(more, user="third"), afresh)
+    np.testing.assert_array_equal(
+        ask(more, image="polyp_002"), predict(place.studies / "polyp_002.png", **CLICK, **more)
+    )
+    del place.client.headers["Authorization"]
 
 
 @pytest.mark.parametrize(
@@ -314,6 +340,8 @@ def test_a_label_of_no_bytes_is_refused_and_none(place):
         ({"image": [1]}, "`image` to be a name"),
         ({"model": [1]}, "`model` to be text"),
         ({"latencies": []}, "without `latencies`"),
+        ({"asked_by": "another"}, "without `asked_by`"),
+        ({"mask_input": [[1]]}, "without `mask_input`"),
         ({"client_id": float("nan")}, "finite numbers in `client_id`"),
         ({"client_id": 10**400}, "finite numbers in `client_id`"),
         ({"client_id": ["\ud800"]}, "Unicode in `client_id`"),

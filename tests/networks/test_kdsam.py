@@ -218,6 +218,32 @@ def test_mask_prompts_equal_sams_in_rows_with_and_without(networks):
     assert [np.allclose(a, b, atol=1e-5) for a, b in zip(without, masks, strict=True)] == (~has_mask).tolist()
 
 
+def test_mask_prompts_of_several_images_equal_one_call_each(networks):
+    network, _ = networks
+    generator = torch.Generator().manual_seed(0)
+    embedding, points = (torch.rand(2, *shape, generator=generator) for shape in ((256, *[SIZE // 16] * 2), (2, 1, 2)))
+    mask, labels = (
+        9 * torch.randn(2, 2, SIZE // 4, SIZE // 4, generator=generator),
+        torch.tensor([[[1], [0]], [[0], [1]]]),
+    )
+    has_mask = torch.tensor([[True, False], [False, True]])
+    with torch.no_grad():
+        found = network.predict_all(embedding, SIZE * points, labels, mask, has_mask)
+        for b, k in itertools.product(range(2), range(2)):
+            one, own = slice(b, b + 1), (slice(b, b + 1), slice(k, k + 1))
+            last = mask[own] if has_mask[b, k] else None
+            alone = network.predict_all(embedding[one], SIZE * points[own], labels[own], last)
+            for together, single in zip(found, alone, strict=True):
+                torch.testing.assert_close(together[b, k], single[0, 0], atol=1e-4, rtol=0)
+
+
+def test_an_earlier_answer_of_another_size_is_refused(networks):
+    network, _ = networks
+    embedding, click = torch.zeros(1, 256, SIZE // 16, SIZE // 16), (torch.zeros(1, 2, 1, 2), torch.ones(1, 2, 1))
+    with pytest.raises(ValueError, match=r"Expected `mask` of shape \(1, 2, \d+, \d+\), got \(1, 1, 8, 8\)"):
+        network.predict_all(embedding, *click, torch.zeros(1, 1, 8, 8))
+
+
 def test_with_a_map_the_box_reaches_every_position_and_a_mask_without_a_prompt_counts_too():
     torch.manual_seed(0)
     network = build_student("resnet18", image_size=64, prompt_map=True).eval()

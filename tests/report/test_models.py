@@ -34,6 +34,27 @@ def test_a_bundle_answers_as_it_is_served(trained, picture):
         assert math.isfinite(iou)
 
 
+def test_a_correction_goes_on_from_the_last_answer_as_the_hosts_do(trained, picture):
+    path, reference = picture
+    first, box = (named_prompts(reference)[name] for name in ("center_click", "box"))
+    more = Prompt(np.concatenate([first.points, [[3, 4]]]), np.array([1, 0]))
+    asked = []
+    for goes_on in (True, False):
+        model = BundleModel("student", trained.bundle, go_on=goes_on)
+        predict = model._predictor.predict
+        model._predictor.predict = lambda *_, predict=predict, **prompt: asked.append(prompt) or predict(path, **prompt)
+        model.set_image(path)
+        model.predict([box, first])
+        model.correct(more)
+        last = predict(path, foreground=first.points.tolist()).logits
+        assert [prompt["mask_input"] is None for prompt in asked] == [True, True, not goes_on]
+        assert not goes_on or np.array_equal(asked[-1]["mask_input"], last)
+        asked.clear()
+        model.set_image(path)
+        model.correct(more)  # of another picture there is none
+        assert asked.pop()["mask_input"] is None
+
+
 def test_an_export_answers_as_the_bundle_that_it_is_of(trained, picture, tmp_path):
     folder, _ = export_bundle(trained.bundle, "torchscript", output=tmp_path / "exported")
     path, reference = picture

@@ -29,6 +29,9 @@ class Bright:
     def predict(self, prompts):
         return [(self.bright & self.asked(*prompt) if self.obeys else self.bright, math.nan) for prompt in prompts]
 
+    def correct(self, prompt):
+        return self.predict([prompt])[0]
+
     def asked(self, points, labels):
         window = np.zeros_like(self.bright)
         if len(points) == 0:

@@ -66,6 +66,7 @@ def write_models(folder, decoder, **settings):
         pixel_std=[255.0] * 3,
         close_up=settings.get("close_up", 0),
         fill_holes=settings.get("fill_holes", True),
+        go_on=False,
         mask_input=isinstance(decoder, GoingOn),
         files={part: f"{part}.ts" for part in PARTS},
         sha256={f"{part}.ts": file_sha256(folder / f"{part}.ts") for part in PARTS},
