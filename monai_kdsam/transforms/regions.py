@@ -115,6 +115,7 @@ class RandRegiond(RandomizableTransform, MapTransform):
         if self._do_transform:
             for key in self.key_iterator(item):
                 image = torch.as_tensor(item[key]).as_subclass(torch.Tensor)
+                region: torch.Tensor | None
                 if self.R.random_sample() < self.pasted:
                     item[key], region = paste_object(image, self.R)
                     if self.label_key in item:
@@ -155,7 +156,8 @@ def paste_object(image: torch.Tensor, rng: RandomState) -> tuple[torch.Tensor, t
     """A picture with something in it that has an outline: a blob of its own texture, taken from elsewhere in it.
 
     The outline is a closed curve of a few waves around an ellipse; the texture is the picture's own, moved, mirrored
-    and of another brightness and colour, brighter or darker towards the middle; the edge is from sharp to soft.
+    and of another brightness and colour, brighter or darker towards the middle; the edge is from sharp to soft,
+    and the object from opaque to hardly seen.
 
     Args:
         image: (C, H, W), of a standard deviation near 1.
@@ -183,7 +185,9 @@ def paste_object(image: torch.Tensor, rng: RandomState) -> tuple[torch.Tensor, t
     relief = rng.normal(0, 0.4) * np.clip(inside, 0, 1)
     gain = rng.uniform(0.6, 1.2)
     texture = texture * gain + torch.from_numpy(colour[:, None, None] + relief).to(image)
-    weight = torch.from_numpy(cover).to(image)
+    # Some are hardly seen: a network that finds no edge in a box then answers with an outline, not with the box.
+    opacity = rng.uniform(0.3, 1.0) if rng.random_sample() < 0.6 else rng.uniform(0.0, 0.3)
+    weight = torch.from_numpy(cover * opacity).to(image)
     return image + (texture - image) * weight, torch.from_numpy(inside > 0)[None].to(image)
 
 
