@@ -174,7 +174,8 @@ def test_what_training_and_inference_share_is_equal():
     assert {"image_size", "backbone", "neck", "pixel_mean", "pixel_std", "network_def"} <= shared
     del train["network_def"]["imagenet_weights"]  # which only a training begins with
     assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
-    assert {**train["inferer"], "remember": None} == {**inference["inferer"], "remember": None}
+    served = {"remember": None, "go_on": None}  # what a server keeps between requests
+    assert {**train["inferer"], **served} == {**inference["inferer"], **served}
 
 
 def of_the_image(transforms: list[dict]) -> dict[str, dict]:
