@@ -26,10 +26,9 @@ from monai_kdsam.drawing import draw_contour, draw_prompt, save_picture_sheet
 from monai_kdsam.errors import UserError
 from monai_kdsam.files import write_text
 from monai_kdsam.inferers import BundlePredictor
+from monai_kdsam.mask_prompts import box_from_mask, center_click
 from monai_kdsam.phases import run_phase
 from monai_kdsam.report.obedience import make_mosaic
-from monai_kdsam.transforms import box_from_mask
-from monai_kdsam.transforms.simulated_prompts import center_click
 
 __all__ = ["run_demo"]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from monai_kdsam.errors import UserError
 from monai_kdsam.inferers.prompted_inferer import answer_on
-from monai_kdsam.inferers.propagation import Prompt, propagate
 from monai_kdsam.networks import KDSAM
+from monai_kdsam.propagation import Prompt, propagate
 from monai_kdsam.rgb import fit_longest
 
 __all__ = ["SliceSegmenter", "VolumeInferer"]

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_kdsam.mask_prompts import box_from_mask, center_click
 from monai_kdsam.networks import KDSAM
-from monai_kdsam.transforms.simulated_prompts import box_from_mask, center_click
 
 __all__ = ["Uncertainty", "disagreement", "uncertainty"]
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from monai_kdsam.transforms.simulated_prompts import box_from_mask, center_click, clicks_from_mask, jitter_box
+from monai_kdsam.mask_prompts import box_from_mask, center_click, jitter_box
+from monai_kdsam.transforms.simulated_prompts import clicks_from_mask
 
 __all__ = ["PROMPT_TITLES", "Prompt", "box_and_click", "named_prompts"]
 

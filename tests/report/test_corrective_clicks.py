@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from monai_kdsam.mask_prompts import center_click
 from monai_kdsam.report.corrective_clicks import MOST_CLICKS, clicks_needed, correct, next_click
 from monai_kdsam.report.prompts import Prompt
-from monai_kdsam.transforms.simulated_prompts import center_click
 
 NO_CLICK = Prompt(np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
 REFERENCE = np.zeros((60, 80), bool)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from monai_kdsam.data.phantoms import make_phantom
+from monai_kdsam.mask_prompts import box_from_mask, center_click
 from monai_kdsam.report.prompts import PROMPT_TITLES, named_prompts
-from monai_kdsam.transforms.simulated_prompts import box_from_mask, center_click
 
 MASKS = [make_phantom("polyp", size=200, seed=seed)[1] for seed in range(40)]
 

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from monai_kdsam.transforms.masks import EIGHT_NEIGHBORS
-from monai_kdsam.transforms.simulated_prompts import box_from_mask, center_click, jitter_box
+from monai_kdsam.mask_prompts import box_from_mask, center_click, jitter_box
 
 __all__ = ["Prompt", "has_ended", "prompt_from_mask", "propagate"]
 
@@ -42,7 +41,7 @@ def prompt_from_mask(mask: NDArray[np.bool_], margin: float) -> Prompt:
         >>> prompt_from_mask(mask, margin=0.2)[0].tolist()[:2]
         [[3.0, 3.0], [16.0, 16.0]]
     """
-    parts, count = ndimage.label(mask, structure=EIGHT_NEIGHBORS)
+    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
     if count > 1:
         mask = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
     box = box_from_mask(mask)

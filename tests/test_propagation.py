@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monai_kdsam.inferers.propagation import has_ended, prompt_from_mask, propagate
+from monai_kdsam.propagation import has_ended, prompt_from_mask, propagate
 
 DEPTH, CENTER = 40, 20
 REACH = {"margin": 0.1, "min_overlap": 0.5}
