@@ -39,6 +39,14 @@ def _segment(arguments: argparse.Namespace) -> str:
     )
 
 
+def _predict_npz(arguments: argparse.Namespace) -> str:
+    from monai_kdsam.predict_npz import predict_npz
+    from monai_kdsam.runtime import Predictor
+
+    predictor = Predictor(arguments.model, threads=arguments.threads, close_up=arguments.close_up)
+    return predict_npz(arguments.cases, arguments.out, predictor)
+
+
 def _fit(arguments: argparse.Namespace) -> str:
     from monai_kdsam.fit import fit
 
@@ -170,6 +178,7 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 COMMANDS = {
     "segment": _segment,
+    "predict-npz": _predict_npz,
     "demo": _demo,
     "fit": _fit,
     "download": _download,

@@ -61,10 +61,11 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     if mistake is None or os.environ.get("KDSAM_TRACEBACK"):
         sys.__excepthook__(kind, error, trace)
         return
-    from monai_kdsam.processes import tell_torchrun  # imports torch, which the exported students' runtime does without
-
     sys.stderr.write(f"monai_kdsam: error: {mistake}\n")
-    tell_torchrun(str(mistake))
+    if "torch" in sys.modules:  # which the exported students' runtime does without
+        from monai_kdsam.processes import tell_torchrun
+
+        tell_torchrun(str(mistake))
 
 
 def report_thread_error(thread: threading.ExceptHookArgs) -> None:

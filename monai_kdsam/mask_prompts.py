@@ -73,6 +73,8 @@ def center_click(mask: Mask) -> Points:
         >>> center_click(np.ones((5, 7), bool)).tolist()
         [[2.0, 2.0]]
     """
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(np.argmax(depth), mask.shape)
-    return np.array([[column, row]], dtype=np.float32)
+    # Beyond the mask's own box there is nothing but background.
+    rows, columns = next(iter(ndimage.find_objects(mask.astype(np.uint8))), np.s_[:1, :1])
+    depth = ndimage.distance_transform_edt(np.pad(mask[rows, columns], 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(np.argmax(depth), depth.shape)
+    return np.array([[column + (columns.start or 0), row + (rows.start or 0)]], dtype=np.float32)

@@ -22,6 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_segment(commands)
 
+    _add_predict_npz(commands)
+
     demo = commands.add_parser(
         "demo", help="the shipped student on generated pictures, before and after it learns; minutes on a CPU"
     )
@@ -81,6 +83,16 @@ def _add_segment(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     bundle = "a bundle of your own (default: the one that comes with monai_kdsam)"
     segment.add_argument("--bundle", metavar="DIR", help=bundle)
     _add_device(segment)
+
+
+def _add_predict_npz(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    npz = commands.add_parser("predict-npz", help="labels of .npz cases of the CVPR challenges, from exported files")
+    npz.add_argument("cases", metavar="IN", help="an .npz file, or a folder of them, with imgs and boxes or clicks")
+    npz.add_argument("out", metavar="OUT", help="folder of files of the same names with segs; those there are replaced")
+    npz.add_argument("--model", required=True, metavar="EXPORT", help="folder that `export` wrote, onnx or openvino")
+    npz.add_argument("--threads", type=int, metavar="N", help="to compute with (default: every physical core)")
+    close_up = "how much is seen with a box, in sides of the box; 0: all of the picture, faster (default: the bundle's)"
+    npz.add_argument("--close-up", type=float, metavar="SIDES", help=close_up)
 
 
 def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

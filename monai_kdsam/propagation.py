@@ -7,7 +7,7 @@ Masks and logits are (H, W); prompts are points (N, 2), XY pixels of the slice, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from monai_kdsam.mask_prompts import box_from_mask, center_click, jitter_box
 
-__all__ = ["Prompt", "has_ended", "prompt_from_mask", "propagate"]
+__all__ = ["Prompt", "has_ended", "largest_part", "prompt_from_mask", "propagate"]
 
 Prompt = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -41,13 +41,17 @@ def prompt_from_mask(mask: NDArray[np.bool_], margin: float) -> Prompt:
         >>> prompt_from_mask(mask, margin=0.2)[0].tolist()[:2]
         [[3.0, 3.0], [16.0, 16.0]]
     """
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    if count > 1:
-        mask = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    mask = largest_part(mask)
     box = box_from_mask(mask)
     reach = max(1.0, margin * float((box[1] - box[0]).max() + 1))
     box = jitter_box(box, [reach] * 4, (mask.shape[0], mask.shape[1]))
     return np.concatenate([box, center_click(mask)]), np.array([2, 3, 1])
+
+
+def largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The part of a mask (H, W) that has most pixels; neighbors include diagonals."""
+    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]) if count > 1 else mask
 
 
 def has_ended(previous: NDArray[np.bool_], current: NDArray[np.bool_], min_overlap: float) -> bool:
@@ -69,7 +73,7 @@ def propagate(
     prompts: Mapping[int, Prompt],
     segment: Segment,
     *,
-    margin: float,
+    carry: Callable[[NDArray[np.bool_]], Prompt],
     min_overlap: float,
 ) -> dict[int, NDArray[np.bool_]]:
     """Segment the prompted slices, and from them the others in both directions until the structure ends.
@@ -82,7 +86,7 @@ def propagate(
         slices: those that may be reached, without gaps; a prompt on another one segments that slice alone.
         prompts: of at least one slice.
         segment: of one slice.
-        margin: see `prompt_from_mask`.
+        carry: the prompt that a slice's mask is for the next slice, see `prompt_from_mask`.
         min_overlap: see `has_ended`.
 
     Returns:
@@ -97,7 +101,7 @@ def propagate(
         for number in numbers:
             if not mask.any():
                 return
-            points, labels = prompt_from_mask(mask, margin)
+            points, labels = carry(mask)
             if number in prompts:
                 points = np.concatenate([points, prompts[number][0]])
                 labels = np.concatenate([labels, prompts[number][1]])

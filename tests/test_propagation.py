@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from monai_kdsam.propagation import has_ended, prompt_from_mask, propagate
 
 DEPTH, CENTER = 40, 20
-REACH = {"margin": 0.1, "min_overlap": 0.5}
+REACH = {"carry": partial(prompt_from_mask, margin=0.1), "min_overlap": 0.5}
 
 
 def ellipsoid(center=(CENTER, CENTER, CENTER), radii=(9, 7, 12)) -> np.ndarray:
@@ -97,7 +99,7 @@ def test_between_two_clicks_the_nearer_one_weighs_more():
         from_above = number == 9 or points[labels == 3][:, :1].max(initial=0) > 21
         return np.where(upper if from_above else lower, 1.0, -1.0)
 
-    found = propagate(range(DEPTH), {4: click(12, 12), 9: click(12, 12)}, echo, margin=0.0, min_overlap=0.5)
+    found = propagate(range(DEPTH), {4: click(12, 12), 9: click(12, 12)}, echo, **REACH)
     for number in (5, 6):
         np.testing.assert_array_equal(found[number], lower)
     for number in (7, 8):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from monai_kdsam.errors import UserError
 from monai_kdsam.inferers.prompted_inferer import answer_on
 from monai_kdsam.networks import KDSAM
-from monai_kdsam.propagation import Prompt, propagate
+from monai_kdsam.propagation import Prompt, prompt_from_mask, propagate
 from monai_kdsam.rgb import fit_longest
 
 __all__ = ["SliceSegmenter", "VolumeInferer"]
@@ -125,8 +126,8 @@ class VolumeInferer(Inferer):
             masks = {number: segment(number, None) > 0 for number in range(depth)}
         elif inputs.meta["propagate"]:
             first, last = torch.as_tensor(inputs.meta["bounds"]).flatten().tolist()
-            reach = {"margin": self.margin, "min_overlap": self.min_overlap}
-            masks = propagate(range(first, last + 1), prompts, segment, **reach)
+            carry = partial(prompt_from_mask, margin=self.margin)
+            masks = propagate(range(first, last + 1), prompts, segment, carry=carry, min_overlap=self.min_overlap)
         else:
             # What a background click alone leaves is nothing, not what the network finds beside it.
             masks = {number: segment(number, prompt) > 0 for number, prompt in prompts.items() if (prompt[1] > 0).any()}

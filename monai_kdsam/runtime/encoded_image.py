@@ -36,8 +36,12 @@ class EncodedImage:
 
     manifest: Manifest  # of the models
     pixels: NDArray[np.uint8]  # (H, W, 3)
-    whole: View
-    close_ups: dict[str, View] = field(default_factory=dict)  # the last few
+    views: dict[str, View] = field(default_factory=dict)  # the picture's own, and those of the last few close-ups
+
+    @property
+    def part(self) -> tuple[slice, slice]:
+        """Rows and columns of all of it."""
+        return slice(0, self.height), slice(0, self.width)
 
     @property
     def height(self) -> int:

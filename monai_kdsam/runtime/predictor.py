@@ -84,23 +84,35 @@ class Predictor:
         self._image = None  # a picture that cannot be read must not leave the one before in its place
         self._image = self.encode(image)
 
-    def encode(self, image: str | Path | NDArray[Any]) -> EncodedImage:
+    def encode(self, image: str | Path | NDArray[Any], *, whole: bool = True) -> EncodedImage:
         """Encode a picture, for predictions with `image`.
 
         Args:
             image: a PNG, JPEG, BMP or TIFF file, or an array (H, W) or (H, W, 3) of RGB. What is not 8-bit is mapped
                 from its 0.5 to 99.5 percentiles.
+            whole: encode all of it now; otherwise the first prompt without a close-up does, if there is one.
 
         Raises:
             FileNotFoundError: when there is no such file.
             ValueError: when the file is damaged, or the array has another shape or holds NaN.
         """
         pixels = rgb_from_array(image) if isinstance(image, np.ndarray) else read_picture(image)
-        return EncodedImage(
-            self.manifest, pixels, self._view(pixels, (slice(0, len(pixels)), slice(0, pixels.shape[1])))
-        )
+        encoded = EncodedImage(self.manifest, pixels)
+        if whole:
+            self._view(encoded, encoded.part)
+        return encoded
 
-    def _view(self, pixels: NDArray[np.uint8], part: tuple[slice, slice]) -> View:
+    def _view(self, image: EncodedImage, part: tuple[slice, slice]) -> View:
+        """A picture or a part of it, encoded when it is new."""
+        view = image.views.get(str(part))
+        if view is None:
+            view = image.views[str(part)] = self._encode(image.pixels, part)
+            close_ups = [key for key in list(image.views) if key != str(image.part)]
+            for oldest in close_ups[:-_MOST_CLOSE_UPS]:
+                image.views.pop(oldest, None)
+        return view
+
+    def _encode(self, pixels: NDArray[np.uint8], part: tuple[slice, slice]) -> View:
         seen = pixels[part]
         height, width = seen.shape[:2]
         size = self.manifest.image_size
@@ -114,18 +126,10 @@ class Predictor:
         return View(part, np.array([inner[1] / width, inner[0] / height]), embedding, rows, columns)
 
     def _close_up(self, image: EncodedImage, box: NDArray[np.float64], clicks: NDArray[np.float64]) -> View:
-        """What is seen with a box (2, 2), encoded when it is new."""
+        """What is seen with a box (2, 2)."""
         part = part_of(close_up(box, clicks, self.close_up), image.width, image.height)
         (left, top), (right, bottom) = part.tolist()
-        seen = (slice(top, bottom + 1), slice(left, right + 1))
-        if seen == image.whole.part:
-            return image.whole
-        view = image.close_ups.get(str(seen))
-        if view is None:
-            view = image.close_ups[str(seen)] = self._view(image.pixels, seen)
-            for oldest in list(image.close_ups)[:-_MOST_CLOSE_UPS]:
-                image.close_ups.pop(oldest, None)
-        return view
+        return self._view(image, (slice(top, bottom + 1), slice(left, right + 1)))
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The models' input (3, S, S) of an RGB picture (H, W, 3): resized, normalized, padded at the end."""
@@ -178,7 +182,7 @@ class Predictor:
         xy, kinds, single = read_prompts(points, labels, box, image.width, image.height)
         earlier = self._earlier(mask_input, image, None if single else len(xy))
         if box is None or not self.close_up:
-            logits, iou = self._decode(image, image.whole, xy, kinds, earlier)
+            logits, iou = self._decode(image, self._view(image, image.part), xy, kinds, earlier)
         else:
             boxes = np.sort(np.asarray(box, dtype=np.float64).reshape(-1, 2, 2), axis=1)
             answers = []

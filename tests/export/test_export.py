@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import challenge
 import numpy as np
 import pytest
 import torch
@@ -111,6 +112,21 @@ def test_threads_get_the_answers_that_one_gets(form, exported, bundle):
         for (mask, quality, _), (expected, expected_quality, _) in zip(together, alone, strict=True):
             np.testing.assert_array_equal(mask, expected)
             assert quality == expected_quality
+
+
+def test_a_challenges_case_takes_little_memory_and_time_with_its_start(exported, tmp_path, capsys):
+    made = {case.kind: case for case in challenge.generated()}
+    small = {kind: case for kind, case in made.items() if "512 x 512" in kind}
+    for kind, case in small.items():
+        if case.labels.ndim == 3:
+            case = case._replace(images=case.images[40:60], labels=case.labels[40:60])
+        model = ["--model", str(exported["onnx", "fp32"][0]), "--threads", "1"]
+        labels, answer = challenge.ask(case, tmp_path, model, boxes=challenge.boxes(case))
+        with capsys.disabled():
+            sys.stdout.write(f"\n{kind} ({case.labels.shape}): {answer.seconds:.2f} s, {answer.mebibytes:.0f} MiB")
+        assert labels.shape == case.labels.shape
+        assert labels.dtype == np.uint8
+        assert 0 < answer.mebibytes < 500
 
 
 def test_without_room_for_it_an_export_does_not_begin(bundle, tmp_path, monkeypatch):

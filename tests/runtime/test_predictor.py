@@ -172,7 +172,7 @@ def test_a_box_is_answered_from_a_close_up(folder):
     assert np.array_equal(masks[0], mask)
     for left in range(0, 100, 10):
         predictor.predict(box=[left, 5, left + 20, 20])
-    assert len(predictor._image.close_ups) == 4
+    assert len(predictor._image.views) == 5
     assert Predictor(folder).predict(box=box, image=Predictor(folder).encode(half_bright(200, 200)))[0].sum() > 400
 
 
@@ -355,7 +355,14 @@ def test_a_gpu_that_onnx_runtime_cannot_start_is_no_silent_fallback(tmp_path, mo
         open_part(tmp_path / "encoder", "onnx", device="gpu")
 
 
-def test_importing_it_imports_neither_torch_nor_monai():
-    code = "import sys, monai_kdsam.runtime; print([m for m in ('torch', 'monai', 'scipy') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("monai_kdsam.runtime, monai_kdsam.predict_npz, monai_kdsam.__main__", "torch monai scipy pydicom SimpleITK"),
+        ("monai_kdsam.runtime.volume", "torch monai"),
+    ],
+)
+def test_importing_it_imports_neither_torch_nor_monai(modules, heavy):
+    code = f"import sys, {modules}; print([m for m in '{heavy}'.split() if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
