@@ -2,14 +2,14 @@
 """`predict-npz` as the CVPR challenges measure it: a process for each case, with its start, within 8 GB.
 
     python -m monai_kdsam export --bundle bundles/kdsam_deepgrow_2d --output EXPORT
-    python benchmarks/challenge.py EXPORT --pictures DATALIST --volumes IMAGE=LABEL ... [--threads 2]
+    python benchmarks/challenge.py EXPORT --pictures DATALIST --volumes FOLDER ... [--threads 2]
 
 The challenges' own cases are not free to use; these have their keys and shapes. `generated` are for time and memory.
-Pictures are those of the datalist's `validation`, a few of each `source`. Volumes are NIfTI, the image of values within
-0 and 255 after the 0.5 and 99.5 percentiles; of their labels the largest few are asked for. Boxes are the tight ones,
-and clicks are made as the organizers' script makes them: in the middle of the largest error. DSC and NSD are means over
-labels, then over cases; NSD has a tolerance of 2 mm, 2 pixels of a picture. AUC is the organizers' too: of the five
-answers to clicks, so that 4 is the most.
+Pictures are those of the datalist's `validation`, volumes those of `imagesTr` and `labelsTr` in a folder, NIfTI, mapped
+from their 0.5 to 99.5 percentiles; of each source there are a few, and of a volume's labels the largest few are asked
+for. Boxes are the tight ones, and clicks are made as the organizers' script makes them: in the middle of the largest
+error. DSC and NSD are means over labels, then over cases; NSD has a tolerance of 2 mm, 2 pixels of a picture. AUC is
+the organizers' too: of the five answers to clicks, so that 4 is the most.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from machine import table, write_result
 from monai.metrics import compute_surface_dice
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
+from scipy import integrate, ndimage
 
 from monai_kdsam.mask_prompts import box_from_mask
 
@@ -79,7 +79,7 @@ def generated() -> Iterator[Case]:
         for label in range(1, count + 1):
             labels[ellipse(shape, [0.3 + 0.4 * (label > 2), 0.3 + 0.4 * (label % 2)], 0.15)] = label
         pixels = rng.integers(0, 90, (*shape, 3), dtype=np.uint8) + 90 * (labels > 0)[..., None].astype(np.uint8)
-        yield Case(f"generated, {shape[1]} x {shape[0]}, {count} boxes", pixels, labels, (1.0, 1.0))
+        yield Case(f"generated, {shape[1]} x {shape[0]}, {count} box{'es' * (count > 1)}", pixels, labels, (1.0, 1.0))
     labels = ellipse(VOLUME, [0.5] * 3, 0.48).astype(np.uint8)
     pixels = rng.integers(0, 90, VOLUME, dtype=np.uint8) + 90 * labels
     yield Case("generated, 100 slices of 512 x 512, 1 box", pixels, labels, (1.0, 1.0, 1.0))
@@ -102,9 +102,11 @@ def pictures(datalist: Path, per_source: int) -> Iterator[Case]:
                 yield Case(source, np.asarray(image.convert("RGB")), labels, (1.0, 1.0))
 
 
-def volumes(pairs: list[str]) -> Iterator[Case]:
-    for pair in pairs:
-        image, label = (nibabel.as_closest_canonical(nibabel.load(name)) for name in pair.split("="))
+def volumes(folder: Path, most: int) -> Iterator[Case]:
+    for file in sorted((folder / "imagesTr").iterdir())[:most]:
+        image, label = (
+            nibabel.as_closest_canonical(nibabel.load(each)) for each in (file, folder / "labelsTr" / file.name)
+        )
         values, found = (np.asarray(each.dataobj).transpose(2, 1, 0) for each in (image, label))
         low, high = np.percentile(values, [0.5, 99.5])
         pixels = np.rint(((values.astype(float) - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
@@ -112,7 +114,7 @@ def volumes(pairs: list[str]) -> Iterator[Case]:
         labels = np.zeros(found.shape, np.uint8)
         for number, name in enumerate(names[np.argsort(-counts)][:MOST_LABELS], start=1):
             labels[found == name] = number
-        yield Case(Path(pair.split("=")[1]).parent.parent.name, pixels, labels, image.header.get_zooms()[2::-1])
+        yield Case(folder.name, pixels, labels, image.header.get_zooms()[2::-1])
 
 
 def boxes(case: Case) -> NDArray[np.int64] | list[dict[str, int]]:
@@ -182,8 +184,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("export", help="folder that `export` wrote")
     parser.add_argument("--pictures", type=Path, metavar="DATALIST")
-    parser.add_argument("--per-source", type=int, default=8)
-    parser.add_argument("--volumes", nargs="*", default=[], metavar="IMAGE=LABEL")
+    parser.add_argument("--volumes", type=Path, nargs="*", default=[], metavar="FOLDER")
+    parser.add_argument("--most", type=int, nargs=2, default=[8, 3], metavar=("PICTURES", "VOLUMES"))
     parser.add_argument("--threads", default="2")
     arguments = parser.parse_args()
     command = ["--model", arguments.export, "--threads", arguments.threads]
@@ -193,9 +195,9 @@ def main() -> None:
         folder = Path(name)
         for case in generated():
             rows[case.kind] = [ask(case, folder, command, boxes=boxes(case))[1] for _ in range(3)]
-        for case in pictures(arguments.pictures, arguments.per_source) if arguments.pictures else ():
+        for case in pictures(arguments.pictures, arguments.most[0]) if arguments.pictures else ():
             rows.setdefault(case.kind, []).append(ask(case, folder, command, boxes=boxes(case))[1])
-        for case in volumes(arguments.volumes):
+        for case in (case for data in arguments.volumes for case in volumes(data, arguments.most[1])):
             sessions.setdefault(case.kind, []).append(session(case, folder, command))
     for kind, answers in sessions.items():
         rows[kind] = [first for first, *_ in answers]
@@ -217,7 +219,7 @@ def clicks_table(sessions: dict[str, list[list[Answer]]]) -> dict[str, list]:
     found = []
     for kind, answers in sessions.items():
         scored = np.array([[each[:3] for each in one] for one in answers])
-        auc = np.trapezoid(scored[:, 1:, :2], axis=1).mean(axis=0)
+        auc = integrate.trapezoid(scored[:, 1:, :2], axis=1).mean(axis=0)
         values = [*scored[:, [0, -1], 0].mean(axis=0), scored[:, -1, 1].mean(), *auc]
         found.append([kind, len(answers), *(f"{value:.3f}" for value in values), f"{scored[..., 2].max():.2f}"])
     return table(columns, found)

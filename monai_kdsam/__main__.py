@@ -41,9 +41,16 @@ def _segment(arguments: argparse.Namespace) -> str:
 
 def _predict_npz(arguments: argparse.Namespace) -> str:
     from monai_kdsam.predict_npz import predict_npz
-    from monai_kdsam.runtime import Predictor
 
-    predictor = Predictor(arguments.model, threads=arguments.threads, close_up=arguments.close_up)
+    settings = {"threads": arguments.threads, "close_up": arguments.close_up}
+    if arguments.model:
+        from monai_kdsam.runtime import Predictor
+
+        return predict_npz(arguments.cases, arguments.out, Predictor(arguments.model, **settings))
+    from monai_kdsam.bundles import shipped_bundle
+    from monai_kdsam.export.unexported import UnexportedPredictor
+
+    predictor = UnexportedPredictor(arguments.bundle or shipped_bundle(), **settings)
     return predict_npz(arguments.cases, arguments.out, predictor)
 
 

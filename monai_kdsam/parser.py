@@ -89,7 +89,10 @@ def _add_predict_npz(commands: argparse._SubParsersAction[argparse.ArgumentParse
     npz = commands.add_parser("predict-npz", help="labels of .npz cases of the CVPR challenges, from exported files")
     npz.add_argument("cases", metavar="IN", help="an .npz file, or a folder of them, with imgs and boxes or clicks")
     npz.add_argument("out", metavar="OUT", help="folder of files of the same names with segs; those there are replaced")
-    npz.add_argument("--model", required=True, metavar="EXPORT", help="folder that `export` wrote, onnx or openvino")
+    model = npz.add_mutually_exclusive_group()
+    model.add_argument("--model", metavar="EXPORT", help="folder that `export` wrote; starts in a second")
+    bundle = "not exported, with PyTorch (default: the one that comes with monai_kdsam)"
+    model.add_argument("--bundle", metavar="DIR", help=bundle)
     npz.add_argument("--threads", type=int, metavar="N", help="to compute with (default: every physical core)")
     close_up = "how much is seen with a box, in sides of the box; 0: all of the picture, faster (default: the bundle's)"
     npz.add_argument("--close-up", type=float, metavar="SIDES", help=close_up)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -143,3 +145,12 @@ def test_without_the_shipped_weights_it_is_said_what_to_do(place, tmp_path, monk
     assert main(["segment", "photo.png"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("the installation is incomplete. Install it again, or name a trained bundle.")
+
+
+@pytest.mark.slow
+def test_it_imports_little_that_monai_does_not_import():
+    code = "import sys, monai; before = {*sys.modules}; import monai_kdsam.segment; print(*({*sys.modules} - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    packages = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    packages -= {*sys.stdlib_module_names, "monai", "swig_runtime_data5"}
+    assert packages <= {"monai_kdsam", "SimpleITK", "pydicom", "nibabel", "safetensors", "scipy", "segment_anything"}

@@ -78,7 +78,7 @@ def export_bundle(
     target = bundle / "models" / f"{form}_{precision}" if output is None else Path(output)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
         raise ExistingFileError(f"Expected `output` to be new, empty or an earlier export, got {target}.")
-    config = _read_config(bundle)
+    config = read_config(bundle)
     # Hosts that know SAM encode a picture once, whatever is prompted, and take masks as they come.
     hosted = {"close_up": 0, "fill_holes": False} if form == "sam" else {}
     settings = {name: value for name, value in hosted.items() if name in config}
@@ -89,7 +89,8 @@ def export_bundle(
         built.mkdir()
         calibrated, checked = _pictures(calibration, images, scratch)
         files = _write(predictor, bundle, built, form, precision, calibrated if precision == "int8" else [], config)
-        manifest = _describe(bundle, predictor, built, form, precision, files, config | settings)
+        sha256 = {file.name: file_sha256(file) for file in sorted(built.iterdir())}
+        manifest = describe(bundle, predictor, form, precision, files, sha256, config | settings)
         manifest.write(built)
         if form == "torchscript" and precision == "fp16":  # its encoder was converted in place
             predictor = BundlePredictor(bundle, device="cpu", progress=False)
@@ -160,7 +161,8 @@ def _spread(paths: list[str], most: int) -> list[str]:
     return [paths[index * len(paths) // most] for index in range(most)] if len(paths) > most else paths
 
 
-def _read_config(bundle: Path) -> dict[str, Any]:
+def read_config(bundle: Path) -> dict[str, Any]:
+    """What a bundle serves with, if it can be read."""
     file = bundle / "configs" / "inference.json"
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -226,16 +228,17 @@ def _quantize(encoder: Any, predictor: BundlePredictor, paths: Sequence[str]) ->
     return quantize(encoder, arrays, agreement, least=1 - 0.8 * (1 - LEAST_IOU["int8"]))
 
 
-def _describe(
+def describe(
     bundle: Path,
     predictor: BundlePredictor,
-    folder: Path,
     form: str,
     precision: str,
     files: dict[str, str],
+    sha256: dict[str, str],
     config: dict[str, Any],
 ) -> Manifest:
-    packages = ("torch", "monai", *_PACKAGES[form], *(("nncf",) if precision == "int8" else ()))
+    """The manifest of a bundle's network, exported or not."""
+    packages = ("torch", "monai", *_PACKAGES.get(form, ()), *(("nncf",) if precision == "int8" else ()))
     versions = {"monai_kdsam": monai_kdsam.__version__, "python": platform.python_version()}
     versions |= {package: importlib.metadata.version(package) for package in packages}
     return Manifest(
@@ -249,7 +252,7 @@ def _describe(
         go_on=config.get("go_on", False),
         mask_input=predictor.network.prompt_map or form == "sam",
         files=files,
-        sha256={file.name: file_sha256(file) for file in sorted(folder.iterdir())},
+        sha256=sha256,
         weights_sha256=file_sha256(bundle / "models" / "model.pt"),
         weights=describe_weights(bundle / "models" / "model.pt"),
         versions=versions,

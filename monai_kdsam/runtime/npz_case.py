@@ -28,6 +28,7 @@ __all__ = ["Case", "Target", "read_case"]
 
 _COLUMNS = {4: "x_min, y_min, x_max, y_max", 6: "x_min, y_min, z_min, x_max, y_max, z_max"}
 _ON_MIDDLE = ("z_mid_x_min", "z_mid_y_min", "z_mid_x_max", "z_mid_y_max")
+_READ = ["imgs", "boxes", "clicks"]
 _MOST_OBJECTS = 2**22  # bytes of a pickle
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 Floats = NDArray[np.float64]
@@ -75,10 +76,9 @@ def read_case(path: Path) -> Case:
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
             if "imgs" not in names or not names & {"boxes", "clicks"}:
-                found = ", ".join(sorted(names)) or "nothing"
-                raise UserError(f"Expected `imgs` and `boxes`, or `imgs` and `clicks`, got {found}.")
-            found = {name: _read(archive, name) for name in ("imgs", "boxes", "clicks") if name in names}
-        return _case(found)
+                got = ", ".join(sorted(names)) or "nothing"
+                raise UserError(f"Expected `imgs` and `boxes`, or `imgs` and `clicks`, got {got}.")
+            return _case({name: _read(archive, name) for name in _READ if name in names})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, NotImplementedError) as error:
@@ -113,8 +113,8 @@ def _case(found: Mapping[str, Any]) -> Case:
     if boxed is not None and clicked is not None and len(boxed) != len(clicked):
         raise UserError(f"Expected `clicks` of as many labels as `boxes` has, {len(boxed)}, got {len(clicked)}.")
     count = len(boxed if boxed is not None else clicked or [])
-    targets = [Target(**(boxed[row] if boxed else {}), **(clicked[row] if clicked else {})) for row in range(count)]
-    return Case(case.images, targets)
+    given = [(boxed[row] if boxed else {}) | (clicked[row] if clicked else {}) for row in range(count)]
+    return Case(case.images, [Target(**each) for each in given])
 
 
 def _images(images: Any) -> NDArray[np.uint8]:
@@ -180,7 +180,7 @@ def _on_slice(box: ArrayLike, case: Case, label: int) -> Floats:
     return np.clip(np.stack([corners[0] - half, corners[1] + half]), 0, limit).ravel()
 
 
-def _clicks(given: Any, case: Case, label: int) -> dict[str, Floats]:
+def _clicks(given: Any, case: Case, label: int) -> dict[str, Any]:
     """`foreground` and `background` of a label."""
     if not isinstance(given, dict):
         raise UserError(f"Expected `clicks` of label {label} as a dictionary of fg and bg, got {repr(given)}.")

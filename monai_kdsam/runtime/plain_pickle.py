@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class _Unpickler(pickle.Unpickler):
         return known
 
 
-def load_plain(file: BinaryIO) -> list[Any]:
+def load_plain(file: IO[bytes]) -> list[Any]:
     """The content of an array of objects that are lists, dictionaries, text and numbers.
 
     Args:

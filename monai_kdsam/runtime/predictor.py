@@ -19,7 +19,7 @@ from monai_kdsam.runtime.encoded_image import EncodedImage, View, seen_by
 from monai_kdsam.runtime.manifest import Manifest
 from monai_kdsam.runtime.prompts import read_prompts
 from monai_kdsam.runtime.resampling import resampling_matrix, resize
-from monai_kdsam.runtime.sessions import open_part
+from monai_kdsam.runtime.sessions import Part, open_part
 
 __all__ = ["EncodedImage", "Predictor"]
 
@@ -59,13 +59,16 @@ class Predictor:
         self._source = partial(
             type(self), folder, threads=threads, device=device, close_up=close_up, fill_holes=fill_holes
         )
-        self.manifest = Manifest.read(folder)
+        self.manifest, self._encoder, self._decoder = self._load(folder, threads, device)
         self.close_up = check_close_up(self.manifest.close_up if close_up is None else close_up)
         self.fill_holes = self.manifest.fill_holes if fill_holes is None else fill_holes
-        files, form, half = self.manifest.files, self.manifest.format, self.manifest.precision == "fp16"
-        self._encoder = open_part(folder / files["encoder"], form, threads=threads, device=device, half=half)
-        self._decoder = open_part(folder / files["decoder"], form, threads=threads)
         self._image: EncodedImage | None = None
+
+    def _load(self, folder: Path, threads: int | None, device: str) -> tuple[Manifest, Part, Part]:
+        manifest = Manifest.read(folder)
+        files, form, half = manifest.files, manifest.format, manifest.precision == "fp16"
+        encoder = open_part(folder / files["encoder"], form, threads=threads, device=device, half=half)
+        return manifest, encoder, open_part(folder / files["decoder"], form, threads=threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What runs the files cannot be pickled: they are loaded, and checked, anew."""

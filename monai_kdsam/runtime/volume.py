@@ -43,8 +43,8 @@ class SlicePredictor:
         points, labels = prompt
         box = points[labels >= 2].ravel() if (labels >= 2).any() else None
         clicks = labels < 2
-        asked = {"points": points[clicks], "labels": labels[clicks]} if clicks.any() else {}
-        return self.predictor.predict(**asked, box=box, image=self._image(number))[2]
+        xy, kinds = (points[clicks], labels[clicks]) if clicks.any() else (None, None)
+        return self.predictor.predict(xy, kinds, box, image=self._image(number))[2]
 
     def _image(self, number: int) -> EncodedImage:
         """One slice; what was encoded of it serves other structures too, if it is not a close-up of one."""

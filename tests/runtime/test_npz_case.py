@@ -6,12 +6,15 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shlex
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from monai_kdsam.__main__ import main
+from monai_kdsam.parser import build_parser
 from monai_kdsam.predict_npz import label_case, predict_npz
 from monai_kdsam.runtime.npz_case import read_case
 
@@ -209,3 +212,11 @@ def test_a_damaged_file_is_told_and_the_others_are_segmented(tmp_path, capsys, m
 def test_the_command_tells_that_the_model_is_missing(tmp_path, capsys):
     assert main(["predict-npz", str(tmp_path), str(tmp_path / "out"), "--model", str(tmp_path / "none")]) == 1
     assert "monai_kdsam: error: Expected `folder` with kdsam.json" in capsys.readouterr().err
+
+
+def test_what_the_organizers_start_is_this_command():
+    script = Path(__file__).parents[2] / "deploy" / "challenge" / "predict.sh"
+    words = shlex.split(script.read_text(encoding="utf-8").splitlines()[-1])
+    assert words[:4] == ["exec", "python", "-m", "monai_kdsam"]
+    arguments = build_parser().parse_args(words[4:])
+    assert (arguments.cases, arguments.out) == ("/workspace/inputs", "/workspace/outputs")

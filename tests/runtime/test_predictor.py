@@ -173,6 +173,13 @@ def test_a_box_is_answered_from_a_close_up(folder):
     for left in range(0, 100, 10):
         predictor.predict(box=[left, 5, left + 20, 20])
     assert len(predictor._image.views) == 5
+    # All of a picture is encoded when a prompt asks for it, if not before.
+    encoded.clear()
+    later = predictor.encode(half_bright(200, 200), whole=False)
+    assert np.array_equal(predictor.predict(box=box, image=later)[0], mask)
+    assert len(encoded) == 1
+    assert predictor.predict(image=later)[0].sum() > 400
+    assert len(encoded) == 2
     assert Predictor(folder).predict(box=box, image=Predictor(folder).encode(half_bright(200, 200)))[0].sum() > 400
 
 
