@@ -49,7 +49,7 @@ class SamInput(nn.Module):
         image_size: S.
         pixel_mean: of the network's input.
         pixel_std: of the network's input.
-        form: pixels: (H, W, 3) in [0, 255], at most 1024 x 1024; normalized: (1, 3, 1024, 1024) by SAM's mean and
+        form: pixels: (H, W, 3) in [0, 255], of any size; normalized: (1, 3, 1024, 1024) by SAM's mean and
             standard deviation, zeros at the bottom and right; canvas: (1, 3, 1024, 1024) in [0, 1].
     """
 
@@ -82,9 +82,9 @@ class SamInput(nn.Module):
             # Of whole values less SAM's mean none is zero, so zero is padding.
             covered = (picture != 0).any(dim=1, keepdim=True).to(picture.dtype)
             return torch.cat([(picture * self.sam_std + self.sam_mean) * covered, covered], dim=1)
-        height, width = picture.shape[:2]
-        channels = torch.cat([picture.permute(2, 0, 1), torch.ones_like(picture[None, :, :, 0])])
-        return F.pad(channels, (0, FRAME - width, 0, FRAME - height))[None]
+        planes = _fit_longest(picture.permute(2, 0, 1)[None])
+        channels = torch.cat([planes, torch.ones_like(planes[:, :1])], dim=1)
+        return F.pad(channels, (0, FRAME - planes.shape[3], 0, FRAME - planes.shape[2]))
 
     def _shrink(self, frame: Tensor) -> Tensor:
         """(1, 4, S, S): means over twice a pixel's width that weigh its middle most, nearly as Pillow resizes."""
@@ -178,6 +178,16 @@ def _sort_corners(points: Tensor, labels: Tensor) -> Tensor:
     return torch.where((labels == 3)[..., None], last, points)
 
 
+def _fit_longest(planes: Tensor) -> Tensor:
+    """Planes (1, C, H, W) with a longest side of 1024, halves up as in SAM; hosts mostly give them so."""
+    size = torch.tensor(planes.shape[2:])
+    height, width = ((2 * FRAME * size + size.max()) // (2 * size.max())).clamp_min(1).tolist()
+    for side in (height, width):
+        torch._check(side >= 1)
+        torch._check(side <= FRAME)
+    return F.interpolate(planes, (height, width), mode="bilinear", align_corners=False, antialias=True)
+
+
 def _resize(masks: Tensor, height: Any, width: Any) -> Tensor:
     return F.interpolate(masks, size=(height, width), mode="bilinear", align_corners=False)
 
@@ -214,7 +224,7 @@ def _input_graph(module: SamInput) -> Any:
     name = "x" if module.form == "normalized" else "input_image"  # osam knows no other name than x
     if module.form != "pixels":
         return trace(module.eval(), {name: (torch.zeros(1, 3, FRAME, FRAME), {})}, ["image"])
-    free = {axis: torch.export.Dim(name, max=FRAME) for axis, name in enumerate(("image_height", "image_width"))}
+    free = {axis: torch.export.Dim(name) for axis, name in enumerate(("image_height", "image_width"))}
     return trace(module.eval(), {name: (torch.zeros(684, 1000, 3), free)}, ["image"])
 
 

@@ -87,18 +87,21 @@ def test_names_and_shapes_are_those_of_segment_anything(sessions):
     assert outputs["low_res_masks"] == [1, 1, 256, 256]
 
 
-@pytest.mark.parametrize("form", ["pixels", "normalized"])
+@pytest.mark.parametrize(
+    ("form", "longest"), [("pixels", 1024), ("pixels", 2048), ("pixels", 512), ("normalized", 1024)]
+)
 @pytest.mark.parametrize("size", [64, 96, 1024])
-def test_a_picture_becomes_what_pillow_makes_of_it(size, form):
+def test_a_picture_becomes_what_pillow_makes_of_it(size, form, longest):
     """Smooth, so that kinds of averages hardly differ; its edges and the padding are where they are."""
-    y, x = np.mgrid[:704, :1024] / 90
+    y, x = np.mgrid[: longest * 11 // 16, :longest] * 1024 / longest / 90
     pixels = (np.array([200, 150, 40]) * (0.6 + 0.4 * np.sin(x + y)[..., None])).round().astype(np.uint8)
     mean, std = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
     height = 704 * size // 1024
     resized = np.asarray(Image.fromarray(pixels).resize((size, height), Image.Resampling.BILINEAR))
     expected = np.zeros((1, 3, size, size))
     expected[0, :, :height] = ((resized - np.array(mean)) / std).transpose(2, 0, 1)
-    found = SamInput(size, mean, std, form)(torch.from_numpy(host_picture(pixels, form))).numpy()
+    given = pixels.astype(np.float32) if form == "pixels" else host_picture(pixels, form)
+    found = SamInput(size, mean, std, form)(torch.from_numpy(given)).numpy()
     assert np.abs(found - expected).max() < 2.5 / min(std)  # gray values
 
 
@@ -134,6 +137,17 @@ def test_the_decoder_is_the_networks_in_a_frame_of_1024_pixels(shipped, sessions
         for ours, theirs in zip(found, expected, strict=True):
             assert ours.shape == theirs.shape
             assert np.allclose(ours, theirs, atol=1e-4 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("size", [(1500, 2000), (203, 300)])
+def test_a_picture_of_another_size_is_fitted_inside_the_file(shipped, sessions, size):
+    bundle, given = BundlePredictor(shipped[0]), picture(*size)
+    settings = json.loads((shipped[1] / "kdsam.json").read_text())
+    fit = SamInput(SIZE, settings["pixel_mean"], settings["pixel_std"], "pixels")
+    with torch.no_grad():
+        expected = bundle.network.encode(fit(torch.from_numpy(given))).flatten().numpy()
+    found = sessions["encoder"].run(None, {"input_image": given})[0].ravel()[: expected.size]
+    assert np.allclose(found, expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_padding_and_a_mask_that_is_not_meant_change_nothing(sessions):
