@@ -5,8 +5,10 @@
     python benchmarks/latency.py --work /tmp/latency [--rounds 7] [--vit-h] [--plot docs/images/latency.png]
     python benchmarks/latency.py --work /tmp/latency --clicks [--rounds 7]  # clicks and 8-bit encoders
     python benchmarks/latency.py --work /tmp/latency --prompts [--rounds 3]  # several prompts in one call
+    python benchmarks/latency.py --work /tmp/latency --sam fp32=BUNDLE/models/sam_fp32 int8=BUNDLE/models/sam_int8
     python benchmarks/latency.py --work /tmp/latency --trunks all [--rounds 3] [--variants 1024_sam 512_sam]
 
+`--sam` runs files of `export --layout sam`, whose weights are those of a bundle, by ONNX Runtime on one thread.
 The last form compares trunks that a student could have, by the processor time of one thread alone, since other work
 hardly changes it; each run of it adds its rounds to those that `--work` has.
 
@@ -142,16 +144,14 @@ def build_int8(folder: Path, graph, model, size: int, forms: list[str]) -> None:
     nncf.set_log_level(logging.ERROR)
     # Attention keeps its softmax in float, convolutions need no such rules.
     inputs = pictures(size, 4 if "ort_int8" in forms else 1)  # the number makes no difference to the time
-    settings = quantization_settings(len(inputs))
-    if folder.name.startswith(("mobilesam", "tiny_vit")):
-        settings["model_type"] = nncf.ModelType.TRANSFORMER
+    kind = {"model_type": nncf.ModelType.TRANSFORMER} if folder.name.startswith(("mobilesam", "tiny_vit")) else {}
     if "ort_int8" in forms:
         data = nncf.Dataset([{"image": image} for image in inputs])
-        onnx.save(nncf.quantize(graph, data, **settings), str(folder / "int8.onnx"))
+        quantized = nncf.quantize(graph, data, **quantization_settings(graph, len(inputs)), **kind)
+        onnx.save(quantized, str(folder / "int8.onnx"))
     if "ov_int8" in forms:
-        openvino.save_model(
-            nncf.quantize(model, nncf.Dataset(inputs), **settings), folder / "int8.xml", compress_to_fp16=False
-        )
+        quantized = nncf.quantize(model, nncf.Dataset(inputs), **quantization_settings(model, len(inputs)), **kind)
+        openvino.save_model(quantized, folder / "int8.xml", compress_to_fp16=False)
 
 
 def file_of(folder: Path, form: str) -> Path:
@@ -338,6 +338,34 @@ def prompt_tables(work: Path, rounds: int) -> dict[str, Table]:
     return tables
 
 
+def sam_table(exports: list[str], rounds: int) -> Table:
+    """Least and median of a picture of 768 x 1024, and of a click, in wall time of one thread; the exports in turn."""
+    from monai_kdsam.runtime.sessions import open_part
+
+    picture = np.random.default_rng(0).integers(0, 256, (768, 1024, 3)).astype(np.float32)
+    point = np.array([[[500.0, 400.0]]], np.float32), np.ones((1, 1), np.float32)
+    prompt = *point, np.zeros((1, 1, 256, 256), np.float32), np.zeros(1, np.float32), np.array([768, 1024], np.float32)
+    folders = {name: Path(folder) for name, _, folder in (word.partition("=") for word in exports)}
+    files = {name: [folder / f"{part}.onnx" for part in ("encoder", "decoder")] for name, folder in folders.items()}
+    runs = {name: [open_part(file, "onnx", threads=1) for file in pair] for name, pair in files.items()}
+    times: dict[tuple[str, int], list[float]] = {}
+    for _ in range(rounds + 1):
+        for name, (encode, decode) in runs.items():
+            begin = time.perf_counter()
+            (embedding,) = encode(picture)
+            encoded = time.perf_counter()
+            decode(embedding, *prompt)
+            times.setdefault((name, 0), []).append(1000 * (encoded - begin))
+            times.setdefault((name, 1), []).append(1000 * (time.perf_counter() - encoded))
+    rows = []
+    for name, pair in files.items():
+        first_does_not_count = [times[name, part][1:] for part in (0, 1)]
+        spans = (f"{call(values):.1f}" for values in first_does_not_count for call in (min, statistics.median))
+        rows.append([name, *(f"{file.stat().st_size / 1e6:.1f}" for file in pair), *spans])
+    columns = ["", "encoder, MB", "decoder, MB", "encode, least ms", "median", "click, least ms", "median"]
+    return table(columns, rows)
+
+
 def report(work: Path, results: dict) -> dict[str, Table]:
     """Encoders and clicks in wall time (medians) and in one thread's time (least of three); ratios; start-up."""
     tables = {}
@@ -429,6 +457,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clicks", action="store_true", help="only the clicks and the encoders they are held against")
     parser.add_argument("--prompts", action="store_true", help="only clicks, several in one call")
+    parser.add_argument("--sam", nargs="+", metavar="NAME=FOLDER", help="only exports with `--layout sam`")
     parser.add_argument("--vit-h", action="store_true", help="one image through SAM's ViT-H in PyTorch as well")
     parser.add_argument("--plot", type=Path, help="picture of the encoders' wall time")
     parser.add_argument("--trunks", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(TRUNKS)}")
@@ -443,6 +472,8 @@ def main() -> None:
     elif arguments.prompts:
         prepare(arguments.work, {f"decoder_{size}": "" for size in PROMPTED_SIZES})
         write_result("latency_prompts", **prompt_tables(arguments.work, arguments.rounds))
+    elif arguments.sam:
+        write_result("latency_sam", files=sam_table(arguments.sam, arguments.rounds))
     elif arguments.trunks:
         names = list(TRUNKS) if arguments.trunks == ["all"] else arguments.trunks
         found = compare_trunks(arguments.work, trunk_cases(names, arguments.variants), arguments.rounds)

@@ -62,9 +62,15 @@ def _fit(arguments: argparse.Namespace) -> str:
 
 
 def _download(arguments: argparse.Namespace) -> str:
+    if "/" in arguments.name:
+        from monai_kdsam.hub import copy_fetched
+
+        return str(copy_fetched(arguments.name, arguments.dir or ".", arguments.revision))
     from monai_kdsam.weights.download import download
 
-    return str(download(arguments.name, arguments.dir))
+    if arguments.revision:
+        raise UserError(f"Expected `--revision` with a bundle, ORG/NAME, got it with the weights {arguments.name}.")
+    return str(download(arguments.name, arguments.dir or "models"))
 
 
 def _bundle(arguments: argparse.Namespace) -> str:

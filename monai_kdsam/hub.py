@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import pkgutil
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from monai.bundle import ConfigExpression
 
 import monai_kdsam
 from monai_kdsam.bundles import BUNDLES, bundle_path
-from monai_kdsam.errors import DISK_ERRORS, MissingFileError, UserError
+from monai_kdsam.errors import DISK_ERRORS, ExistingFileError, MissingFileError, UserError
 from monai_kdsam.weights.sidecar import read_sidecar
 
-__all__ = ["check_name", "fetch_bundle", "push_folder"]
+__all__ = ["check_name", "copy_fetched", "fetch_bundle", "push_folder"]
 
 logger = logging.getLogger(__name__)
 # What a bundle needs to run; exports and weights in other formats stay on the hub.
@@ -70,6 +71,19 @@ def fetch_bundle(repo: str, revision: str | None = None, *, trust_remote_code: b
     return folder
 
 
+def copy_fetched(repo: str, folder: str | Path = ".", revision: str | None = None) -> Path:
+    """Fetch a bundle as `fetch_bundle` does, and copy it into a new folder named for it, which every command takes.
+
+    Raises:
+        FileExistsError: when there is such a folder already.
+    """
+    target = Path(folder) / repo.rpartition("/")[2]
+    if target.exists():
+        raise ExistingFileError(f"{target} exists already: remove it, or name another folder with --dir.")
+    shutil.copytree(fetch_bundle(repo, revision), target)
+    return target
+
+
 def push_folder(folder: Path, repo: str) -> str:
     """Push a folder to a repository, which is made, for nobody else to see, if there is none. Returns the commit."""
     check_name(repo, "--push", "ORG/NAME on a hub")
@@ -106,7 +120,7 @@ def _check_code(folder: Path, repo: str) -> None:
         raise UserError(
             f"{repo} brings code of its own ({', '.join(code[:5])}{', ...' if len(code) > 5 else ''}), or was made by "
             f"another monai_kdsam than this, {monai_kdsam.__version__}. Read it in {folder}, then allow it with "
-            "`trust_remote_code=True`."
+            "`trust_remote_code=True`, or name that folder."
         )
 
 

@@ -32,10 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_fit(commands)
 
-    download = commands.add_parser("download", help="fetch pretrained weights, with a checksum")
-    names = "sam_vit_b, sam_vit_l, sam_vit_h, vgg16, resnet18, resnet34, resnet50, resnet101, efficientnet_lite0"
+    download = commands.add_parser("download", help="fetch pretrained weights, or a bundle from a hub, with a checksum")
+    names = "ORG/NAME on Hugging Face's hub, or sam_vit_b, sam_vit_l, sam_vit_h, vgg16, resnet18, resnet34, resnet50, resnet101, efficientnet_lite0"
     download.add_argument("name", help=names)
-    download.add_argument("--dir", default="models", help="folder to write to (default: %(default)s)")
+    download.add_argument("--dir", help="folder to write to (default: models for weights, this one for a bundle)")
+    download.add_argument("--revision", help="branch, tag or commit of a bundle (default: the newest commit)")
 
     bundle = commands.add_parser("bundle", help="copy the bundles and the config overlays out, to train and edit")
     bundle.add_argument("dir", help="folder to write to")

@@ -63,8 +63,11 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
         # `monai.bundle.load` builds the network and runs nothing, in whatever folder; `bundle_root` is not the bundle.
         make_importable(Path(_up_the_stack("config_file", str)).parent.parent)
         return
-    if not Path(bundle_root).is_dir():
-        raise MissingFileError(f"Expected `bundle_root` to be a bundle's folder, but there is none at {bundle_root}.")
+    if not Path(bundle_root, "configs").is_dir():
+        raise MissingFileError(
+            f"Expected `bundle_root` to be a bundle's folder, with `configs` in it, but {Path(bundle_root).absolute()} "
+            "is none. Give the folder by --bundle_root, or run the command in it."
+        )
     make_importable(bundle_root)
     parser = _up_the_stack("self", ConfigParser)
     config: Any = None if parser is None else parser.config

@@ -62,6 +62,22 @@ def test_a_fetched_bundle_gives_the_masks_of_its_folder(bundle, hub, caplog):
     assert np.array_equal(found.logits, BundlePredictor(bundle, close_up=0).predict(PICTURE).logits)
 
 
+def test_a_bundle_is_downloaded_into_a_folder_for_every_command(bundle, hub, tmp_path, capsys):
+    first = hub.add_folder("org/kdsam", bundle)
+    hub.add("org/kdsam", {"README.md": b"new"})
+    download = ["download", "org/kdsam", "--dir", str(tmp_path), "--revision", first]
+    assert main(download) == 0
+    folder = tmp_path / "kdsam"
+    assert capsys.readouterr().out == f"{folder}\n"
+    assert not any(file.is_symlink() for file in folder.rglob("*"))
+    assert not (folder / "README.md").exists()
+    assert BundlePredictor(folder).network.image_size == 64
+    assert main(download) == 1
+    assert f"{folder} exists already: remove it" in capsys.readouterr().err
+    assert main(["download", "vgg16", "--revision", "main"]) == 1
+    assert "Expected `--revision` with a bundle, ORG/NAME, got it with the weights vgg16." in capsys.readouterr().err
+
+
 def test_the_newest_commit_is_fetched_unless_another_is_named_and_without_a_hub_the_last(bundle, hub):
     first = hub.add_folder("org/kdsam", bundle)
     newest = hub.add("org/kdsam", {"models/model.onnx": b"large", "README.md": b"new"})

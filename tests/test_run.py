@@ -44,11 +44,15 @@ def chain(error: BaseException) -> list[BaseException]:
     return found
 
 
-def test_a_bundle_root_that_is_not_there_is_named(tmp_path) -> None:
+@pytest.mark.parametrize("root", ["nowhere", "."])
+def test_a_bundle_root_that_is_none_is_named(tmp_path, monkeypatch, root) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    config = workflow(tmp_path / "bundle", bundle_root=root)
+    monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(RuntimeError) as caught:
-        workflow(tmp_path / "bundle", bundle_root=str(tmp_path / "nowhere")).initialize()
-    told = [str(error) for error in chain(caught.value)]
-    assert f"Expected `bundle_root` to be a bundle's folder, but there is none at {tmp_path / 'nowhere'}." in told
+        config.initialize()
+    told = f"Expected `bundle_root` to be a bundle's folder, with `configs` in it, but {tmp_path / 'elsewhere' / root}"
+    assert any(str(error).startswith(told) for error in chain(caught.value))
 
 
 def test_a_run_leaves_its_merged_config_and_logs_seed_and_versions(tmp_path, caplog) -> None:

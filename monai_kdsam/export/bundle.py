@@ -11,7 +11,7 @@ import platform
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -30,6 +30,7 @@ __all__ = ["export_bundle"]
 
 logger = logging.getLogger(__name__)
 Format = Literal["onnx", "openvino", "torchscript", "sam"]
+Item = TypeVar("Item")
 Precision = Literal["fp32", "fp16", "int8"]
 
 _MOST_CALIBRATION = 100  # each costs a second or two at full size
@@ -156,9 +157,9 @@ def _pictures(calibration: str | Path | None, images: str | Path | None, scratch
     return found, [item["image"] for item in list_images(generated / "images")]
 
 
-def _spread(paths: list[str], most: int) -> list[str]:
-    """At most so many of the paths, evenly."""
-    return [paths[index * len(paths) // most] for index in range(most)] if len(paths) > most else paths
+def _spread(items: list[Item], most: int) -> list[Item]:
+    """At most so many of them, evenly."""
+    return [items[index * len(items) // most] for index in range(most)] if len(items) > most else items
 
 
 def read_config(bundle: Path) -> dict[str, Any]:
@@ -214,8 +215,9 @@ def _quantize(encoder: Any, predictor: BundlePredictor, paths: Sequence[str]) ->
 
     tensors = [predictor.preprocessing({"image": path})["image"].as_tensor()[None] for path in paths]
     # Masks of pictures that were calibrated with agree better than others; few pictures have to do for both.
-    judged = tensors[:_MOST_JUDGED]
-    calibrating = tensors[_MOST_JUDGED:] if len(tensors) >= 2 * _MOST_JUDGED else tensors
+    judged = _spread(tensors, _MOST_JUDGED)  # sorted by name they are often sorted by kind, too
+    others = [image for image in tensors if not any(image is one for one in judged)]
+    calibrating = others if len(others) >= _MOST_JUDGED else tensors
     prompts = []
     for seed, image in enumerate(judged):
         with torch.no_grad():

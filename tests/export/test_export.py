@@ -387,3 +387,26 @@ def test_the_python_of_the_documentation_runs(exported, picture, tmp_path, monke
     exec(code, names)
     assert names["masks"].shape == (2, 256, 256)
     assert names["ious"].shape == (2,)
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_depthwise_convolutions_and_the_first_block_of_them_stay_in_float32(form, tmp_path):
+    """One of its channels is a thousand times as large as the others, which 8 bits would lose."""
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 8, 4, stride=4),
+        nn.Conv2d(8, 8, 1, groups=8),
+        nn.Conv2d(8, 8, 1),
+        nn.Conv2d(8, 8, 4, stride=4),
+    )
+    encoder = nn.Sequential(*layers)
+    with torch.no_grad():
+        encoder[1].weight[0] *= 1000
+        encoder[1].bias[0] *= 1000
+        encoder[2].weight[:, 0] /= 1000
+    images = [np.random.default_rng(seed).standard_normal((1, 3, 64, 64)).astype(np.float32) for seed in range(3)]
+    graph = to_onnx.trace(encoder, {"image": (torch.zeros(1, 3, 64, 64), {})}, ["embedding"])
+    model = graph if form == "onnx" else to_models({"encoder": graph}, tmp_path)["encoder"]
+    expected = encoder(torch.from_numpy(images[0])).detach().numpy()
+    found = runner(quantize(model, images, lambda encode: 1.0, least=1.0))(images[0])
+    assert 0 < np.abs(found - expected).mean() < 0.25 * np.abs(expected).mean()

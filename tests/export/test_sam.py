@@ -167,6 +167,12 @@ def test_padding_and_a_mask_that_is_not_meant_change_nothing(sessions):
         np.testing.assert_array_equal(found, click)
 
 
+def test_a_mask_of_another_size_is_refused_by_its_name(sessions):
+    given = {"image_embeddings": np.zeros((1, 256, 64, 64), np.float32)}
+    with pytest.raises(Exception, match="mask_input"):
+        sessions["decoder"].run(None, given | prompt([[5, 4]], [1], mask=np.zeros((1, 1, 64, 64), np.float32)))
+
+
 def test_the_corners_of_a_box_come_in_any_order(sessions):
     (embedding,) = sessions["encoder_browser"].run(None, {"input_image": np.full((1, 3, 1024, 1024), 0.5, np.float32)})
     found = [
