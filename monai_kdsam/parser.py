@@ -33,8 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_fit(commands)
 
     download = commands.add_parser("download", help="fetch pretrained weights, or a bundle from a hub, with a checksum")
-    names = "ORG/NAME on Hugging Face's hub, or sam_vit_b, sam_vit_l, sam_vit_h, vgg16, resnet18, resnet34, resnet50, resnet101, efficientnet_lite0"
-    download.add_argument("name", help=names)
+    names = "sam_vit_b, sam_vit_l, sam_vit_h, vgg16, resnet18, resnet34, resnet50, resnet101, efficientnet_lite0"
+    download.add_argument("name", help=f"{names}; or ORG/NAME on Hugging Face's hub")
     download.add_argument("--dir", help="folder to write to (default: models for weights, this one for a bundle)")
     download.add_argument("--revision", help="branch, tag or commit of a bundle (default: the newest commit)")
 
