@@ -61,9 +61,9 @@ class SlicePredictor:
 def segment_target(slices: SlicePredictor, target: Target) -> dict[int, NDArray[np.bool_]]:
     """What one label is asked for, from its prompted slices to the others.
 
-    The bundle of volumes carries a wider box and a click from slice to slice, and its users have no box of their own.
-    A student that fills the boxes of what it never saw would let them grow; so here the mask's own box is carried, and
-    nothing reaches beyond the user's.
+    The bundle of volumes carries a wider box and a click from slice to slice. With a student that fills the boxes of
+    what it never saw they would grow; so here the mask's own box is carried, and nothing reaches beyond the user's box
+    and foreground clicks.
 
     Args:
         slices: of the volume.
@@ -77,9 +77,12 @@ def segment_target(slices: SlicePredictor, target: Target) -> dict[int, NDArray[
     if not prompts:
         return {}
     height, width = slices.volume.shape[1:3]
-    left, top, right, bottom = (0, 0, width - 1, height - 1) if target.box is None else np.rint(target.box).astype(int)
-    outside = np.ones((height, width), dtype=bool)
-    outside[top : bottom + 1, left : right + 1] = False
+    outside = np.zeros((height, width), dtype=bool)
+    if target.box is not None:
+        corners = np.rint([*target.box.reshape(2, 2), *target.foreground[:, :0:-1]]).astype(int)
+        (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
+        outside[:] = True
+        outside[top : bottom + 1, left : right + 1] = False
 
     def segment(number: int, prompt: Prompt, *, carried: bool = False) -> NDArray[np.float32]:
         logits = slices(number, prompt, carried=carried)

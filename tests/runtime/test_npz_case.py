@@ -116,6 +116,19 @@ def test_clicks_correct_a_volume_with_and_without_boxes(tmp_path):
     assert (alone[labels == 2] == 2).all()
 
 
+def test_nothing_reaches_beyond_the_box_and_the_clicks(tmp_path):
+    images, labels = volume()
+    boxes = boxes_of_slices(labels)
+    boxes[1] |= {"z_mid_x_max": 40, "z_mid_y_max": 30}
+    cut = label_case(read_case(write(tmp_path, imgs=images, boxes=boxes)), Bright())
+    assert np.array_equal(cut[2:6, 25:31, 30:41], labels[2:6, 25:31, 30:41])
+    assert (cut == 2).sum() == 4 * 6 * 11
+    clicks = [{"fg": [], "bg": []}, {"fg": [[3, 33, 43]], "bg": []}]
+    wider = label_case(read_case(write(tmp_path, imgs=images, boxes=boxes, clicks=clicks)), Bright())
+    assert (wider[3, 25:34, 30:44] == 2).all()
+    assert not (wider[3] == 2)[34:].any()
+
+
 @pytest.mark.parametrize("boxes", [np.zeros((0, 4)), np.array([]), []])
 def test_without_a_box_no_label_is_given(boxes, tmp_path):
     images, _ = volume()
