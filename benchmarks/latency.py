@@ -113,22 +113,27 @@ def build(work: Path, name: str, forms: list[str]) -> None:
 
 
 def build_forms(folder: Path, encoder, size: int, forms: list[str]) -> None:
+    import torch
+
+    torch.save(encoder.state_dict(), folder / "torch.pt")
+    graph, model = to_graphs(folder, encoder, (torch.zeros(1, 3, size, size),), ["image"])
+    build_int8(folder, graph, model, size, forms)
+
+
+def to_graphs(folder: Path, module, examples: tuple, names: list[str]):
+    """A module in float32 as files of ONNX and OpenVINO; both graphs."""
     import onnx
     import openvino
     import torch
 
     file = folder / "fp32.onnx"
-    torch.save(encoder.state_dict(), folder / "torch.pt")
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        example = torch.zeros(1, 3, size, size)
-        program = torch.onnx.export(
-            encoder, (example,), input_names=["image"], output_names=["embedding"], dynamo=True, verbose=False
-        )
+        program = torch.onnx.export(module, examples, input_names=names, dynamo=True, verbose=False)
     onnx.save(program.model_proto, str(file))
     model = openvino.convert_model(str(file))
     openvino.save_model(model, folder / "fp32.xml", compress_to_fp16=False)
-    build_int8(folder, onnx.load(str(file)), model, size, forms)
+    return onnx.load(str(file)), model
 
 
 def build_int8(folder: Path, graph, model, size: int, forms: list[str]) -> None:
@@ -144,7 +149,8 @@ def build_int8(folder: Path, graph, model, size: int, forms: list[str]) -> None:
     nncf.set_log_level(logging.ERROR)
     # Attention keeps its softmax in float, convolutions need no such rules.
     inputs = pictures(size, 4 if "ort_int8" in forms else 1)  # the number makes no difference to the time
-    kind = {"model_type": nncf.ModelType.TRANSFORMER} if folder.name.startswith(("mobilesam", "tiny_vit")) else {}
+    has_attention = folder.name.startswith(("mobilesam", "litemedsam", "tiny_vit"))
+    kind = {"model_type": nncf.ModelType.TRANSFORMER} if has_attention else {}
     if "ort_int8" in forms:
         data = nncf.Dataset([{"image": image} for image in inputs])
         quantized = nncf.quantize(graph, data, **quantization_settings(graph, len(inputs)), **kind)
