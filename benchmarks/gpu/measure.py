@@ -80,7 +80,10 @@ class StepTimes:
     def _done(self, engine: Engine) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.steps.append((len(engine.state.batch["image"]), self.waited, time.perf_counter() - self.began))
+        batch = engine.state.batch  # MONAI's engines have made a list of images of it where they decollate
+        self.steps.append(
+            (len(batch if isinstance(batch, list) else batch["image"]), self.waited, time.perf_counter() - self.began)
+        )
 
 
 def run_case(name: str, datalist: Path, folder: Path, mini: bool) -> dict[str, Any]:
@@ -192,8 +195,8 @@ def main() -> None:
         ]
         row = {"case": name, "batch_size": CASES[name][1]["batch_size"], "failed": "over the limit of time"}
         try:
-            words = [*command, *["--mini"] * given.mini]
-            done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT * (4 if given.mini else 1), check=False)
+            words, limit = [*command, *["--mini"] * given.mini], LIMIT * (4 if given.mini else 1)
+            done = subprocess.run(words, capture_output=True, text=True, timeout=limit, check=False)
             row = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else row | {"failed": "failed"}
             if done.returncode:
                 print(done.stderr[-3000:], file=sys.stderr, flush=True)

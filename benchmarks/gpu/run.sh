@@ -52,7 +52,7 @@ run_tests() {
 
 run_speed() {
     local cases=()
-    [ -z "$MINI" ] || cases=(--cases "train, lite0, 512 px" "embed, vit_b" "distill, cached, vit_b")
+    [ -z "$MINI" ] || cases=(--cases "train, lite0, 512 px")
     timeout 530 "$PYTHON" benchmarks/gpu/measure.py "$WORK/datalist.json" "$OUT" $MINI "${cases[@]}"
 }
 
