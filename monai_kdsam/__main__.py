@@ -36,6 +36,7 @@ def _segment(arguments: argparse.Namespace) -> str:
         background=arguments.background,
         device=arguments.device,
         overwrite=arguments.overwrite,
+        shard=arguments.shard,
     )
 
 

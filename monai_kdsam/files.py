@@ -7,6 +7,7 @@ import contextlib
 import errno
 import glob
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -34,6 +35,7 @@ __all__ = [
 
 # Seconds. Nobody writes for so long; a number of a process says nothing on a disk that several machines share.
 LEFTOVER_AGE = 3600.0
+_swept: dict[Path, float] = {}
 ROOM = "Free some space or name a writable folder."
 
 
@@ -62,7 +64,7 @@ def replacing(path: Path, remedy: str) -> Iterator[Path]:
         with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-        _remove_leftovers(path.parent, name)
+        _remove_leftovers(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -171,10 +173,13 @@ def within(folder: Path, name: str) -> Path:
     return path
 
 
-def _remove_leftovers(folder: Path, name: str) -> None:
-    """Remove what processes that were killed have left of a file."""
-    for leftover in folder.glob(f".{glob.escape(name)}.*.part"):
-        with contextlib.suppress(OSError):  # another process was faster
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed have left, once in a while: a folder may have 100 000 files."""
+    if time.monotonic() - _swept.get(folder, -math.inf) < LEFTOVER_AGE:
+        return
+    _swept[folder] = time.monotonic()
+    for leftover in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):  # another process was faster; or a folder, see `scratch_folder`
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE:
                 leftover.unlink()
 

@@ -70,9 +70,9 @@ def _add_device(command: argparse.ArgumentParser) -> None:
 
 def _add_segment(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     segment = commands.add_parser(
-        "segment", help="masks of a picture, or of a folder of them, with the shipped student"
+        "segment", help="masks of a picture, a folder of them or a datalist, with the shipped student"
     )
-    segment.add_argument("pictures", metavar="IMAGE|FOLDER", help="PNG, JPEG, BMP, TIFF, NIfTI or DICOM")
+    segment.add_argument("pictures", metavar="IMAGE|FOLDER|DATALIST", help="PNG, JPEG, BMP, TIFF, NIfTI or DICOM")
     box = "around what is meant, in pixels from the upper left; for one picture, as the clicks are"
     segment.add_argument("--box", nargs=4, type=float, metavar=("X1", "Y1", "X2", "Y2"), help=box)
     for name, help_text in (("--click", "on what is meant"), ("--background", "beside it")):
@@ -81,6 +81,8 @@ def _add_segment(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     out = "folder of the masks, 0 and 255, and of the pictures with their outlines (default: %(default)s)"
     segment.add_argument("--out", default="kdsam_segmented", metavar="DIR", help=out)
     segment.add_argument("--overwrite", action="store_true", help="make masks anew that are there already")
+    shard = "of a folder or datalist every Nth picture, from the Kth on, as a job array shares them"
+    segment.add_argument("--shard", metavar="K/N", help=shard)
     bundle = "a bundle of your own (default: the one that comes with monai_kdsam)"
     segment.add_argument("--bundle", metavar="DIR", help=bundle)
     _add_device(segment)

@@ -7,7 +7,9 @@ import datetime
 import json
 import logging
 import os
+import re
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +22,15 @@ from monai_kdsam.errors import UserError
 __all__ = [
     "batch_share",
     "check_launch",
+    "end_with_torchrun",
     "item_share",
     "join_processes",
+    "own_shard",
+    "shard_suffix",
     "synchronize_batch_norm",
     "tell_torchrun",
     "torchrun_number",
+    "wait_for_all",
 ]
 
 # While rank 0 checks every image before the first epoch, the others wait. torchrun ends them all when one fails.
@@ -89,6 +95,60 @@ def tell_torchrun(message: str) -> None:
     if file:
         content = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
         Path(file).write_text(json.dumps({"message": content}), encoding="utf-8")
+
+
+def own_shard(shard: str | None = None) -> tuple[int, int]:
+    """Which share of an archive is this process's, counted from 0, and of how many.
+
+    Args:
+        shard: "3/64" for the third of 64, as a job array counts them; None for all. torchrun's processes share it.
+
+    Raises:
+        ValueError: when it is something else.
+
+    Example:
+        >>> own_shard("3/64"), own_shard()
+        ((2, 64), (0, 1))
+    """
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard or "1/1")
+    if match is None or int(match[1]) > int(match[2]):
+        raise UserError(f"Expected `shard` as in 3/64, the third of 64 (they count from 1), got {shard!r}.")
+    number, count = int(match[1]) - 1, int(match[2])
+    if not torch.distributed.is_torchelastic_launched():
+        return number, count
+    processes = torchrun_number("WORLD_SIZE")
+    return number * processes + torchrun_number("RANK"), count * processes
+
+
+def shard_suffix(share: tuple[int, int]) -> str:
+    """What tells the files of one share from those of another; nothing where there is one.
+
+    >>> shard_suffix((2, 64)), shard_suffix((0, 1))
+    ('_3_of_64', '')
+    """
+    return f"_{share[0] + 1}_of_{share[1]}" if share[1] > 1 else ""
+
+
+def end_with_torchrun() -> None:
+    """End this process soon after torchrun's was killed, which otherwise leaves it working for nobody."""
+    if not torch.distributed.is_torchelastic_launched():
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def wait_for_all() -> None:
+    """Wait until all of torchrun's processes have come here: it ends them all when one ends with an error."""
+    if torch.distributed.is_torchelastic_launched() and torchrun_number("WORLD_SIZE") > 1:
+        join_processes(torch.device("cpu"))
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def batch_share(batch_size: int, items: int, world_size: int) -> int:

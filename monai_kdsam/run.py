@@ -24,13 +24,14 @@ from monai.utils import ensure_tuple
 
 import monai_kdsam
 from monai_kdsam.bundles import make_importable
+from monai_kdsam.data.archive import masks_made_by
 from monai_kdsam.errors import MissingFileError, UserError, report_error, report_thread_error
 from monai_kdsam.files import check_writable, write_text
-from monai_kdsam.processes import check_launch
+from monai_kdsam.processes import check_launch, shard_suffix
 from monai_kdsam.run_folder import check_checkpoint, lock_phase, run_folder
 from monai_kdsam.settings import check_settings
 
-__all__ = ["RUN_OPTIONS", "begin_run", "check_checkpoint", "config_checksum", "run_folder"]
+__all__ = ["RUN_OPTIONS", "begin_run", "check_checkpoint", "config_checksum", "made_by", "run_folder"]
 
 # Arguments of MONAI's own, beside which a run takes settings of the config.
 RUN_OPTIONS = inspect.signature(monai.bundle.run).parameters.keys() - {"override"}
@@ -40,7 +41,9 @@ ROOTS = {"init_id": "initialize", "run_id": "run", "final_id": "finalize"}
 logger = logging.getLogger(__name__)
 
 
-def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None = None) -> None:
+def begin_run(
+    seed: int, output_dir: str, bundle_root: str, run_dir: str | None = None, share: tuple[int, int] | None = None
+) -> None:
     """The first thing that a bundle's run does: check the config, log what is run, prepare the output folder.
 
     Of several processes only the first one writes.
@@ -50,6 +53,7 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
         output_dir: the output folder.
         bundle_root: the bundle's folder.
         run_dir: where the merged config is kept, by default in the output folder.
+        share: of the work, see `own_shard`, where processes need not know of each other: each runs the phase.
 
     Raises:
         ValueError: when a setting is wrong, see `check_settings`, or the config is for one of several processes.
@@ -58,7 +62,8 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
     typed = _typed()
     if typed is not None:
         sys.excepthook, threading.excepthook = report_error, report_thread_error
-    check_launch()
+    if share is None:
+        check_launch()
     if _up_the_stack("net_override", dict) is not None:
         # `monai.bundle.load` builds the network and runs nothing, in whatever folder; `bundle_root` is not the bundle.
         make_importable(Path(_up_the_stack("config_file", str)).parent.parent)
@@ -80,7 +85,7 @@ def begin_run(seed: int, output_dir: str, bundle_root: str, run_dir: str | None 
     folder = Path(output_dir)
     check_writable(folder, "output_dir")
     if config is not None:
-        lock_phase(folder, str(config.get("phase", "run")))
+        lock_phase(folder, str(config.get("phase", "run")) + shard_suffix(share or (0, 1)))
     versions = {"monai_kdsam": monai_kdsam, "monai": monai, "torch": torch}
     listed = ", ".join(f"{name} {module.__version__}" for name, module in versions.items())
     logger.info("Seed %d; %s, Python %s.", seed, listed, platform.python_version())
@@ -119,6 +124,12 @@ def _typed() -> dict[str, str] | None:
         if word.startswith("--")
     ]
     return {name.replace("-", "_"): value for name, value, *_ in pairs}
+
+
+def made_by(checkpoint: str) -> dict[str, str]:
+    """Checksums of what the running config's masks depend on, see `masks_made_by`."""
+    parser = _up_the_stack("self", ConfigParser)
+    return masks_made_by(checkpoint, {} if parser is None else parser.config)
 
 
 def config_checksum(*sections: str) -> str:

@@ -38,7 +38,20 @@ LAYOUT = [
     "LICENSE",
 ]
 # Keys that rightly differ between training and inference.
-OWN_OF_A_PHASE = {"imports", "phase", "network", "output_dir", "run_dir", "num_workers", "inferer", "initialize", "run"}
+OWN_OF_A_PHASE = {
+    "imports",
+    "phase",
+    "device",
+    "bad_images",
+    "overwrite",
+    "network",
+    "output_dir",
+    "run_dir",
+    "num_workers",
+    "inferer",
+    "initialize",
+    "run",
+}
 
 
 def read(name: str, folder: Path = BUNDLE) -> dict:

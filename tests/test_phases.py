@@ -7,6 +7,7 @@ import csv
 import json
 import logging
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_kdsam.bundles import config_path
+from monai_kdsam.errors import find_mistake
 from monai_kdsam.handlers import ResumeHandler
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.networks import build_student
@@ -185,6 +187,36 @@ def test_inference_writes_a_mask_of_each_images_size(trained):
     assert all(
         Image.open(overlay).size == Image.open(image.with_name(f"{overlay.stem[4:]}.png")).size for overlay in overlays
     )
+
+
+def test_inference_in_shares_goes_on_where_it_ended_and_tells_the_broken_at_the_end(trained):
+    images, masks = trained.folder / "archive", trained.folder / "masks_out"
+    first, second, *_ = sorted((trained.folder / "phantoms" / "images").iterdir())
+    (images / "b").mkdir(parents=True)
+    for source, name in ((first, "x.png"), (second, "b/x.png"), (second, "y.png")):
+        shutil.copy(source, images / name)
+    (images / "a.png").write_bytes(b"no picture")
+    settings = {"dataset_dir": str(images), "output_dir": str(masks), "overlays": 0}
+    with pytest.raises(RuntimeError) as error:  # a.png and x.png
+        trained.run("inference", **settings, shard="1/2")
+    assert str(find_mistake(error.value)).startswith(
+        f"1 of 2 images were not segmented, see {masks}/failed_1_of_2.txt:"
+    )
+    assert (masks / "failed_1_of_2.txt").read_text().startswith(f"{images}/a.png\tCannot read")
+    trained.run("inference", **settings, shard="2/2")
+    before = {path: path.stat().st_mtime_ns for path in masks.rglob("*_mask.png")}
+    assert sorted(path.relative_to(masks).as_posix() for path in before) == ["b/x_mask.png", "x_mask.png", "y_mask.png"]
+    (images / "a.png").unlink()
+    (masks / "x_mask.png").unlink()
+    trained.run("inference", **settings)
+    after = {path: path.stat().st_mtime_ns for path in masks.rglob("*_mask.png")}
+    assert [path.name for path in after if after[path] != before[path]] == ["x_mask.png"]
+    trained.run("inference", **settings)  # nothing is left to do
+    with pytest.raises(RuntimeError) as error:
+        trained.run("inference", **settings, close_up=3.0)
+    assert "are of other settings. `--overwrite` replaces them" in str(find_mistake(error.value))
+    trained.run("inference", **settings, close_up=3.0, overwrite=True)
+    assert not any(path.stat().st_mtime_ns == after[path] for path in after)
 
 
 def test_inference_takes_dicom_nifti_and_frames(trained, real_data):

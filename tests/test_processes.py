@@ -19,7 +19,14 @@ from torch.utils.data import BatchSampler, DistributedSampler
 
 from monai_kdsam.handlers import ResumeHandler
 from monai_kdsam.phases import phase_files, run_phase
-from monai_kdsam.processes import batch_share, check_launch, item_share, synchronize_batch_norm, torchrun_number
+from monai_kdsam.processes import (
+    batch_share,
+    check_launch,
+    item_share,
+    own_shard,
+    synchronize_batch_norm,
+    torchrun_number,
+)
 
 STEPS = 2 * 2  # two epochs of eleven images in batches of four
 TRAINED = {"adapt": "teacher.pt", "distill": "distilled.pt", "refine": "refined.pt", "train": "model.pt"}
@@ -207,6 +214,22 @@ def test_shares_of_items_are_each_item_once_in_order_and_almost_equal(items, wor
     shares = [item_share(items, rank, world_size) for rank in range(world_size)]
     assert [index for share in shares for index in share] == list(range(items))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_torchrun_divides_each_share_of_a_job_array_again(monkeypatch):
+    whole = list(range(100))
+    assert own_shard() == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "5")  # a cluster's own, without torchrun
+    assert own_shard("3/4") == (2, 4)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    found = []
+    for shard in ("1/4", "2/4", "3/4", "4/4"):
+        for rank in range(5):
+            monkeypatch.setenv("RANK", str(rank))
+            number, count = own_shard(shard)
+            found.append(whole[number::count])
+    assert sorted(item for share in found for item in share) == whole
+    assert {len(share) for share in found} == {5}
 
 
 @pytest.mark.parametrize("items", [5, 8, 9, 11, 100])

@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+import torch
 from PIL import Image
 
 from monai_kdsam import bundles
@@ -102,18 +107,109 @@ def test_of_a_folder_all_that_can_be_is_segmented_and_the_rest_is_named(place, c
         "set/masks/b/c_mask.png",
     ]
     first, second = err.splitlines()
-    assert first == "monai_kdsam: error: 1 of 4 pictures were not segmented:"
+    assert first == "monai_kdsam: error: 1 of 4 images were not segmented, see set/masks/failed.txt:"
     assert "broken.jpg" in second
+    assert (place / "set" / "masks" / "failed.txt").read_text() == f"set/broken.jpg\t{second}\n"
 
     # Once more: what is there is kept, no mask is taken for a picture.
     (place / "set" / "broken.jpg").unlink()
     (place / "set" / "masks" / "a_mask.png").unlink()
     assert main(["segment", "set", "--out", "set/masks"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [": kept, as it is there already" in line for line in lines] == [True, True, False, False]
-    assert lines[-1] == "Segmented 1 picture, kept 2 masks; all are in set/masks, with overlays."
-    assert main(["segment", "set", "--out", "set/masks"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("Segmented 0 pictures, kept 3 masks;")
+    assert not (place / "set" / "masks" / "failed.txt").exists()
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "Segmented 1 picture, kept 2 masks that are there already (`--overwrite` replaces them); all are in set/masks, "
+        "with overlays."
+    ]
+
+
+def changed(shipped, monkeypatch, folder):
+    """The bundle with other weights."""
+    other = copy_bundle(folder, settings={"backbone": "resnet18", "image_size": 64})
+    torch.manual_seed(1)
+    network = build_student("resnet18", image_size=64, prompt_map=True, fine_features=True)
+    save_weights(network, other / "models" / "model.pt")
+    monkeypatch.setattr(bundles, "bundle_path", lambda name="kdsam_deepgrow_2d": other)
+
+
+def test_masks_of_other_weights_are_not_taken_for_this_runs_and_a_killed_replacement_goes_on(
+    place, shipped, monkeypatch, capsys
+):
+    masks = [place / "kdsam_segmented" / f"{name}_mask.png" for name in "ab"]
+    for seed, name in enumerate("ab"):
+        save_phantom(place / "set" / f"{name}.png", seed=seed)
+    assert main(["segment", "set"]) == 0
+    before = [mask.read_bytes() for mask in masks]
+    changed(shipped, monkeypatch, place / "other")
+    capsys.readouterr()
+    assert main(["segment", "set"]) == 1
+    assert "The masks in kdsam_segmented are of other weights. `--overwrite` replaces them" in capsys.readouterr().err
+    # Killed after the first of two: the other one is still of the weights before.
+    with monkeypatch.context() as patch:
+        patch.setattr("monai_kdsam.segment._write", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            main(["segment", "set", "--overwrite"])
+    assert [mask.read_bytes() for mask in masks] == before
+    assert main(["segment", "set"]) == 0
+    assert "Segmented 2 pictures;" in capsys.readouterr().out
+    assert [mask.read_bytes() for mask in masks] != before
+
+
+def test_the_shares_of_an_array_are_all_pictures_once_and_equal_names_do_not_collide(place, capsys):
+    names = ["a/x.png", "b/x.png", "x.png", "b/y.png", "c/d/x.png"]
+    for seed, name in enumerate(names):
+        save_phantom(place / "set" / name, seed=seed)
+    (place / "list.csv").write_text("image,split\n" + "".join(f"set/{name},unlabeled\n" for name in names))
+    told = []
+    for source, out in (("set", "one"), ("list.csv", "two")):
+        for number in (1, 2, 3):
+            assert main(["segment", source, "--out", out, "--shard", f"{number}/3"]) == 0
+            told.append(len(capsys.readouterr().out.splitlines()) - 1)
+        found = sorted(path.relative_to(place / out).as_posix() for path in (place / out).rglob("*_mask.png"))
+        assert found == sorted(name.replace(".png", "_mask.png") for name in names)
+    assert told == [2, 2, 1] * 2
+    assert (place / "one" / "b" / "y_mask.png").read_bytes() == (place / "two" / "b" / "y_mask.png").read_bytes()
+
+
+def command_of(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").is_file(), reason="processes are looked for in /proc")
+def test_two_processes_killed_in_the_middle_and_started_again_make_each_mask_once(place, shipped):
+    for number in range(40):
+        save_phantom(place / "set" / f"{number}.png", seed=number)
+    (place / "set" / "broken.png").write_bytes(b"no picture")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    command += ["monai_kdsam", "segment", "set", "--bundle", str(shipped), "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    masks = place / "kdsam_segmented"
+    given = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(command, **given) as running:
+        while len(list(masks.glob("*_mask.png"))) < 6:
+            assert running.poll() is None, running.stderr.read()[-2000:]
+            time.sleep(0.01)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.stderr.close()
+    deadline = time.monotonic() + 30
+    while any(str(shipped).encode() in command_of(process) for process in Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < deadline, "torchrun was killed, and its processes live on"
+        time.sleep(0.1)
+    before = {path: path.stat().st_mtime_ns for path in masks.glob("*_mask.png")}
+    assert 6 <= len(before) < 40
+    again = subprocess.run(command, check=False, timeout=120, **given)
+    assert again.returncode == 1
+    assert b"monai_kdsam: error: 1 of 2" in again.stderr
+    after = {path: path.stat().st_mtime_ns for path in masks.glob("*_mask.png")}
+    assert before.items() <= after.items()
+    assert len(after) == 40
+    for path in after:
+        assert Image.open(path).size == Image.open(place / "set" / path.name.replace("_mask", "")).size
+    failed = "".join(path.read_text() for path in masks.glob("failed_*_of_2.txt"))
+    assert failed.count("\n") == failed.count("broken.png\t") == 1
 
 
 @pytest.mark.parametrize(
@@ -125,6 +221,9 @@ def test_of_a_folder_all_that_can_be_is_segmented_and_the_rest_is_named(place, c
         (["set/images", "--out", "set"], "Expected `--out` to be a folder without the pictures, but .*a_mask.png"),
         (["photo.png", "--box", "5", "5", "5", "9"], "Expected `--box` to be a box with an area"),
         (["photo.png", "--click", "500", "5"], "Expected `--click` within the image of"),
+        (["photo.png", "--shard", "1/2"], "Expected a folder or a datalist with `--shard`, got the picture photo.png"),
+        (["set", "--shard", "0/2"], "Expected `shard` as in 3/64, the third of 64"),
+        (["set", "--shard", "3/2"], "Expected `shard` as in 3/64, the third of 64"),
         (["photo.png", "--device", "tpu9"], "Expected `device` to be cpu, cuda or cuda:N, got 'tpu9'"),
         (["photo.png", "--bundle", "nowhere"], "Expected a bundle with configs/inference.json"),
     ],

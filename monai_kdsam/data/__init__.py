@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from monai_kdsam.data.archive import Archive, root_of
 from monai_kdsam.data.checks import Problem, check_images
 from monai_kdsam.data.datalist import distillation_items, prepare_datalist, require_items
 from monai_kdsam.data.embeddings import EmbeddingStore, LoadEmbeddingd
@@ -14,10 +15,12 @@ from monai_kdsam.data.remembered_image import RememberedImaged
 from monai_kdsam.data.seeded_dataset import SeededDataset
 from monai_kdsam.data.slices import write_slices
 from monai_kdsam.data.splits import duplicate_groups, split_items
-from monai_kdsam.data.volume_reader import VolumeReader, list_volumes
+from monai_kdsam.data.volume_reader import VolumeReader, check_volumes, list_volumes
+from monai_kdsam.data.volume_writer import volume_writer
 
 __all__ = [
     "LAYOUTS",
+    "Archive",
     "EmbeddingStore",
     "Image2DReader",
     "LoadEmbeddingd",
@@ -28,6 +31,7 @@ __all__ = [
     "VolumeReader",
     "check_images",
     "check_mask_format",
+    "check_volumes",
     "distillation_items",
     "duplicate_groups",
     "format_name",
@@ -36,6 +40,8 @@ __all__ = [
     "prepare_datalist",
     "read_dataset",
     "require_items",
+    "root_of",
     "split_items",
+    "volume_writer",
     "write_slices",
 ]

@@ -60,14 +60,20 @@ class Inspection:
     thumbnails: np.ndarray
 
 
-def check_images(items: Sequence[Item], bad_images: Literal["raise", "skip"] = "raise") -> list[Item]:
+def check_images(
+    items: Sequence[Item],
+    bad_images: Literal["raise", "skip", "report"] = "raise",
+    failed: dict[str, str] | None = None,
+) -> list[Item]:
     """Look at images without masks before they are segmented, so that a bad one does not end a run of hours.
 
     Images whose masks would be written to one file are refused whatever `bad_images` is.
 
     Args:
         items: dictionaries with `image`.
-        bad_images: "raise" stops at images that cannot be segmented, after all were looked at; "skip" leaves them out.
+        bad_images: "raise" stops at images that cannot be segmented, after all were looked at; "skip" leaves them out;
+            "report" does too, for `failed` to be told at the end.
+        failed: takes what is wrong, by the image's path.
 
     Returns:
         The items whose images can be segmented.
@@ -75,9 +81,11 @@ def check_images(items: Sequence[Item], bad_images: Literal["raise", "skip"] = "
     Raises:
         ValueError: listing the bad images, or those of one name.
     """
+    if bad_images not in ("raise", "skip", "report"):
+        raise UserError(f"Expected `bad_images` to be one of raise, skip, report, got {bad_images!r}.")
     check_names(items)
     problems, turned = {}, []
-    for item in tqdm(items, desc="checking images", unit="image", disable=len(items) < 20):
+    for item in tqdm(items, desc="checking images", unit="image", disable=None if len(items) >= 20 else True):
         picture, _, found = _look_at_image(item["image"])
         if found:
             problems[item["image"]] = found[0][1]
@@ -89,11 +97,13 @@ def check_images(items: Sequence[Item], bad_images: Literal["raise", "skip"] = "
             "they are stored, so that viewers show them beside such an image, not on it."
         )
     listed = "\n".join(list(problems.values())[:20])
-    if problems and bad_images != "skip":
+    if problems and bad_images == "raise":
         raise UserError(
             f"{len(problems)} of {len(items)} images cannot be segmented. Mend or remove them, or leave them out with "
             f"`--bad_images skip`:\n{listed}"
         )
+    if failed is not None and bad_images == "report":
+        failed.update(problems)
     if problems:
         logger.warning("%d of %d images are left out (`bad_images`):\n%s", len(problems), len(items), listed)
     return [item for item in items if item["image"] not in problems]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from monai_kdsam.data.paths import split_frame, suffix_of
 from monai_kdsam.errors import MissingFileError, UserError
 
-__all__ = ["LOSSY_SUFFIXES", "SPLITS", "UNLABELED", "Item", "read_list"]
+__all__ = ["LOSSY_SUFFIXES", "SPLITS", "UNLABELED", "Item", "listed_images", "read_list"]
 
 logger = logging.getLogger(__name__)
 Item = dict[str, Any]
@@ -58,6 +59,11 @@ def read_list(path: Path) -> list[Item]:
         listed = ", ".join(missing[:20]) + (f", and {len(missing) - 20} more" if len(missing) > 20 else "")
         raise MissingFileError(f"{len(missing)} files listed in {path} do not exist: {listed}.")
     return items
+
+
+def listed_images(path: Path) -> list[Path]:
+    """The images of a datalist's lists, sorted, each once; errors as of `read_list`."""
+    return sorted({Path(os.path.normpath(item["image"])) for item in read_list(path)})
 
 
 def _json_lists(path: Path) -> dict[str, Any]:

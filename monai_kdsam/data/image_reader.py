@@ -13,7 +13,8 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from monai_kdsam.data.paths import frame_path, is_supported, split_frame, supported_files
+from monai_kdsam.data.datalist_file import listed_images
+from monai_kdsam.data.paths import check_names, frame_path, is_supported, split_frame, supported_files
 from monai_kdsam.data.picture_file import count_frames, decode
 from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.picture import no_geometry, to_rgb
@@ -128,26 +129,40 @@ def _with_metadata(rows_first: Any, affine: np.ndarray) -> tuple[Any, dict]:
     }
 
 
-def list_images(folder: str | Path) -> list[dict[str, str]]:
+def list_images(
+    folder: str | Path, share: tuple[int, int] | None = None, *, without: Path | None = None
+) -> list[dict[str, str]]:
     """List all pictures below a folder, sorted, as items ``{"image": path}`` with one item per frame.
 
     Files of unknown suffix count if they hold DICOM's magic number; hidden files do not. A damaged file is listed: to
     report it is the business of whoever reads it.
 
+    Args:
+        folder: of the pictures, or a datalist that names them.
+        share: number and count: every count-th file alone, from that number on, for one of several processes.
+        without: a folder below it that is passed over.
+
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder holds no picture.
+        ValueError: the folder holds no picture, or, with a share, two whose masks would be one file.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise MissingFileError(f"Expected a folder with images, but there is none at {folder}.")
-    files = supported_files(folder, below=True)
+    if not folder.exists():
+        raise MissingFileError(f"Expected a folder with images, or a datalist, but there is none at {folder}.")
+    files = listed_images(folder) if folder.is_file() else supported_files(folder, below=True)
+    if without is not None:
+        files = [file for file in files if without.resolve() not in file.resolve().parents]
     if not files:
         raise UserError(f"No image in {folder}. Expected PNG, JPEG, BMP, TIFF, NIfTI (.nii, .nii.gz) or DICOM files.")
+    if share is not None:
+        check_names([{"image": file} for file in files])
+        files = files[share[0] :: share[1]]  # before their frames are counted, for which each is opened
     return [{"image": str(path)} for file in files for path in _frames(file)]
 
 
 def _frames(file: Path) -> list[Path]:
+    if split_frame(file)[1] is not None:
+        return [file]
     try:
         frames = count_frames(file)
     except ValueError:

@@ -106,9 +106,14 @@ def supported_files(folder: Path, *, below: bool = False) -> list[Path]:
     """
     files = [path for path in (folder.rglob("*") if below else folder.iterdir()) if path.is_file()]
     files = sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    supported = [path for path in files if is_supported(path)]
-    if others := [path.name for path in files if path not in set(supported)]:
-        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    supported: list[Path] = []
+    others: list[Path] = []
+    for path in files:
+        (supported if is_supported(path) else others).append(path)
+    if others:
+        shown = ", ".join(path.name for path in others[:5]) + (
+            f" and {len(others) - 5} more" if len(others) > 5 else ""
+        )
         logger.warning(
             f"Passed over in {folder}, as of no format that is read (or DICOM without its preamble): {shown}."
         )

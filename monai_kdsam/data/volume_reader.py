@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from monai_kdsam.data.datalist_file import listed_images
 from monai_kdsam.data.nifti import nifti_affine
-from monai_kdsam.data.paths import NIFTI_SUFFIXES, is_dicom, suffix_of
+from monai_kdsam.data.paths import NIFTI_SUFFIXES, check_names, is_dicom, suffix_of
 from monai_kdsam.data.picture_file import count_frames
 from monai_kdsam.dicom.decoding import open_dicom, padding_range
 from monai_kdsam.dicom.slice_grid import slice_grid
@@ -24,7 +27,7 @@ from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.itk import VOLUME
 from monai_kdsam.rgb import TooLargeError, check_size
 
-__all__ = ["VolumeReader", "list_volumes", "series_files"]
+__all__ = ["VolumeReader", "check_volumes", "list_volumes", "series_files"]
 
 MODALITY = "0008|0060"
 PIXEL_DATA = b"\xe0\x7f\x10\x00"  # the tag 7FE0,0010, little endian
@@ -108,38 +111,67 @@ def series_files(folder: Path) -> list[Path]:
     return [Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])]
 
 
-def list_volumes(folder: str | Path) -> list[dict[str, str]]:
+def list_volumes(folder: str | Path, share: tuple[int, int] | None = None) -> list[dict[str, str]]:
     """List all volumes below a folder, sorted, as items ``{"image": path}``: NIfTI files, folders of DICOM files.
 
     A DICOM file of several frames is a volume of its own. DICOM files without pixels, as reports are, do not count.
 
+    Damaged ones are listed, see `check_volumes`.
+
+    Args:
+        folder: of the volumes, or a datalist that names them.
+        share: as of `list_images`.
+
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder holds no volume, a damaged DICOM image, or a folder of several series.
+        ValueError: the folder holds no volume, or two whose masks would be one file.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise MissingFileError(f"Expected a folder with volumes, but there is none at {folder}.")
+    if not folder.exists():
+        raise MissingFileError(f"Expected a folder with volumes, or a datalist, but there is none at {folder}.")
+    volumes = sorted(listed_images(folder) if folder.is_file() else _volumes_below(folder))
+    if not volumes:
+        raise UserError(f"No volume in {folder}. Expected NIfTI (.nii, .nii.gz) or folders of DICOM files.")
+    items = [{"image": str(path)} for path in volumes]
+    check_names(items)
+    return items if share is None else items[share[0] :: share[1]]
+
+
+def _volumes_below(folder: Path) -> set[Path]:
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     volumes = {path for path in files if suffix_of(path) in NIFTI_SUFFIXES}
     for path in files:
         if path not in volumes and is_dicom(path):
-            frames = _count_frames(path)
-            if frames:
-                volumes.add(path if frames > 1 else path.parent)
-    for path in volumes:
-        if suffix_of(path) not in NIFTI_SUFFIXES:
-            _check_grid(path)
-    if not volumes:
-        raise UserError(f"No volume in {folder}. Expected NIfTI (.nii, .nii.gz) or folders of DICOM files.")
-    return [{"image": str(path)} for path in sorted(volumes)]
+            with contextlib.suppress(ValueError):
+                frames = _count_frames(path)
+                if frames:
+                    volumes.add(path if frames > 1 else path.parent)
+                continue
+            volumes.add(path.parent)
+    return volumes
+
+
+def check_volumes(items: Sequence[dict[str, str]], failed: dict[str, str]) -> list[dict[str, str]]:
+    """The items whose volumes can be read; each is read once. Why the others cannot goes to `failed`, by path."""
+    reader = VolumeReader()
+    for item in tqdm(items, desc="checking volumes", unit="volume", disable=None):
+        path = Path(item["image"])
+        try:
+            if path.is_dir():
+                _check_grid(path)
+            reader.get_data(reader.read(path))
+        except (OSError, ValueError) as error:
+            failed[item["image"]] = str(error)
+    return [item for item in items if item["image"] not in failed]
 
 
 def _check_grid(path: Path) -> None:
-    """To tell now what is no volume, not after hours of other volumes."""
-    files = series_files(path) if path.is_dir() else [path]
+    """Raise where a folder is no volume, or a file in it is damaged, which GDCM would pass over."""
+    for file in path.iterdir():
+        if not file.name.startswith(".") and file.is_file() and is_dicom(file):
+            _count_frames(file)
     try:
-        slice_grid(files)
+        slice_grid(series_files(path))
     except ValueError as error:
         raise UserError(f"{path} is no volume: {error}.") from error
 

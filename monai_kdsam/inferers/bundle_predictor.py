@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from monai_kdsam.bundles import make_importable, shipped_bundle
+from monai_kdsam.data.archive import masks_made_by
 from monai_kdsam.data.image_reader import Image2DReader, PixelsReader
 from monai_kdsam.data.remembered_image import RememberedImaged
 from monai_kdsam.errors import MissingFileError, UserError, find_mistake
@@ -103,6 +104,11 @@ class BundlePredictor:
         parser.update({"bundle_root": str(bundle), **overrides})
         _unwrapped(partial(self._build, parser))
 
+    @property
+    def made_by(self) -> dict[str, str]:
+        """Checksums of the weights and of the settings that decide how masks look."""
+        return masks_made_by(self.checkpoint, self._config) if self.checkpoint else {}
+
     @classmethod
     def from_pretrained(
         cls, bundle: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, **overrides: Any
@@ -133,6 +139,7 @@ class BundlePredictor:
         self.device = parser.get_parsed_content("device")
         self.network = parser.get_parsed_content("network").eval()
         self.checkpoint: str | None = parser.get_parsed_content("checkpoint", default=None)
+        self._config: Any = parser.config
         self.inferer = parser.get_parsed_content("inferer")
         self.preprocessing = parser.get_parsed_content("preprocessing")
         loading = parser.get_parsed_content("pre_transforms", default=self.preprocessing).transforms
