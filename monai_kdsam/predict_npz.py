@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from pathlib import Path
@@ -53,8 +54,10 @@ def predict_npz(cases: str | Path, out: str | Path, predictor: Predictor) -> str
         except UserError as error:
             failed.append(str(error) if str(file) in str(error) else f"{file}: {error}")
             continue
-        with replacing(target / file.name, ROOM) as unfinished, open(unfinished, "wb") as stream:
-            np.savez_compressed(stream, segs=labels)
+        content = io.BytesIO()
+        np.savez_compressed(content, segs=labels)
+        with replacing(target / file.name, ROOM) as unfinished:
+            unfinished.write_bytes(content.getvalue())
         told = f"{file.name}: {len(case.targets)} labels in {time.perf_counter() - start:.2f} s"
         sys.stdout.write(f"{told}\n")
         sys.stdout.flush()
