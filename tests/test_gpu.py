@@ -12,6 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_kdsam.networks import TeacherEncoder, build_teacher
+from monai_kdsam.phases import phase_files
 
 ROOT = Path(__file__).parents[1]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
@@ -25,7 +26,9 @@ def losses(workspace, phase: str, number: int = 1) -> list[float]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("phase", ["adapt", "distill", "refine", "train"])
+@pytest.mark.parametrize(
+    "phase", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adapt", "distill", "refine"))]
+)
 def test_a_phase_in_half_precision_begins_with_the_loss_in_float32(trained, phase, device):
     kinds = {"float32": {"amp": False}, "bfloat16": {"amp": False, "bfloat16": True}}
     if device != "cpu":
@@ -41,20 +44,15 @@ def test_a_phase_in_half_precision_begins_with_the_loss_in_float32(trained, phas
         assert values[0] == pytest.approx(found["float32"][0], rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-def test_one_process_of_a_group_has_the_losses_of_one_without(trained, monkeypatch, device):
+def test_one_process_of_a_group_has_the_losses_of_one_without(trained, device):
     trained.run("train", device=device, amp=False)
-    name = trained.folder / "meeting"
-    for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.setattr(
-        torch.distributed,
-        "init_process_group",
-        lambda backend, start=torch.distributed.init_process_group, **_: start(
-            backend, init_method=f"file://{name}", rank=0, world_size=1
-        ),
-    )
-    trained.run("train", "multi_gpu_train", device=device, amp=False)
+    names = phase_files(trained.bundle, "train", "multi_gpu_train", "offline", "smoke")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+    command += ["-m", "monai.bundle", "run", "--config_file", str(names), "--bundle_root", str(trained.bundle)]
+    command += ["--dataset_dir", str(trained.folder / "phantoms"), "--overwrite", "True", "--amp", "False"]
+    subprocess.run([*command, "--device", device, "--progress", "False"], check=True, timeout=180)
     number = len(list((trained.output / "runs").glob("train_*")))
     assert losses(trained, "train", number) == pytest.approx(losses(trained, "train", number - 1), rel=1e-2)
 

@@ -110,12 +110,14 @@ def test_what_is_typed_and_not_used_by_the_run_ends_it_and_monais_own_options_do
 
 @pytest.mark.parametrize("below", ["", "deeper"])
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, below) -> None:
+    (tmp_path / "configs").mkdir()
     (tmp_path / "taken").write_text("a file where the folder should be")
     with pytest.raises(OSError, match=r"Cannot write to `output_dir` .*taken.*: .+\. Choose another one\."):
         begin_run(0, str(tmp_path / "taken" / below), str(tmp_path))
 
 
 def test_a_beginning_changes_no_hook_of_a_program_that_is_not_the_bundle_command(tmp_path) -> None:
+    (tmp_path / "configs").mkdir()
     before = sys.excepthook
     begin_run(0, str(tmp_path / "new" / "output"), str(tmp_path))
     assert sys.excepthook is before
