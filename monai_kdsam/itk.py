@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files as ITK reads them, and 3D Slicer with it: their headers, frames and affines, these in RAS and millimetres."""
+"""Files as ITK reads them, and 3D Slicer with it: their headers, frames and affines, these in RAS and millimetres.
+
+SimpleITK is large (50 MB): the package imports it where it is used, so that pictures and trainings do without.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 from numpy.typing import NDArray
 
 from monai_kdsam.rgb import check_size
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # noqa: N813
 
 __all__ = ["LPS_TO_RAS", "VOLUME", "itk_affine", "open_itk", "read_frame"]
 
@@ -25,6 +31,8 @@ def open_itk(file: Path, image_io: str) -> sitk.ImageFileReader:
         RuntimeError: when it is damaged or of another format.
         TooLargeError: see `check_size`; several frames together may have as many voxels as a volume.
     """
+    import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+
     reader = sitk.ImageFileReader()
     reader.SetImageIO(image_io)
     reader.SetFileName(str(file))
@@ -38,6 +46,8 @@ def open_itk(file: Path, image_io: str) -> sitk.ImageFileReader:
 
 def read_frame(reader: sitk.ImageFileReader, frame: int) -> np.ndarray:
     """Decode one frame, counted from 0, of the file of `reader` as (H, W) or (H, W, C)."""
+    import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+
     reader.ReadImageInformation()
     size = reader.GetSize()
     if len(size) == 3:

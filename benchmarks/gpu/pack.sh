@@ -26,8 +26,8 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-# What the runs import beyond torch, torchvision and what these bring along: SimpleITK and pydicom are not among it.
-NAMES="monai pytorch-ignite nibabel segment-anything timm pytorch-msssim scipy scikit-image safetensors fire termcolor pyyaml tqdm
+# What the runs import beyond torch, torchvision and what these bring along: SimpleITK is not among it.
+NAMES="monai pydicom pytorch-ignite nibabel segment-anything timm pytorch-msssim scipy scikit-image safetensors fire termcolor pyyaml tqdm
     tensorboard protobuf absl-py lazy-loader imageio tifffile packaging filelock pytest pluggy iniconfig pygments"
 FOLDER=$(mktemp -d)
 trap 'rm -rf "$FOLDER"' EXIT

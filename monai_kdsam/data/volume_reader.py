@@ -10,7 +10,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
@@ -104,6 +103,8 @@ def series_files(folder: Path) -> list[Path]:
     Raises:
         ValueError: when there is none, or more than one.
     """
+    import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         found = ", ".join(series) or "none"
@@ -199,6 +200,8 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64], dict[str
 
 
 def _read_dicom(files: list[Path]) -> tuple[NDArray[Any], NDArray[np.float64], dict[str, Any]]:
+    import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+
     header = open_dicom(files[0])
     shape = (*header.GetSize()[:2], max(len(files), header.GetSize()[2]))
     check_size(files[0], shape, pictures=VOLUME)

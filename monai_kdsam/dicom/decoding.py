@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info, read_partial
@@ -21,6 +21,9 @@ from monai_kdsam.errors import UserError
 from monai_kdsam.itk import open_itk
 from monai_kdsam.picture import Picture, no_geometry
 from monai_kdsam.rgb import check_size
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # noqa: N813
 
 __all__ = ["check_deflated", "decode_dicom", "open_dicom", "padding_range"]
 
@@ -116,6 +119,8 @@ def decode_dicom(file: Path, frame: int) -> Picture:
 
 def _decode_frames(reader: sitk.ImageFileReader, inverted: bool) -> np.ndarray:
     """All frames (N, H, W) or (N, H, W, C); MONOCHROME1 as it is stored, which GDCM inverts or refuses."""
+    import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+
     if not inverted:
         pixels = sitk.GetArrayFromImage(reader.Execute())
         return pixels if pixels.ndim > 2 else pixels[None]

@@ -8,7 +8,6 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_roc_auc, compute_surface_dice
 from numpy.typing import ArrayLike, NDArray
@@ -164,6 +163,8 @@ def head_circumference(mask: NDArray[np.bool_], spacing: tuple[float, float]) ->
         >>> round(head_circumference(disk, (0.5, 0.5)) / (2 * math.pi * 25), 2)
         1.0
     """
+    import SimpleITK as sitk  # noqa: N813 (its own documentation's alias)
+
     if not mask.any():
         return math.nan
     image = sitk.GetImageFromArray(mask.astype(np.uint8))
