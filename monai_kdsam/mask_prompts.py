@@ -14,10 +14,12 @@ from scipy import ndimage
 
 from monai_kdsam.errors import UserError
 
-__all__ = ["Mask", "Points", "box_from_mask", "center_click", "jitter_box"]
+__all__ = ["EIGHT_NEIGHBORS", "Mask", "Points", "box_from_mask", "center_click", "jitter_box"]
 
 Mask = NDArray[np.bool_]
 Points = NDArray[np.float32]
+
+EIGHT_NEIGHBORS = np.ones((3, 3), dtype=bool)
 
 
 def box_from_mask(mask: Mask) -> Points:

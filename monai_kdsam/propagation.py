@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from monai_kdsam.mask_prompts import box_from_mask, center_click, jitter_box
+from monai_kdsam.mask_prompts import EIGHT_NEIGHBORS, box_from_mask, center_click, jitter_box
 
 __all__ = ["Prompt", "has_ended", "largest_part", "prompt_from_mask", "propagate"]
 
@@ -50,7 +50,7 @@ def prompt_from_mask(mask: NDArray[np.bool_], margin: float) -> Prompt:
 
 def largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The part of a mask (H, W) that has most pixels; neighbors include diagonals."""
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    parts, count = ndimage.label(mask, structure=EIGHT_NEIGHBORS)
     return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]) if count > 1 else mask
 
 

@@ -122,8 +122,8 @@ class Archive:
         path = self.masks / RECORD
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if record is None or (overwrite and record["made_by"] != made_by):
-            write_text(path, json.dumps({"made_by": made_by, "replaces": overwrite}, indent=4))
             record = {"made_by": made_by, "replaces": overwrite}
+            write_text(path, json.dumps(record, indent=4))
         if record["made_by"] != made_by:
             different = " and ".join(name for name in made_by if record["made_by"].get(name) != made_by[name])
             raise ExistingFileError(

@@ -111,9 +111,8 @@ def supported_files(folder: Path, *, below: bool = False) -> list[Path]:
     for path in files:
         (supported if is_supported(path) else others).append(path)
     if others:
-        shown = ", ".join(path.name for path in others[:5]) + (
-            f" and {len(others) - 5} more" if len(others) > 5 else ""
-        )
+        shown = ", ".join(path.name for path in others[:5])
+        shown += f" and {len(others) - 5} more" if len(others) > 5 else ""
         logger.warning(
             f"Passed over in {folder}, as of no format that is read (or DICOM without its preamble): {shown}."
         )

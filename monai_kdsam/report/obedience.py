@@ -14,8 +14,8 @@ from scipy import ndimage
 
 from monai_kdsam.data.layouts import Item
 from monai_kdsam.data.picture_file import decode
+from monai_kdsam.mask_prompts import EIGHT_NEIGHBORS
 from monai_kdsam.picture import to_rgb
-from monai_kdsam.transforms.masks import EIGHT_NEIGHBORS
 
 __all__ = ["MEASURES", "Mosaic", "make_mosaic", "structures"]
 

@@ -15,6 +15,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
 from monai_kdsam.errors import UserError
+from monai_kdsam.mask_prompts import EIGHT_NEIGHBORS
 
 __all__ = ["MASK_KINDS", "CleanMaskd", "MaskKind", "clean_mask", "fill_outline", "remove_specks", "threshold_mask"]
 
@@ -23,7 +24,6 @@ Mask = TypeVar("Mask", np.ndarray, torch.Tensor)
 
 MASK_KINDS = ("binary", "lossy", "outline")
 DARKEST_FOREGROUND = 32  # of a lossy mask; the noise around edges is far below
-EIGHT_NEIGHBORS = np.ones((3, 3), dtype=bool)
 
 
 def threshold_mask(mask: np.ndarray) -> np.ndarray:

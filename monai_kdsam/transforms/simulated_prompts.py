@@ -14,8 +14,7 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from monai_kdsam.mask_prompts import Mask, Points, box_from_mask, center_click, jitter_box
-from monai_kdsam.transforms.masks import EIGHT_NEIGHBORS
+from monai_kdsam.mask_prompts import EIGHT_NEIGHBORS, Mask, Points, box_from_mask, center_click, jitter_box
 
 __all__ = ["PROMPT_KINDS", "clicks_from_mask", "simulate_prompts"]
 
