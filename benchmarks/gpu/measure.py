@@ -4,7 +4,7 @@
     python measure.py DATALIST OUT [--mini] [--cases NAME ...]
 
 Called by run.sh. Each case is a process of its own with a limit of time; its line is appended to OUT/speed.jsonl when
-it is done, and OUT/gpu-CARD.json, in the form of benchmarks/results, is written anew. Teachers have random weights,
+it is done, and OUT/gpu-CARD.json, in the form of benchmarks/results, is written anew from all of its lines. Teachers have random weights,
 which cost what SAM's do. What counts is from one batch to the next, loading included; `waiting` is the share of it
 spent on waiting for images.
 """
@@ -180,7 +180,8 @@ def main() -> None:
         return
     folder = given.out / "speed"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    lines = given.out / "speed.jsonl"
+    rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     for name in given.cases:
         command = [
             sys.executable,
@@ -203,8 +204,8 @@ def main() -> None:
         except subprocess.TimeoutExpired:
             pass
         rows.append(row)
-        with (given.out / "speed.jsonl").open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        with lines.open("a") as file:
+            file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
         write_table(given.out, rows)
     if any("failed" in row for row in rows):

@@ -2,23 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 # What is to be known of a GPU, offline, in blocks of less than nine minutes that leave results even when cut.
 #
-#   benchmarks/gpu/run.sh PACK OUT [tests|speed|student ...] [--mini] [--epochs N]
+#   benchmarks/gpu/run.sh PACK OUT [tests|speed|student ...] [--mini] [--epochs N] [--case NAME]
 #
 # PACK is pack.sh's archive. It is unpacked into $WORK (/tmp/kdsam_gpu), where a second call finds it again.
 #   tests    pytest -m gpu                                                -> OUT/tests.log
-#   speed    images/s and memory of embed, distill and train              -> OUT/speed.jsonl, OUT/gpu-CARD.json
-#   student  the shipped student at 512 px; a second call goes on with it -> OUT/model.pt, model.json, student.log
+#   speed    images/s and memory of embed, distill and train, or of --case -> OUT/speed.jsonl, OUT/gpu-CARD.json
+#   student  the shipped student learns on; a second call goes on with it -> OUT/model.pt, model.json, student.log
 # --mini does all of it on a CPU, small. PYTHON=... names another Python.
 set -uo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd) PYTHON=${PYTHON:-python3} WORK=${WORK:-/tmp/kdsam_gpu}
 PACK=$(realpath "$1") OUT=$(realpath -m "$2"); shift 2
-BLOCKS='' MINI='' EPOCHS=''
+BLOCKS='' MINI='' EPOCHS='' CASES=()
 while [ $# -gt 0 ]; do
     case $1 in
         tests | speed | student) BLOCKS+=" $1" ;;
         --mini) MINI=--mini ;;
         --epochs) EPOCHS="--epochs $2"; shift ;;
-        *) echo "Unknown word $1: expected tests, speed, student, --mini or --epochs N." >&2; exit 2 ;;
+        --case) CASES+=("$2"); shift ;;
+        *) echo "Unknown word $1: expected tests, speed, student, --mini, --epochs N or --case NAME." >&2; exit 2 ;;
     esac
     shift
 done
@@ -52,6 +53,7 @@ run_tests() {
 
 run_speed() {
     local cases=()
+    [ ${#CASES[@]} -eq 0 ] || cases=(--cases "${CASES[@]}")
     [ -z "$MINI" ] || cases=(--cases "train, lite0, 512 px")
     timeout 530 "$PYTHON" benchmarks/gpu/measure.py "$WORK/datalist.json" "$OUT" $MINI "${cases[@]}"
 }
