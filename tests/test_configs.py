@@ -177,6 +177,15 @@ def test_the_overlay_for_tensorrt_leaves_the_network_as_it_is_where_there_is_non
         assert torch.equal(network(image), expected(image))
 
 
+@pytest.mark.parametrize("phase", ["train", "adapt", "distill", "refine"])
+def test_what_a_loss_consists_of_lies_where_the_network_does(phase):
+    parser = read_phase(bundle_path(), phase, vgg_weights=None, device="meta")
+    loss = parser.get_parsed_content("train#trainer#loss_function")
+    held = [*loss.parameters(), *loss.buffers()]
+    assert all(tensor.device.type == "meta" for tensor in held)
+    assert held or phase != "distill"
+
+
 def test_overlays_are_small_and_address_nothing_by_position():
     for name in OVERLAYS:
         text = config_path(name).read_text(encoding="utf-8")

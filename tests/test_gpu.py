@@ -107,6 +107,6 @@ def test_what_runs_on_a_gpu_machine_runs_in_miniature_on_a_cpu(tmp_path, monkeyp
     scripts, pack, out = ROOT / "benchmarks" / "gpu", tmp_path / "pack.tar.xz", tmp_path / "out"
     subprocess.run([scripts / "pack.sh", pack, "--mini", "--no-code"], check=True, timeout=120)
     subprocess.run([scripts / "run.sh", pack, out, "speed", "student", "--mini"], check=True, timeout=300)
-    assert {"gpu-none.json", "model.json", "model.pt", "speed.jsonl", "student.log"} <= {
+    assert {"gpu_none.json", "model.json", "model.pt", "speed.jsonl", "student.log"} <= {
         file.name for file in out.iterdir()
     }

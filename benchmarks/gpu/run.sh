@@ -6,7 +6,7 @@
 #
 # PACK is pack.sh's archive. It is unpacked into $WORK (/tmp/kdsam_gpu), where a second call finds it again.
 #   tests    pytest -m gpu                                                -> OUT/tests.log
-#   speed    images/s and memory of embed, distill and train, or of --case -> OUT/speed.jsonl, OUT/gpu-CARD.json
+#   speed    images/s and memory of embed, distill and train, or of --case -> OUT/speed.jsonl, OUT/gpu_CARD.json
 #   student  the shipped student learns on; a second call goes on with it -> OUT/model.pt, model.json, student.log
 # --mini does all of it on a CPU, small. PYTHON=... names another Python.
 set -uo pipefail

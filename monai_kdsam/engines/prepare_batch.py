@@ -99,12 +99,19 @@ class MosaicPrepareBatch(PrepareBatchExtraInput):
             raise UserError(f"Expected `share` (config: `mosaic_share`) to be between 0 and 1, got {share}.")
         self.share = share
 
-    def __call__(self, batchdata: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        batchdata: dict[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """A batch with `image`, `label`, `valid`, `points`, `labels` (see `CorrectionLoop`), prepared."""
         count = round(self.share * len(batchdata["image"]))
         if count and len(batchdata["image"]) > 1:
-            batchdata = batchdata | make_mosaics({key: batchdata[key] for key in MOSAIC_KEYS}, count)
-        return super().__call__(batchdata, *args, **kwargs)
+            pictures = {key: batchdata[key].to(device=device, non_blocking=non_blocking) for key in MOSAIC_KEYS}
+            batchdata = batchdata | make_mosaics(pictures, count)
+        return super().__call__(batchdata, device, non_blocking, **kwargs)
 
 
 MOSAIC_KEYS = ("image", "label", "valid", "points", "labels")
