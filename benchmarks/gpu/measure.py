@@ -4,9 +4,9 @@
     python measure.py DATALIST OUT [--mini] [--cases NAME ...]
 
 Called by run.sh. Each case is a process of its own with a limit of time; its line is appended to OUT/speed.jsonl when
-it is done, and OUT/gpu_CARD.json, in the form of benchmarks/results, is written anew from all of its lines. Teachers have random weights,
-which cost what SAM's do. What counts is from one batch to the next, loading included; `waiting` is the share of it
-spent on waiting for images.
+it is done, and OUT/gpu_CARD.json, in the form of benchmarks/results, is written anew from all of its lines. Teachers
+have random weights, which cost what SAM's do. What counts is from one batch to the next, loading included; `waiting` is
+the share of it spent on waiting for images.
 """
 
 from __future__ import annotations
