@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -43,16 +44,17 @@ def _segment(arguments: argparse.Namespace) -> str:
 def _predict_npz(arguments: argparse.Namespace) -> str:
     from monai_kdsam.predict_npz import predict_npz
 
-    settings = {"threads": arguments.threads, "close_up": arguments.close_up}
+    threads = (os.cpu_count() or 1) if arguments.threads is None else arguments.threads
+    settings = {"threads": 1, "close_up": arguments.close_up}
     if arguments.model:
         from monai_kdsam.runtime import Predictor
 
-        return predict_npz(arguments.cases, arguments.out, Predictor(arguments.model, **settings))
+        return predict_npz(arguments.cases, arguments.out, Predictor(arguments.model, **settings), threads=threads)
     from monai_kdsam.bundles import shipped_bundle
     from monai_kdsam.export.unexported import UnexportedPredictor
 
     predictor = UnexportedPredictor(arguments.bundle or shipped_bundle(), **settings)
-    return predict_npz(arguments.cases, arguments.out, predictor)
+    return predict_npz(arguments.cases, arguments.out, predictor, threads=threads)
 
 
 def _fit(arguments: argparse.Namespace) -> str:

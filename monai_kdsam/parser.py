@@ -96,7 +96,7 @@ def _add_predict_npz(commands: argparse._SubParsersAction[argparse.ArgumentParse
     model.add_argument("--model", metavar="EXPORT", help="folder that `export` wrote; starts in a second")
     bundle = "not exported, with PyTorch (default: the one that comes with monai_kdsam)"
     model.add_argument("--bundle", metavar="DIR", help=bundle)
-    npz.add_argument("--threads", type=int, metavar="N", help="to compute with (default: every physical core)")
+    npz.add_argument("--threads", type=int, metavar="N", help="to compute with (default: every core)")
     close_up = "how much is seen with a box, in sides of the box; 0: all of the picture, faster (default: the bundle's)"
     npz.add_argument("--close-up", type=float, metavar="SIDES", help=close_up)
 

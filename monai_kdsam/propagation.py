@@ -75,6 +75,7 @@ def propagate(
     *,
     carry: Callable[[NDArray[np.bool_]], Prompt],
     min_overlap: float,
+    run_all: Callable[..., Iterable[dict[int, NDArray[np.float32]]]] = map,
 ) -> dict[int, NDArray[np.bool_]]:
     """Segment the prompted slices, and from them the others in both directions until the structure ends.
 
@@ -88,6 +89,7 @@ def propagate(
         segment: of one slice.
         carry: the prompt that a slice's mask is for the next slice, see `prompt_from_mask`.
         min_overlap: see `has_ended`.
+        run_all: `map`, or that of a pool of threads, in which `segment` is called at once for two directions.
 
     Returns:
         masks by slice; slices that were not reached are missing.
@@ -111,14 +113,19 @@ def propagate(
             mask = found > 0
             yield number, found
 
-    reached: dict[int, NDArray[np.float32]] = {}
-    for first, second in pairwise(seeds):
-        inner = range(first + 1, second)
-        reached |= _blended(dict(follow(first, inner)), dict(follow(second, reversed(inner))), first, second)
+    gaps = list(pairwise(seeds))
+    ways: list[tuple[int, Iterable[int]]] = []
+    for first, second in gaps:
+        ways += [(first, range(first + 1, second)), (second, range(second - 1, first, -1))]
     if seeds:
-        reached |= dict(follow(seeds[-1], range(seeds[-1] + 1, slices.stop)))
-        reached |= dict(follow(seeds[0], range(seeds[0] - 1, slices.start - 1, -1)))
-    return {number: found > 0 for number, found in (logits | reached).items()}
+        ways += [(seeds[-1], range(seeds[-1] + 1, slices.stop)), (seeds[0], range(seeds[0] - 1, slices.start - 1, -1))]
+    found = list(run_all(lambda way: dict(follow(*way)), ways))
+    reached: dict[int, NDArray[np.float32]] = {}
+    for (first, second), upward, downward in zip(gaps, found[:-2:2], found[1:-2:2], strict=True):
+        reached |= _blended(upward, downward, first, second)
+    for outward in found[-2:]:
+        reached |= outward
+    return {number: values > 0 for number, values in (logits | reached).items()}
 
 
 def _blended(

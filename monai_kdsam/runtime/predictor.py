@@ -18,7 +18,7 @@ from monai_kdsam.rgb import fit_longest, read_picture, resize_pixels, rgb_from_a
 from monai_kdsam.runtime.encoded_image import EncodedImage, View, seen_by
 from monai_kdsam.runtime.manifest import Manifest
 from monai_kdsam.runtime.prompts import read_prompts
-from monai_kdsam.runtime.resampling import resampling_matrix, resize
+from monai_kdsam.runtime.resampling import resampled, resampling_matrix, resize
 from monai_kdsam.runtime.sessions import Part, open_part
 
 __all__ = ["EncodedImage", "Predictor"]
@@ -123,7 +123,7 @@ class Predictor:
         (embedding,) = self._encoder(self.prepare(seen)[None])
         rows, columns = (
             # The network's own doubling to full size, cut to what is not padding, then back to the picture.
-            resampling_matrix(cut, full) @ resampling_matrix(size // CELL, size)[:cut]
+            resampled(resampling_matrix(size // CELL, size)[:cut], full)
             for cut, full in zip(inner, (height, width), strict=True)
         )
         return View(part, np.array([inner[1] / width, inner[0] / height]), embedding, rows, columns)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["resampling_matrix", "resize"]
+__all__ = ["resampled", "resampling_matrix", "resize"]
 
 Matrix = NDArray[np.float32]
 _BLOCK = 64  # rows of a matrix that are multiplied at once: it is zero but for a band, and most of it is left out
@@ -25,14 +25,19 @@ def resampling_matrix(source: int, target: int) -> Matrix:
         >>> resampling_matrix(2, 4).tolist()
         [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
     """
-    position = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
+    return resampled(np.eye(source, dtype=np.float32), target)
+
+
+def resampled(matrix: Matrix, target: int) -> Matrix:
+    """`resampling_matrix(N, target)` @ `matrix` (N, M), of which each row is between two of the matrix's.
+
+    BLAS would share so small a product among threads, which costs fifty times as much where another program has a core.
+    """
+    position = np.maximum((np.arange(target) + 0.5) * (len(matrix) / target) - 0.5, 0.0)
     low = position.astype(np.int64)
-    fraction = position - low
-    rows = np.arange(target)
-    matrix = np.zeros((target, source))
-    matrix[rows, low] = 1 - fraction
-    np.add.at(matrix, (rows, np.minimum(low + 1, source - 1)), fraction)
-    return matrix.astype(np.float32)
+    high = np.minimum(low + 1, len(matrix) - 1)
+    share = (position - low)[:, None]
+    return ((1 - share) * matrix[low] + share * matrix[high]).astype(np.float32)
 
 
 def resize(image: NDArray[np.float32], rows: Matrix, columns: Matrix) -> NDArray[np.float32]:

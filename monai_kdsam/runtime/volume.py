@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,11 +56,11 @@ class SlicePredictor:
             if not self.predictor.close_up:
                 self._encoded[number] = image
                 for oldest in list(self._encoded)[:-_MOST_SLICES]:
-                    del self._encoded[oldest]
+                    self._encoded.pop(oldest, None)
         return image
 
 
-def segment_target(slices: SlicePredictor, target: Target) -> dict[int, NDArray[np.bool_]]:
+def segment_target(slices: SlicePredictor, target: Target, *, threads: int = 1) -> dict[int, NDArray[np.bool_]]:
     """What one label is asked for, from its prompted slices to the others.
 
     The bundle of volumes carries a wider box and a click from slice to slice. With a student that fills the boxes of
@@ -68,6 +70,7 @@ def segment_target(slices: SlicePredictor, target: Target) -> dict[int, NDArray[
     Args:
         slices: of the volume.
         target: what is asked for.
+        threads: how many directions are followed at once.
 
     Returns:
         masks (H, W) by slice; slices that were not reached are missing.
@@ -92,7 +95,10 @@ def segment_target(slices: SlicePredictor, target: Target) -> dict[int, NDArray[
     def carry(mask: NDArray[np.bool_]) -> Prompt:
         return box_from_mask(largest_part(mask)), np.array([2, 3])
 
-    return propagate(range(first, last + 1), prompts, segment, carry=carry, min_overlap=_MIN_OVERLAP)
+    with ThreadPoolExecutor(threads) as pool:
+        return propagate(
+            range(first, last + 1), prompts, segment, carry=carry, min_overlap=_MIN_OVERLAP, run_all=pool.map
+        )
 
 
 def _prompts(target: Target) -> dict[int, Prompt]:

@@ -73,17 +73,18 @@ def write(folder, **arrays):
     return folder / "case.npz"
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32])
-def test_a_picture_has_a_label_for_each_box(color, kind, tmp_path):
+def test_a_picture_has_a_label_for_each_box(color, kind, threads, tmp_path):
     image, labels = (array[3] for array in volume())
     boxes = np.array([[5, 10, 14, 19], [30, 25, 44, 34]])
     pixels = np.repeat(image[..., None], 3, axis=2) if color else image
     predictor = Bright()
-    found = label_case(read_case(write(tmp_path, imgs=pixels.astype(kind), boxes=boxes)), predictor)
+    found = label_case(read_case(write(tmp_path, imgs=pixels.astype(kind), boxes=boxes)), predictor, threads=threads)
     assert found.dtype == np.uint8
     assert np.array_equal(found, labels)
-    assert predictor.calls == 1
+    assert predictor.calls == min(threads, 2)
 
 
 def test_a_later_box_lies_on_an_earlier_one_and_beyond_255_labels_have_two_bytes(tmp_path):
@@ -93,14 +94,15 @@ def test_a_later_box_lies_on_an_earlier_one_and_beyond_255_labels_have_two_bytes
     assert set(np.unique(found)) == {0, 300}
 
 
+@pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("dictionaries", [False, True])
 @pytest.mark.parametrize("color", [False, True])
-def test_a_volume_has_a_label_for_each_box(dictionaries, color, tmp_path):
+def test_a_volume_has_a_label_for_each_box(dictionaries, color, threads, tmp_path):
     images, labels = volume()
     boxes = boxes_of_slices(labels) if dictionaries else np.array([[5, 10, 1, 14, 19, 4], [30, 25, 2, 44, 34, 5]])
     pixels = np.repeat(images[..., None], 3, axis=3) if color else images
     file = write(tmp_path, imgs=pixels, boxes=boxes, spacing=np.array([2.0, 1, 1]), gts=labels)
-    assert np.array_equal(label_case(read_case(file), Bright()), labels)
+    assert np.array_equal(label_case(read_case(file), Bright(), threads=threads), labels)
 
 
 def test_clicks_correct_a_volume_with_and_without_boxes(tmp_path):
@@ -215,6 +217,8 @@ def test_a_damaged_file_is_told_and_the_others_are_segmented(tmp_path, capsys, m
     assert "case.npz: 2 labels in " in capsys.readouterr().out
     with pytest.raises(ValueError, match="Expected to write to another folder"):
         predict_npz(cases, cases, Bright())
+    with pytest.raises(ValueError, match="Expected `threads` to be at least 1, got 0"):
+        predict_npz(cases, out, Bright(), threads=0)
     with pytest.raises(FileNotFoundError, match="none at"):
         read_case(tmp_path / "none.npz")
     monkeypatch.setenv("KDSAM_MAX_PIXELS", "8")
