@@ -200,6 +200,8 @@ def _reject_unused(
         if key not in used:
             others = [file for file in own.get(key, ()) if Path(file).stem != phase]
             hint = f"It is of {', '.join(others)}. " if others else ""
+            alike = sorted(f"`{name}`" for name in used if name.split("_")[-1] == key.split("_")[-1])
+            hint += f"What it uses is {', '.join(alike)}. " if alike else ""
             raise UserError(
                 f"The phase {phase} does not use the setting `{key}`, which has been given for it. {hint}Leave it out."
             )
