@@ -15,7 +15,7 @@ from monai_kdsam.data.remembered_image import RememberedImaged
 from monai_kdsam.data.seeded_dataset import SeededDataset
 from monai_kdsam.data.slices import write_slices
 from monai_kdsam.data.splits import duplicate_groups, split_items
-from monai_kdsam.data.volume_reader import VolumeReader, check_volumes, list_volumes
+from monai_kdsam.data.volume_reader import VolumeReader, check_volumes, list_volumes, root_of_volumes
 from monai_kdsam.data.volume_writer import volume_writer
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "read_dataset",
     "require_items",
     "root_of",
+    "root_of_volumes",
     "split_items",
     "volume_writer",
     "write_slices",

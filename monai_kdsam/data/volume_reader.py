@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from monai_kdsam.data.archive import root_of
 from monai_kdsam.data.datalist_file import listed_images
 from monai_kdsam.data.nifti import nifti_affine
 from monai_kdsam.data.paths import NIFTI_SUFFIXES, check_names, is_dicom, suffix_of
@@ -26,7 +28,7 @@ from monai_kdsam.errors import MissingFileError, UserError
 from monai_kdsam.itk import VOLUME
 from monai_kdsam.rgb import TooLargeError, check_size
 
-__all__ = ["VolumeReader", "check_volumes", "list_volumes", "series_files"]
+__all__ = ["VolumeReader", "check_volumes", "list_volumes", "root_of_volumes", "series_files"]
 
 MODALITY = "0008|0060"
 PIXEL_DATA = b"\xe0\x7f\x10\x00"  # the tag 7FE0,0010, little endian
@@ -130,7 +132,7 @@ def list_volumes(folder: str | Path, share: tuple[int, int] | None = None) -> li
     folder = Path(folder)
     if not folder.exists():
         raise MissingFileError(f"Expected a folder with volumes, or a datalist, but there is none at {folder}.")
-    volumes = sorted(listed_images(folder) if folder.is_file() else _volumes_below(folder))
+    volumes = sorted(listed_images(folder) if folder.is_file() else _volumes_among(folder.rglob("*")))
     if not volumes:
         raise UserError(f"No volume in {folder}. Expected NIfTI (.nii, .nii.gz) or folders of DICOM files.")
     items = [{"image": str(path)} for path in volumes]
@@ -138,8 +140,16 @@ def list_volumes(folder: str | Path, share: tuple[int, int] | None = None) -> li
     return items if share is None else items[share[0] :: share[1]]
 
 
-def _volumes_below(folder: Path) -> set[Path]:
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+def root_of_volumes(dataset: str | Path) -> str:
+    """As `root_of`; of a folder that is a series itself, the folder that it lies in."""
+    folder = Path(dataset)
+    if folder.is_dir() and folder in _volumes_among(folder.iterdir()):
+        return os.path.dirname(os.path.abspath(folder))
+    return root_of(dataset)
+
+
+def _volumes_among(paths: Iterable[Path]) -> set[Path]:
+    files = [path for path in paths if path.is_file() and not path.name.startswith(".")]
     volumes = {path for path in files if suffix_of(path) in NIFTI_SUFFIXES}
     for path in files:
         if path not in volumes and is_dicom(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -13,7 +14,8 @@ from monai.transforms import LoadImaged
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from monai_kdsam.data import VolumeReader, check_volumes, list_volumes, write_slices
+from monai_kdsam.data import VolumeReader, check_volumes, list_volumes, root_of_volumes, write_slices
+from monai_kdsam.data.archive import mask_path
 
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [20, -35, 48], degrees=True).as_matrix() * [0.6, 0.7, 2.5]
@@ -191,6 +193,17 @@ def test_volumes_of_a_folder_are_listed_once_each(tmp_path):
         list_volumes(tmp_path / "none")
     with pytest.raises(ValueError, match="No volume in"):
         list_volumes(empty_folder(tmp_path))
+
+
+def test_the_mask_of_a_series_that_is_the_whole_dataset_lies_in_the_output_folder_too(tmp_path, monkeypatch):
+    folder = series(tmp_path / "study", values(4, 4, 3))
+    (folder / "below").mkdir()
+    nifti(folder / "below" / "b.nii.gz", values(4, 4, 4))
+    found = [mask_path(item["image"], root_of_volumes(folder), "out", ".nii.gz") for item in list_volumes(folder)]
+    assert [path.as_posix() for path in found] == ["out/study_mask.nii.gz", "out/study/below/b_mask.nii.gz"]
+    assert root_of_volumes(tmp_path) == str(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert mask_path("study", root_of_volumes("study"), "out", ".nii.gz") == Path("out/study_mask.nii.gz")
 
 
 def test_what_has_no_pixels_is_no_volume_and_what_is_damaged_or_ambiguous_is_told(tmp_path):
