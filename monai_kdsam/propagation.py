@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from monai_kdsam.mask_prompts import EIGHT_NEIGHBORS, box_from_mask, center_click, jitter_box
+from monai_kdsam.mask_prompts import EIGHT_NEIGHBORS, box_from_mask, jitter_box
 
 __all__ = ["Prompt", "has_ended", "largest_part", "prompt_from_mask", "propagate"]
 
@@ -30,22 +30,24 @@ class Segment(Protocol):
 
 
 def prompt_from_mask(mask: NDArray[np.bool_], margin: float) -> Prompt:
-    """The prompt that a slice's mask is for the next slice: a box around its largest part, and a click deep inside.
+    """The prompt that a slice's mask is for the next slice: a box around its largest part.
+
+    A student fills the boxes of what it has not learned, so that a wide one grows from slice to slice, and a click that
+    wandered off the structure holds on to what is there.
 
     Args:
         mask: (H, W), not empty.
-        margin: how far the box reaches beyond the mask, in fractions of the box's longer side, and one pixel at least.
+        margin: how far the box reaches beyond the mask, in fractions of the box's longer side.
 
     Example:
         >>> mask = np.zeros((20, 20), bool); mask[5:15, 5:15] = True
-        >>> prompt_from_mask(mask, margin=0.2)[0].tolist()[:2]
+        >>> prompt_from_mask(mask, margin=0.2)[0].tolist()
         [[3.0, 3.0], [16.0, 16.0]]
     """
     mask = largest_part(mask)
     box = box_from_mask(mask)
-    reach = max(1.0, margin * float((box[1] - box[0]).max() + 1))
-    box = jitter_box(box, [reach] * 4, (mask.shape[0], mask.shape[1]))
-    return np.concatenate([box, center_click(mask)]), np.array([2, 3, 1])
+    reach = margin * float((box[1] - box[0]).max() + 1)
+    return jitter_box(box, [reach] * 4, (mask.shape[0], mask.shape[1])), np.array([2, 3])
 
 
 def largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -4,20 +4,20 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monai_kdsam.mask_input import NOWHERE
-from monai_kdsam.mask_prompts import box_from_mask
-from monai_kdsam.propagation import Prompt, largest_part, propagate
+from monai_kdsam.propagation import Prompt, prompt_from_mask, propagate
 from monai_kdsam.runtime.encoded_image import EncodedImage
 from monai_kdsam.runtime.npz_case import Target
 from monai_kdsam.runtime.predictor import Predictor
 
 __all__ = ["SlicePredictor", "segment_target"]
 
-_MIN_OVERLAP = 0.2  # as the bundle of volumes has it
+_MARGIN, _MIN_OVERLAP = 0.03, 0.2  # as the bundle of volumes has them
 _MOST_SLICES = 256  # whose embeddings are kept: a GiB at 1024 pixels
 
 
@@ -63,9 +63,7 @@ class SlicePredictor:
 def segment_target(slices: SlicePredictor, target: Target, *, threads: int = 1) -> dict[int, NDArray[np.bool_]]:
     """What one label is asked for, from its prompted slices to the others.
 
-    The bundle of volumes carries a wider box and a click from slice to slice. With a student that fills the boxes of
-    what it never saw they would grow; so here the mask's own box is carried, and nothing reaches beyond the user's box
-    and foreground clicks.
+    Nothing reaches beyond the user's box and foreground clicks: the challenges draw a box of the largest slice.
 
     Args:
         slices: of the volume.
@@ -92,9 +90,7 @@ def segment_target(slices: SlicePredictor, target: Target, *, threads: int = 1) 
         logits[outside] = NOWHERE
         return logits
 
-    def carry(mask: NDArray[np.bool_]) -> Prompt:
-        return box_from_mask(largest_part(mask)), np.array([2, 3])
-
+    carry = partial(prompt_from_mask, margin=_MARGIN)
     with ThreadPoolExecutor(threads) as pool:
         return propagate(
             range(first, last + 1), prompts, segment, carry=carry, min_overlap=_MIN_OVERLAP, run_all=pool.map
