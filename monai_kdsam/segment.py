@@ -21,6 +21,7 @@ from monai_kdsam.drawing import draw_contour, draw_prompt
 from monai_kdsam.errors import ExistingFileError, MissingFileError, UserError
 from monai_kdsam.files import ROOM, check_writable, replacing
 from monai_kdsam.inferers import BundlePredictor, Segmentation
+from monai_kdsam.networks.memory import EmbeddingCache
 from monai_kdsam.picture import Picture, to_rgb
 from monai_kdsam.processes import own_shard
 from monai_kdsam.transforms.host_prompts import points_from_request
@@ -98,6 +99,7 @@ def _segment_all(
     items, root = _listed(pictures, out, share)
     check_writable(out, "--out")
     predictor = _predictor(bundle, device)
+    predictor.network.embeddings = EmbeddingCache(0)  # each picture is asked about once
     archive = Archive(
         items, root=root, masks=out, ext=".png", made_by=predictor.made_by, share=share, overwrite=overwrite
     )

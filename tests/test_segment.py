@@ -93,7 +93,15 @@ def test_a_picture_that_viewers_turn_is_segmented_as_it_is_stored_and_the_line_s
     assert Image.open("kdsam_segmented/phone_mask.png").size == (48, 40)
 
 
-def test_of_a_folder_all_that_can_be_is_segmented_and_the_rest_is_named(place, capsys):
+def test_of_a_folder_all_that_can_be_is_segmented_and_the_rest_is_named(place, capsys, monkeypatch):
+    remembered, predict = [], BundlePredictor.predict
+
+    def watched(predictor, *given, **prompts):
+        found = predict(predictor, *given, **prompts)
+        remembered.append(len(predictor.network.embeddings))
+        return found
+
+    monkeypatch.setattr(BundlePredictor, "predict", watched)
     save_phantom(place / "set" / "a.png")
     gray = save_phantom(place / "set" / "b" / "c.png", seed=1)[..., 0]
     (place / "set" / "broken.jpg").write_bytes(b"no picture")
@@ -106,6 +114,7 @@ def test_of_a_folder_all_that_can_be_is_segmented_and_the_rest_is_named(place, c
         "set/masks/a_mask.png",
         "set/masks/b/c_mask.png",
     ]
+    assert remembered == [0, 0, 0]  # memory stays as it is, however many there are
     first, second = err.splitlines()
     assert first == "monai_kdsam: error: 1 of 4 images were not segmented, see set/masks/failed.txt:"
     assert "broken.jpg" in second

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 
 import numpy as np
 from monailabel.interfaces.datastore import Datastore
-from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from monai_kdsam.errors import UserError, find_mistake
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.label.dicom_series import series_images
+from monai_kdsam.label.studies import StudiesDatastore
 from monai_kdsam.label.uncertainty import Uncertainty, uncertainty
 from monai_kdsam.rgb import fit_longest
 
@@ -60,7 +59,7 @@ class UncertaintyScoring(ScoringMethod):
         self.bundle = Path(bundle)
         self.max_samples = max_samples
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def __call__(self, request: dict[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
         """Score, store, and count what was done.
 
         Raises:
@@ -77,11 +76,7 @@ class UncertaintyScoring(ScoringMethod):
         for number in range(0, len(images), BATCH):
             found = {image: self._score(predictor, datastore, image) for image in images[number:][:BATCH]}
             failed += sum(NAME not in info for info in found.values())
-            # A label that came in since is kept: the file is read again right before it is written.
-            datastore.refresh()
-            for image in set(found) & set(datastore.list_images()):
-                with contextlib.suppress(ImageNotFoundException):  # an archive's series that could not be kept
-                    datastore.update_image_info(image, found[image] | {WEIGHTS: stamp})
+            datastore.update_image_infos({image: info | {WEIGHTS: stamp} for image, info in found.items()})
         seconds = round(time.monotonic() - start, 1)
         return {"executed": len(images), "failed": failed, "left": len(waiting) - len(images), "seconds": seconds}
 

@@ -58,6 +58,11 @@ class LabelServer:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def processor_seconds(self) -> float:
+        """What the process has used of the processors, on Linux; not what it started."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 
 def random_bundle(
     folder: Path, backbone: str, image_size: int, seed: int = 0, name: str = MODEL, *, go_on: bool = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The strategy `uncertainty` on MONAI Label's own datastore."""
+"""The strategy `uncertainty` on the server's datastore."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ if importlib.util.find_spec("monailabel") is None:
     reason = "MONAI Label is not installed; `nox -s label` runs these tests in an environment that has it"
     pytest.skip(reason, allow_module_level=True)
 
-from monailabel.datastore.local import LocalDatastore
-
 from monai_kdsam.errors import UserError
 from monai_kdsam.label import active_learning
 from monai_kdsam.label.active_learning import LeastSureFirst, UncertaintyScoring, unscored_images
+from monai_kdsam.label.studies import StudiesDatastore
 from monai_kdsam.label.uncertainty import Uncertainty
 
 REQUEST = {"strategy": "uncertainty"}
@@ -27,8 +26,8 @@ REQUEST = {"strategy": "uncertainty"}
 def datastore(tmp_path):
     """Images a to e; b, c and d have scores."""
     for name in "abcde":
-        (tmp_path / f"{name}.png").touch()
-    store = LocalDatastore(str(tmp_path), extensions=("*.png",))
+        (tmp_path / f"{name}.png").write_bytes(b"image")
+    store = StudiesDatastore(str(tmp_path), extensions=("*.png",))
     for name, score in {"b": 0.2, "c": 0.7, "d": 0.5}.items():
         store.update_image_info(name, {"uncertainty": score})
     return store
@@ -62,7 +61,7 @@ def test_a_labelled_image_is_not_offered(datastore, tmp_path):
 def test_thousands_of_images_are_ranked_at_once(tmp_path):
     for number in range(5000):
         (tmp_path / f"{number:04d}.png").touch()
-    store = LocalDatastore(str(tmp_path), extensions=("*.png",))
+    store = StudiesDatastore(str(tmp_path), extensions=("*.png",))
     for name, item in store._datastore.objects.items():
         item.image.info["uncertainty"] = 1.0 if name == "4321" else 0.5
     begin = time.process_time()
@@ -104,9 +103,15 @@ def test_an_image_that_cannot_be_had_is_marked_and_the_next_is_scored(datastore,
         return given(image)
 
     monkeypatch.setattr(datastore, "get_image_uri", get_image_uri)
-    scoring = UncertaintyScoring(tmp_path / "bundle")
+    scoring, written = UncertaintyScoring(tmp_path / "bundle"), []
+    monkeypatch.setattr(
+        StudiesDatastore,
+        "_update_datastore_file",
+        lambda store, write=datastore._update_datastore_file: written.append(write()),
+    )
     done = scoring({"max_samples": 3}, datastore)
     assert (done["executed"], done["failed"], done["left"]) == (3, 1, 2)
+    assert len(written) == 1  # of thousands of images a list has megabytes
     assert datastore.get_image_info("a")["uncertainty_error"] == "its images differ in size"
     assert scoring({}, datastore)["executed"] == 2
 

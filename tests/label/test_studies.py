@@ -17,6 +17,8 @@ if importlib.util.find_spec("monailabel") is None:
     reason = "MONAI Label is not installed; `nox -s label` runs these tests in an environment that has it"
     pytest.skip(reason, allow_module_level=True)
 
+from monailabel.datastore.local import LocalDatastore
+
 from monai_kdsam.label import app_folder, serve
 from monai_kdsam.label.app_folder import label_folder
 from monai_kdsam.label.serve import SUFFIXES
@@ -93,6 +95,29 @@ def test_two_writers_do_not_undo_each_others_changes(studies, tmp_path):
     found = json.loads((studies / LIST).read_text())["objects"]
     assert "final" in found["image_1"]["labels"]
     assert [found[f"image_{number}"]["image"]["info"]["uncertainty"] for number in (2, 3)] == [0.5, 0.7]
+
+
+def test_several_images_get_their_scores_at_once_and_what_else_was_written_stays(studies, tmp_path):
+    one, other = opened(studies), opened(studies)
+    one.save_label("image_1", str(tmp_path / "label.png"), "final", {})
+    other.update_image_infos({"image_1": {"uncertainty": 0.5}, "gone": {"uncertainty": 0.1}, "image_2": {"näher": 1}})
+    text = (studies / LIST).read_text(encoding="utf-8")
+    found = json.loads(text)
+    assert text == json.dumps(found, indent=2, ensure_ascii=False)
+    assert "final" in found["objects"]["image_1"]["labels"]
+    assert [found["objects"][name]["image"]["info"].get("uncertainty") for name in ("image_1", "image_2")] == [
+        0.5,
+        None,
+    ]
+    assert "gone" not in found["objects"]
+
+
+def test_what_is_known_of_an_image_is_what_monai_labels_own_store_tells(studies, tmp_path):
+    (studies / "link.png").symlink_to(tmp_path / "label.png")
+    store = opened(studies)
+    store.update_image_info("link", {"uncertainty": 0.5})
+    for image in ("image_1", "link", "none"):
+        assert store.get_image_info(image) == LocalDatastore.get_image_info(store, image)
 
 
 def test_a_correction_in_another_format_replaces_the_label(studies, tmp_path):
