@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import requests
 from docs_tables import RESULTS
-from label import PROMPTS, Load, write_pictures
 from machine import Table, peak_mib, table, write_result
 from PIL import Image
 
@@ -132,6 +131,8 @@ def volumes(folder: Path, size: float) -> Point:
 
 def clients(folder: Path, sizes: Sequence[float]) -> list[Point]:
     """All on one server, which has answered as many requests before."""
+    from label import PROMPTS, Load, write_pictures
+
     bundle = copy_bundle(folder, settings={"go_on": False})
     images = write_pictures(folder / "studies", 8, 256)
     predict, points = BundlePredictor(bundle), []

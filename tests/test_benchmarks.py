@@ -7,6 +7,7 @@ import sys
 import pytest
 import segment_anything
 import torch
+from growth import rows_of
 from peer_models import PEERS, BoxDecoder, build, importing
 from torch import nn
 from trunks import front
@@ -69,3 +70,10 @@ def test_a_peers_decoder_gives_one_mask_of_a_box():
 def test_the_front_is_what_nothing_beats_in_both():
     points = {"slow": (9.0, 0.9), "fast": (1.0, 0.7), "beaten": (2.0, 0.6), "level": (2.0, 0.7)}
     assert front(points) == {"slow", "fast"}
+
+
+def test_a_further_picture_costs_what_it_adds_to_the_start():
+    points = [{"embed": 2.0, "cached": 1.0, "live": 3.0}, {"embed": 4.0, "cached": 1.2, "live": 9.0}]
+    columns, rows = rows_of("distill", [10, 20], points)
+    assert [len(row) for row in rows] == [len(columns)] * 2
+    assert rows[1] == ["20", "200.0", "60.0", "450.0", "200.0", "20.0", "600.0"]
