@@ -305,7 +305,7 @@ def test_a_full_disk_is_told_and_what_was_accepted_stays(place, monkeypatch):
     assert place.save(place.mask()).status_code == 200
     stored, listed = place.studies / "labels" / "final" / "polyp_000.png", place.studies / "datastore_v2.json"
     before = listed.read_bytes()
-    for writer in ("monai_kdsam.label.studies.shutil.copyfile", "pathlib.Path.write_text"):
+    for writer in ("monai_kdsam.label.studies.shutil.copyfile", "pathlib.Path.write_bytes"):
         with monkeypatch.context() as disk:
             disk.setattr(writer, full)
             answer = place.save(place.mask("polyp_001"))
