@@ -282,7 +282,7 @@ def plot(file: Path) -> None:
             values = [v / s for v, s in zip(values, sizes, strict=True)] if name == "prompts" else values
             axis.plot(sizes, values, "o-", label=stored["columns"][column].replace("of them a", "a"))
         axis.set(xscale="log", xlabel=name, title=label)
-        axis.set_ylim(bottom=0)  # so that what is flat looks flat
+        axis.set_ylim(0, 1.08 * axis.dataLim.y1)  # from 0, so that what is flat looks flat
         axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
         axis.title.set_fontsize(10)
         axis.legend(fontsize=6)
