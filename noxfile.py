@@ -146,7 +146,7 @@ def export(session: nox.Session) -> None:
     environment = unpack_debian(session, "chromium", "chromium-common")
     if environment:
         environment |= unpack_ohif(session)
-    tests = ("tests/export", "tests/runtime", "tests/integration/test_ohif_browser.py")
+    tests = ("tests/export", "tests/runtime", "tests/test_telemetry.py", "tests/integration/test_ohif_browser.py")
     session.run("python", "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", *tests, env=environment)
 
 

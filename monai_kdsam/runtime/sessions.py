@@ -64,6 +64,7 @@ _HAS_GPU: dict[str, Callable[[Any], bool]] = {
 
 
 def _open_onnx(ort: Any, path: Path, threads: int | None, gpu: bool, half: bool) -> Part:
+    ort.disable_telemetry_events()  # which its builds for Windows send to Microsoft
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3

@@ -355,6 +355,7 @@ def test_a_gpu_that_onnx_runtime_cannot_start_is_no_silent_fallback(tmp_path, mo
         SessionOptions=SimpleNamespace,
         InferenceSession=lambda *_, **__: session,
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        disable_telemetry_events=lambda: None,
         __version__="9.9",
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", library)
