@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """MONAI Label's server over HTTP on this machine: its speed, many clients at once, and what its learning is worth.
 
+    python benchmarks/label.py start [--rounds 3] [--pause 5]
     python benchmarks/label.py latency [--backbone resnet50] [--sizes 1024 512] [--images 10] [--clicks 20]
     python benchmarks/label.py load [--clients 8] [--requests 200] [--images 20] [--backbone resnet18] [--size 256]
     python benchmarks/label.py learning DATA WEIGHTS [--set kvasir] [--labels 5 10 20 40]
 
 in the environment of the extra `label`.
 
+- start: of the student that ships, with pictures of 512 pixels; how long the first client waits, who asks PAUSE seconds
+  after the server first answers.
 - latency: for each image one click that the server has not seen, then clicks at other places. Random weights, which
   cost as much as trained ones. The first image warms the server up and does not count.
 - load: clients ask at once for masks of images and prompts drawn at random; each answer is compared with a direct call.
@@ -77,6 +80,30 @@ def click(server: LabelServer, image: str, number: int) -> float:
     answer = server.post(image, params)
     answer.raise_for_status()
     return 1000 * (time.perf_counter() - begin)
+
+
+def times_of_start(pause: float) -> list[float]:
+    """Seconds until the server answers, and until the masks of two images, the second for comparison."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pictures = write_pictures(folder / "studies", 2, 512)
+        begin = time.perf_counter()
+        with running_server(copy_bundle(folder), folder / "studies", folder / "server") as server:
+            answered, used = time.perf_counter() - begin, server.processor_seconds()
+            time.sleep(pause)
+            return [answered, used, *(click(server, picture, 0) / 1000 for picture in pictures)]
+
+
+def run_start(given: argparse.Namespace) -> None:
+    found = np.median([times_of_start(given.pause) for _ in range(given.rounds)], axis=0)
+    columns = [
+        "",
+        "until it answers",
+        "of the processor",
+        f"first mask, {given.pause:g} s later",
+        "next image's first mask",
+    ]
+    write_result("label_start", start=table(columns, [["seconds", *(f"{value:.2f}" for value in found)]]))
 
 
 def times_of(backbone: str, size: int, images: int, clicks: int) -> tuple[list[float], list[float]]:
@@ -218,7 +245,10 @@ def run_learning(given: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    latency, load, learning = (commands.add_parser(name) for name in ("latency", "load", "learning"))
+    start, latency, load, learning = (commands.add_parser(n) for n in ("start", "latency", "load", "learning"))
+    start.set_defaults(run=run_start)
+    start.add_argument("--rounds", type=int, default=3)
+    start.add_argument("--pause", type=float, default=5)
     latency.set_defaults(run=run_latency)
     latency.add_argument("--backbone", default="resnet50")
     latency.add_argument("--sizes", type=int, nargs="+", default=[1024, 512])

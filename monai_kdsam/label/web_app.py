@@ -12,11 +12,13 @@ import logging
 import os
 import re
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import itk
 import monailabel.endpoints.infer
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
@@ -146,6 +148,8 @@ async def lifespan(server: FastAPI) -> AsyncIterator[None]:
     """The server's own, and at its end no training or scoring goes on without it."""
     os.environ[SERVER] = str(os.getpid())
     async with serve_requests(server):
+        # MONAI Label writes masks by ITK, whose parts load as they are asked for: seconds that the first client waited.
+        threading.Thread(target=lambda: itk.ImageFileWriter, daemon=True).start()
         yield
     for method in ("train", "scoring"):
         AsyncTask.stop(method)
