@@ -18,7 +18,7 @@ from monai_kdsam.report.models import EllipseModel
 from monai_kdsam.report.plots import plot_calibration, plot_circumference, plot_clicks, plot_dice, plot_differences
 from monai_kdsam.report.prompts import PROMPT_TITLES
 from monai_kdsam.report.scoring import REFERENCE, Score
-from monai_kdsam.report.summary import MEAN_OF_SETS
+from monai_kdsam.report.summary import MEAN_OF_SETS, SIZES
 
 __all__ = ["render_page"]
 
@@ -56,6 +56,8 @@ def render_page(
         sets=sets,
         scores={(row["set"], row["prompt"], row["model"], row["metric"]): row for row in rows},
         clicks={(row["set"], row["model"]): row for row in summary["clicks"]},
+        by_size={(row["set"], row["size"], row["model"], row["prompt"]): row for row in summary["sizes"]},
+        sizes=SIZES,
         obeyed=_by_set_and_model(summary["obedience"]),
         prompts=PROMPT_TITLES,
         glance={prompt: PROMPT_TITLES[prompt] for prompt in GLANCE},

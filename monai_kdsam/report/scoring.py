@@ -60,6 +60,7 @@ class Score:
         clicks: number of corrective clicks, 0 for the named prompts.
         empty_reference: there is nothing to find; then the scores are nan.
         foreground: share of the image that the mask covers.
+        structure: share of the image that the reference covers.
         dice, iou, surface_dice: in [0, 1].
         hd95: in `unit`. This and the surface Dice are known for named prompts alone.
         unit: mm or px.
@@ -77,6 +78,7 @@ class Score:
     clicks: int
     empty_reference: bool
     foreground: float
+    structure: float
     dice: float = math.nan
     iou: float = math.nan
     hd95: float = math.nan
@@ -247,6 +249,7 @@ class _Case:
             clicks,
             self.empty,
             float(mask.mean()),
+            float(self.reference.mean()),
             *agreement,
             unit=self.unit,
             official_circumference=self.official,

@@ -18,10 +18,11 @@ from monai_kdsam.report.obedience import MEASURES
 from monai_kdsam.report.prompts import PROMPT_TITLES
 from monai_kdsam.report.scoring import CLICKS, FILLED_BOX, REFERENCE, SHOWN_CLICKS, Score
 
-__all__ = ["MEAN_OF_SETS", "METRICS", "summarize"]
+__all__ = ["MEAN_OF_SETS", "METRICS", "SIZES", "summarize"]
 
 METRICS = ("dice", "iou", "surface_dice", "hd95")
 MEAN_OF_SETS = "mean of sets"
+SIZES = {"below 1 %": 0.01, "1 to 5 %": 0.05, "5 to 20 %": 0.2, "20 % and more": math.inf}  # of the image; upper ends
 Values = dict[str, tuple[list[float], list[str]]]  # by set: values and subjects
 Curves = dict[tuple[str, str, int], list[float]]
 
@@ -35,13 +36,14 @@ def summarize(scores: Sequence[Score], models: Sequence[str], *, seed: int = 0) 
         seed: of the resampling.
 
     Returns:
-        `sets`, `scores`, `obedience`, `clicks`, `calibration`, `head_circumference`, `empty_references` and
+        `sets`, `scores`, `sizes`, `obedience`, `clicks`, `calibration`, `head_circumference`, `empty_references` and
         `comparisons`, of plain lists, dictionaries and numbers.
     """
     found = [score for score in scores if not score.empty_reference]
     return {
         "sets": _sets(scores, models[0]),
         "scores": [row for model in models for row in _mean_scores(found, model, seed)],
+        "sizes": [row for model in models for row in _sizes(found, model, seed)],
         "obedience": [row for model in [*models, FILLED_BOX] for row in _obedience(found, model, seed)],
         "clicks": [row for model in models for row in _click_rows(found, model, seed)],
         "calibration": {model: result for model in models if (result := _calibration(found, model))},
@@ -97,6 +99,20 @@ def _mean_scores(scores: Sequence[Score], model: str, seed: int) -> list[dict[st
                 _row(result, model=model, set=source, prompt=prompt, metric=metric) for source, result in estimates
             ]
     return rows
+
+
+def _sizes(scores: Sequence[Score], model: str, seed: int) -> list[dict[str, Any]]:
+    """Mean Dice of structures that cover about as much of their images, set by set: the mean would mix organs."""
+    own: dict[tuple[str, str], list[Score]] = {}
+    for score in scores:
+        if score.model == model and score.prompt in PROMPT_TITLES:
+            size = next(name for name, end in SIZES.items() if score.structure < end)
+            own.setdefault((size, score.prompt), []).append(score)
+    return [
+        _row(result, model=model, set=source, size=size, prompt=prompt)
+        for (size, prompt), chosen in own.items()
+        for source, result in _estimates(_values(chosen, attrgetter("dice")), seed, pooled=False)
+    ]
 
 
 def _obedience(scores: Sequence[Score], model: str, seed: int) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ from PIL import Image
 from monai_kdsam.__main__ import main
 from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.report.prompts import PROMPT_TITLES
-from monai_kdsam.report.scoring import SHOWN_CLICKS
+from monai_kdsam.report.scoring import CLICKS, SHOWN_CLICKS, Score
+from monai_kdsam.report.summary import summarize
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "report.md").read_text(encoding="utf-8")
 
@@ -92,6 +93,33 @@ def test_the_summary_is_the_mean_of_the_cases_within_its_interval(report):
         assert entry["mean"] == pytest.approx(np.mean(values), rel=1e-4, abs=1e-6)
         assert min(values) - 1e-4 <= entry["low"] <= entry["mean"] + 1e-9
         assert entry["mean"] - 1e-9 <= entry["high"] <= max(values) + 1e-4
+
+
+def test_dice_is_told_apart_by_the_size_of_the_structure(report):
+    found = [row for row in cases(report) if row["empty_reference"] == "False" and not int(row["clicks"])]
+    for entry in json.loads((report / "summary.json").read_text())["sizes"]:
+        low, high = {"1 to 5 %": (0.01, 0.05), "5 to 20 %": (0.05, 0.2), "20 % and more": (0.2, 1)}[entry["size"]]
+        own = [row for row in found if (row["model"], row["prompt"]) == (entry["model"], entry["prompt"])]
+        values = [float(row["dice"]) for row in own if low <= covered(row["image"]) < high]
+        assert (entry["images"], entry["mean"]) == (len(values), pytest.approx(np.mean(values), abs=1e-5))
+    assert "Small and large structures" in (report / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("share", "size"), [(0.0099, "below 1 %"), (0.01, "1 to 5 %"), (0.1999, "5 to 20 %"), (0.2, "20 % and more")]
+)
+def test_a_size_begins_at_its_lower_end(share, size):
+    shown = {"model": "m", "source": "s", "subject": "1", "case": 0, "image": "", "clicks": 0, "empty_reference": False}
+    scores = [Score(**shown, prompt=prompt, foreground=0.1, structure=share, dice=0.5) for prompt in PROMPT_TITLES]
+    scores += [
+        Score(**shown | {"clicks": count + 1}, prompt=CLICKS, foreground=0.1, structure=share, dice=0.9, iou=0.95)
+        for count in range(SHOWN_CLICKS)
+    ]
+    assert {(row["size"], row["mean"]) for row in summarize(scores, ["m"])["sizes"]} == {(size, 0.5)}
+
+
+def covered(image):
+    return (np.asarray(Image.open(image.replace("images", "masks"))) > 0).mean()
 
 
 def test_models_are_compared_image_by_image(report):
