@@ -124,8 +124,9 @@ class TwoWayAttentionBlock(SamTwoWayAttentionBlock):
         queries = self.norm2(queries + attend_to_image(self.cross_attn_token_to_image, queries + query_pe, k, keys))
         queries = self.norm3(queries + self.mlp(queries))
         keys = image_attends(self.cross_attn_image_to_token, keys, k, queries + query_pe, queries, ignored)
-        # Flat, because ONNX Runtime makes one step of a sum and the norm that follows it, eight times as slow.
-        return queries, self.norm4(keys.flatten(0, 1)).view_as(keys)
+        # Flat, because ONNX Runtime makes one step of a sum and the norm that follows it, eight times as slow. With a
+        # row in front, because OpenVINO 2026.4, behind an encoder in 8 bits, takes 256 tokens for the 256 channels.
+        return queries, self.norm4(keys.flatten(0, 1)[None]).view_as(keys)
 
 
 class TwoWayTransformer(SamTwoWayTransformer):

@@ -19,12 +19,13 @@ from PIL import Image
 from torch import nn
 
 from monai_kdsam.__main__ import main
-from monai_kdsam.bundles import copy_bundle
+from monai_kdsam.bundles import copy_bundle, shipped_bundle
+from monai_kdsam.data.phantoms import write_phantoms
 from monai_kdsam.export import export_bundle
 from monai_kdsam.export import onnx as to_onnx
 from monai_kdsam.export.int8 import MaskAgreement, quantize, runner
-from monai_kdsam.export.openvino import to_models, write_openvino
-from monai_kdsam.export.parity import LEAST_IOU
+from monai_kdsam.export.openvino import join, to_models, write_openvino
+from monai_kdsam.export.parity import LEAST_IOU, mask_iou
 from monai_kdsam.inferers import BundlePredictor
 from monai_kdsam.networks import build_kdsam, build_student
 from monai_kdsam.runtime import Predictor
@@ -283,6 +284,18 @@ def test_int8_is_a_quarter_of_the_encoder(form, exported, graphs, tmp_path):
     whole = size(exported[form, "fp32"][0])
     assert size(tmp_path) < 0.35 * whole
     assert size(exported[form, "int8"][0]) < whole
+
+
+def test_the_image_only_model_in_8_bits_is_encoder_and_head_one_after_the_other(tmp_path):
+    """Of the student that ships, whose tokens are as many as their channels: libraries may mix these up."""
+    predictor = BundlePredictor(shipped_bundle(), device="cpu")
+    folder = write_phantoms(tmp_path / "phantoms", per_kind=1, size=256) / "images"
+    images = [predictor.preprocessing({"image": str(path)})["image"].numpy()[None] for path in folder.iterdir()]
+    models = to_models(to_onnx.to_graphs(predictor.network), tmp_path)
+    models["encoder"] = quantize(models["encoder"], images, lambda encode: 1.0, least=1.0)
+    encode, head, whole = map(runner, (models["encoder"], models["head"], join(models["encoder"], models["head"])))
+    for image in images:
+        assert mask_iou(whole(image) > 0, head(encode(image)) > 0) > 0.99
 
 
 def test_the_torchscript_model_carries_the_configs_that_hosts_read(exported):
