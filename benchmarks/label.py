@@ -4,7 +4,7 @@
     python benchmarks/label.py start [--rounds 3] [--pause 5]
     python benchmarks/label.py latency [--backbone resnet50] [--sizes 1024 512] [--images 10] [--clicks 20]
     python benchmarks/label.py load [--clients 8] [--requests 200] [--images 20] [--backbone resnet18] [--size 256]
-    python benchmarks/label.py learning DATA WEIGHTS [--set kvasir] [--labels 5 10 20 40]
+    python benchmarks/label.py learning DATA [--set kvasir] [--labels 10 30]
 
 in the environment of the extra `label`.
 
@@ -14,9 +14,9 @@ in the environment of the extra `label`.
   cost as much as trained ones. The first image warms the server up and does not count.
 - load: clients ask at once for masks of images and prompts drawn at random; each answer is compared with a direct call.
   Memory is that of the server's process, after a tenth of all requests and at the end.
-- learning: DATA holds the sets under the names of their official downloads, WEIGHTS are a student's (ResNet-18, 128
-  pixels) of another set. Labels of the chosen set are submitted, a few more each time, and the server trains on those
-  that it has. The Dice is that of 80 images that are never submitted, at their own size.
+- learning: DATA holds the sets under the names of their official downloads. The student that ships is served; labels of
+  the chosen set are submitted, a few more each time, and the server trains on those that it has. The Dice is that of 80
+  images that are never submitted, at their own size.
 """
 
 from __future__ import annotations
@@ -222,12 +222,7 @@ def run_learning(given: argparse.Namespace) -> None:
     test, rest = chosen[:TEST], chosen[TEST:]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = copy_bundle(
-            folder,
-            MODEL,
-            settings={"backbone": "resnet18", "image_size": 128, "prompt_map": False, "fine_features": False},
-        )
-        shutil.copy(given.weights, bundle / "models" / "model.pt")
+        bundle = copy_bundle(folder)
         (folder / "studies").mkdir()
         for item in rest[: max(given.labels)]:
             shutil.copy(item["image"], folder / "studies")
@@ -262,8 +257,7 @@ def main() -> None:
     load.add_argument("--size", type=int, default=256)
     learning.set_defaults(run=run_learning)
     learning.add_argument("data", type=Path)
-    learning.add_argument("weights", type=Path)
-    learning.add_argument("--labels", type=int, nargs="+", default=[5, 10, 20, 40])
+    learning.add_argument("--labels", type=int, nargs="+", default=[10, 30])
     learning.add_argument("--set", default="kvasir", choices=sorted(FOLDERS))
     learning.add_argument("--params", type=json.loads, default={}, help="of the request for a training, as JSON")
     given = parser.parse_args()

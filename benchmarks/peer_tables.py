@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import latency
-from encoders import FORMS
 from machine import Table, table
 from peer_models import OURS, PEERS, TRUNK_SIZE, TRUNKS, commit_of
 
@@ -89,7 +88,7 @@ def encoders(measured: Measured) -> Table:
         counts.append(number(measured.megabytes(case, "ov_int8")))
         cells = [number(measured.ms(case, form)) for form in measured.cases[case]]
         rows.append([title(case), case[1], *counts, *cells, number(measured.best(case) / measured.best(BASE))])
-    forms = [FORMS[form] for form in measured.cases[BASE]]
+    forms = [latency.FORMS[form] for form in measured.cases[BASE]]
     columns = ["parameters, M", "products, billions", "file in 8 bits, MB", *forms, "fastest over Lite0's at 256 px"]
     return table(["encoder, ms an image", "px", *columns], rows)
 
@@ -144,7 +143,13 @@ def trunks(measured: Measured) -> Table:
         counts = [f"{facts['parameters'] / 1e6:.1f}", f"{facts['macs'] / 1e9:.2f}"]
         counts.append(number(measured.megabytes(case, "ov_int8")))
         rows.append([TRUNKS[name], *counts, *(number(measured.ms(case, form)) for form in ("ov", "ov_int8"))])
-    columns = ["parameters, M", "products, billions", "file in 8 bits, MB", FORMS["ov"], FORMS["ov_int8"]]
+    columns = [
+        "parameters, M",
+        "products, billions",
+        "file in 8 bits, MB",
+        latency.FORMS["ov"],
+        latency.FORMS["ov_int8"],
+    ]
     return table([f"our student's encoder on other trunks, {TRUNK_SIZE} px, ms", *columns], rows)
 
 

@@ -29,7 +29,6 @@ from pathlib import Path
 
 import latency
 import numpy as np
-from encoders import FORMS
 from machine import peak_mib, write_result
 
 ALL = ("torch", "ort", "ov", "ort_int8", "ov_int8")
@@ -182,7 +181,7 @@ def interleaved(work: Path, cases: dict[Case, tuple[str, ...]], checkouts: dict[
                 try:
                     found = measure(work, case, form, checkouts)
                 except Exception as error:  # of each runtime its own: what it does not take is a dash in the table
-                    print(f"{case[0]}, {case[1]} px, {FORMS[form]}: {error}", flush=True)
+                    print(f"{case[0]}, {case[1]} px, {latency.FORMS[form]}: {error}", flush=True)
                     continue
                 for kind, values in found.items():
                     measured.setdefault(f"{case[0]}_{case[1]}/{form}/{kind}", []).extend(values)

@@ -38,6 +38,7 @@ RECIPES = {
     "plus": Recipe(("distill", "refine", "train"), ("recipes/plus",)),
     "paper": Recipe(("distill", "train"), ("recipes/paper",)),
     "promptable": Recipe(("train",), ("recipes/promptable", "recipes/any_looks")),
+    "few_labels": Recipe(("train",), ("recipes/promptable", "recipes/any_looks", "recipes/few_labels")),
 }
 # What a recipe's teacher is: SAM as published, SAM fine-tuned on the images first, or a small network that learns from
 # the images alone. The phases before the recipe's, and the overlays behind it.

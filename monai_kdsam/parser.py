@@ -104,7 +104,7 @@ def _add_predict_npz(commands: argparse._SubParsersAction[argparse.ArgumentParse
 def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     fit = commands.add_parser("fit", help="train a recipe on your images, evaluate, draw; or go on with it")
     fit.add_argument("data", help="folder of images/ and masks/, or a datalist (.json, .csv)")
-    fit.add_argument("--recipe", default="plus", help="plus, paper or promptable (default: %(default)s)")
+    fit.add_argument("--recipe", default="plus", help="plus, paper, promptable or few_labels (default: %(default)s)")
     fit.add_argument(
         "--teacher",
         default="sam",

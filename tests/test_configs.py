@@ -130,6 +130,8 @@ def test_each_overlay_runs_with_the_phase_it_is_for(trained, overlay, tmp_path):
     if name.stem == "promptable":
         torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "imagenet.pth")
         overrides["imagenet_weights"] = str(tmp_path / "imagenet.pth")
+    if name.stem == "few_labels":
+        overrides["student_weights"] = str(trained.models / "model.pt")
     if name.stem == "paper":
         overrides["teacher"] = "vit_micro"  # which was adapted
     before = {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*") if path.is_file()}
@@ -138,6 +140,16 @@ def test_each_overlay_runs_with_the_phase_it_is_for(trained, overlay, tmp_path):
     written = {p.name for p in after if before.get(p) != p.stat().st_mtime_ns}
     weights = {"teacher.pt", "distilled.pt", "refined.pt", "model.pt", "without_distillation.pt"}
     assert written & (weights | {"summary.csv"}), written
+
+
+@pytest.mark.parametrize(("masks", "epochs", "interval"), [(8, 160, 40), (12, 80, 20), (40, 32, 8), (1600, 1, 1)])
+def test_few_labels_takes_as_many_steps_whatever_the_number_of_masks(masks, epochs, interval):
+    parser = read_phase(bundle_path(), "train", "recipes/promptable", "recipes/few_labels")
+    parser["train"]["dataset"] = list(range(masks))
+    parser["train"]["dataloader"] = "$range(-(-len(@train#dataset) // @batch_size))"
+    assert parser.get_parsed_content("epochs") == epochs
+    parser["train"]["trainer"] = {"_target_": "types.SimpleNamespace", "max_epochs": "@epochs"}
+    assert parser.get_parsed_content("val_interval") == interval
 
 
 # Whatever an overlay says of size, the test stays small.

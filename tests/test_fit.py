@@ -78,7 +78,7 @@ def test_a_fit_is_broken_off_in_refine_and_the_same_command_goes_on_to_the_repor
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--recipe", "plush"], "Expected `recipe` to be one of plus, paper, promptable, got 'plush'."),
+        (["--recipe", "plush"], "Expected `recipe` to be one of plus, paper, promptable, few_labels, got 'plush'."),
         (["--teacher", "me"], "Expected `teacher` to be one of sam, adapted, scratch, got 'me'."),
         (["--set", "epochz=3"], "has the setting 'epochz'. Did you mean 'epochs'?"),
         (["--set", "distil.epochs=3"], "has the setting 'distil.epochs'. Did you mean 'distill.epochs'?"),

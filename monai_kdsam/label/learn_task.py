@@ -60,7 +60,7 @@ class LearnTask(BundleTrainTask):
 
     It learns from the labels with the tag `final`, on the images that are not held out, and replaces the served
     weights only by better ones (see `ReplaceIfBetter`). Files are written to the bundle that the served one links to;
-    the defaults of `max_epochs`, `batch_size` and `learning_rate` are those of learn.yaml.
+    the defaults of `max_epochs`, `batch_size`, `learning_rate` and `train_encoder` are those of learn.yaml.
 
     Args:
         path: folder of the served bundle; without configs/learn.yaml the task is not valid, and is not offered.
@@ -77,8 +77,9 @@ class LearnTask(BundleTrainTask):
         if self.valid:
             self.bundle_config_path = configs
             self.bundle_config = self._load_bundle_config(path, configs)
-            own = {name: self.bundle_config[name] for name in ("epochs", "batch_size", "learning_rate")}
-            self.defaults = {"max_epochs": own.pop("epochs"), **own, "val_split": 0.2, "train_encoder": False}
+            names = ("epochs", "batch_size", "learning_rate", "train_encoder")
+            own = {name: self.bundle_config[name] for name in names}
+            self.defaults = {"max_epochs": own.pop("epochs"), **own, "val_split": 0.2}
             self.folder = _linked_bundle(Path(path)) / "output" / "learn"
 
     def config(self) -> dict[str, Any]:
