@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform, SpatialCrop
-from monai.utils import optional_import
 from numpy.random import RandomState
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -90,7 +90,7 @@ class RandRegiond(RandomizableTransform, MapTransform):
         pasted: share of the regions that are pasted objects.
 
     Raises:
-        ValueError: on a share beyond 0 to 1.
+        ValueError: on a share beyond 0 to 1, or without scikit-image.
     """
 
     def __init__(
@@ -106,6 +106,11 @@ class RandRegiond(RandomizableTransform, MapTransform):
         MapTransform.__init__(self, keys)
         if not 0 <= pasted <= 1:
             raise UserError(f"Expected `pasted` (config: `pasted_share`) to be between 0 and 1, got {pasted}.")
+        if importlib.util.find_spec("skimage") is None:
+            raise UserError(
+                "Regions (`region_share` above 0) need the package scikit-image: pip install scikit-image, or set "
+                "`region_share` to 0."
+            )
         self.region_key, self.label_key, self.pasted = region_key, label_key, pasted
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -192,11 +197,6 @@ def paste_object(image: torch.Tensor, rng: RandomState) -> tuple[torch.Tensor, t
 
 
 def _segment(pixels: NDArray[np.float32], scale: float) -> NDArray[np.int64]:
-    felzenszwalb, found = optional_import("skimage.segmentation", name="felzenszwalb")
-    if not found:
-        raise UserError(
-            "Regions (`region_share` above 0) need the package scikit-image: pip install scikit-image, or set "
-            "`region_share` to 0."
-        )
+    felzenszwalb = importlib.import_module("skimage.segmentation").felzenszwalb  # only where there are regions
     areas: NDArray[np.int64] = felzenszwalb(pixels, scale=scale, sigma=0.8, min_size=max(20, pixels.shape[0]))
     return areas

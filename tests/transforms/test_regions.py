@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -106,3 +108,9 @@ def test_prompts_ask_for_a_pasted_object_and_the_label_ends_below_it():
     assert torch.equal(result["label"], 1 - result["region"])
     with pytest.raises(ValueError, match=r"Expected `pasted` \(config: `pasted_share`\) to be between 0 and 1, got 2"):
         RandRegiond(pasted=2)
+
+
+def test_the_package_that_regions_need_is_missed_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"need the package scikit-image: pip install scikit-image, or set"):
+        RandRegiond()
