@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import tempfile
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -147,9 +146,10 @@ serve_requests = app.router.lifespan_context
 async def lifespan(server: FastAPI) -> AsyncIterator[None]:
     """The server's own, and at its end no training or scoring goes on without it."""
     os.environ[SERVER] = str(os.getpid())
+    # MONAI Label writes masks by ITK, whose parts load as they are asked for: seconds that the first client waited. Not
+    # beside the first requests: ITK changes the working directory and the path of modules while it loads.
+    _ = itk.ImageFileWriter
     async with serve_requests(server):
-        # MONAI Label writes masks by ITK, whose parts load as they are asked for: seconds that the first client waited.
-        threading.Thread(target=lambda: itk.ImageFileWriter, daemon=True).start()
         yield
     for method in ("train", "scoring"):
         AsyncTask.stop(method)
