@@ -196,7 +196,7 @@ def test_a_browser_shows_plots_and_pictures(chromium, report, tmp_path):
     """Needs Chromium; `nox -s label` fetches it."""
     picture = tmp_path / "page.png"
     browser, environment = chromium
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,8000"]
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,10000"]
     address = (report / "report.html").as_uri()
     command += [f"--screenshot={picture}", address]
     subprocess.run(command, check=True, capture_output=True, timeout=120, env=environment)
