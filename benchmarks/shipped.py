@@ -27,7 +27,13 @@ from monai_kdsam.report.summary import MEAN_OF_SETS, SIZES
 
 CALIBRATED = 24  # pictures of each set
 OTHERS = {"openvino": "in 8 bits, OpenVINO", "onnx": "in 8 bits, ONNX Runtime", "one_look": "without a second look"}
-PROMPTS = {"box_20px": "box, up to 2 % too wide", "center_click": "one click", "automatic": "none"}
+PROMPTS = {
+    "box": "exact box",
+    "box_20px": "box, up to 2 % too wide",
+    "box_20pct": "box, 20 % off",
+    "center_click": "one click",
+    "automatic": "none",
+}
 
 
 def first_of_each_set(items: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
