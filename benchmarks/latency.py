@@ -25,6 +25,8 @@ from pathlib import Path
 import numpy as np
 from machine import Table, table, write_result
 
+from monai_kdsam.rgb import fit_longest, resize_pixels
+
 FORMS = {
     "torch": "PyTorch fp32",
     "ort": "ONNX Runtime fp32",
@@ -40,7 +42,6 @@ Part = tuple[str, str, Path, tuple[np.ndarray, ...]]  # name, form, folder and i
 def pictures(size: int, count: int = 4) -> list[np.ndarray]:
     """Normalized inputs (1, 3, S, S) of generated pictures."""
     from monai_kdsam.data.phantoms import PHANTOM_KINDS, make_phantom
-    from monai_kdsam.rgb import fit_longest, resize_pixels
 
     inputs = []
     for number in range(count):

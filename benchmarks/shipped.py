@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from machine import table, write_result
+from trunks import first_of_each_set
 
 from monai_kdsam.bundles import copy_bundle, shipped_bundle
 from monai_kdsam.data import read_dataset
@@ -36,17 +36,6 @@ PROMPTS = {
 }
 
 
-def first_of_each_set(items: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Items in their order, of each `source` at most so many."""
-    seen: Counter[str] = Counter()
-    chosen = []
-    for item in items:
-        seen[item["source"]] += 1
-        if seen[item["source"]] <= most:
-            chosen.append(item)
-    return chosen
-
-
 def prepare(source: Path, kvasir: Path, work: Path, most: int) -> Path:
     """The list of what is scored, and pictures to calibrate with; returns the list."""
     content = json.loads(source.read_text(encoding="utf-8"))
@@ -58,9 +47,9 @@ def prepare(source: Path, kvasir: Path, work: Path, most: int) -> Path:
         item | {key: str((source.parent / item[key]).resolve()) for key in ("image", "label")}
         for item in content["validation"]
     ]
-    unseen = [{**item, "source": "kvasir"} for item in read_dataset("kvasir", kvasir)]
     scored = work / "scored.json"
-    scored.write_text(json.dumps({"test": first_of_each_set(known + unseen, most)}), encoding="utf-8")
+    chosen = first_of_each_set([*known, *read_dataset("kvasir", kvasir)], most)
+    scored.write_text(json.dumps({"test": chosen}), encoding="utf-8")
     return scored
 
 

@@ -46,14 +46,16 @@ Rows = list[tuple[str, str, str, float]]  # set, subject, prompt, Dice
 def write_lists(source: Path, out: Path, most: int) -> None:
     """`list.json`, with the first images of each set; those of validation are only there because a phase wants some."""
     content = json.loads(source.read_text(encoding="utf-8"))
-    training, scored = _first(content["training"], most), _first(content["validation"], min(most, SCORED))
+    training = first_of_each_set(content["training"], most)
+    scored = first_of_each_set(content["validation"], min(most, SCORED))
     for item in training + scored:
         item |= {key: str(source.parent / item[key]) for key in ("image", "label")}
     lists = {"training": training, "validation": scored[:1], "test": scored}
     (out / "list.json").write_text(json.dumps(lists), encoding="utf-8")
 
 
-def _first(items: list[Item], most: int) -> list[Item]:
+def first_of_each_set(items: list[Item], most: int) -> list[Item]:
+    """Set by set its first items, at most so many; the set is an item's `source`."""
     by_set: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         by_set[item["source"]].append(item)
